@@ -1,0 +1,61 @@
+"""localq: convert a Phi or Llama checkpoint to MLX and GGUF, talk to both, measure which runs better here.
+
+    import localq
+
+    with localq.load("toy-llama:gguf-q4_k_m") as model:
+        print(model.generate("What is the capital of France?").text)
+
+Names are resolved on first use, so that `import localq` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from localq.version import __version__
+
+if TYPE_CHECKING:
+    from localq.convert.conversion import convert as convert
+    from localq.errors import LocalqError as LocalqError
+    from localq.generation import Chunk as Chunk
+    from localq.generation import Completion as Completion
+    from localq.generation import GenerationStatistics as GenerationStatistics
+    from localq.model import Model as Model
+    from localq.model import load as load
+    from localq.options import GenerationOptions as GenerationOptions
+    from localq.options import LoadOptions as LoadOptions
+
+_HOMES = {
+    "Chunk": "localq.generation",
+    "Completion": "localq.generation",
+    "GenerationOptions": "localq.options",
+    "GenerationStatistics": "localq.generation",
+    "LoadOptions": "localq.options",
+    "LocalqError": "localq.errors",
+    "Model": "localq.model",
+    "convert": "localq.convert.conversion",
+    "load": "localq.model",
+}
+
+__all__ = [
+    "Chunk",
+    "Completion",
+    "GenerationOptions",
+    "GenerationStatistics",
+    "LoadOptions",
+    "LocalqError",
+    "Model",
+    "__version__",
+    "convert",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    home = _HOMES.get(name)
+    if home is None:
+        raise AttributeError(f"module 'localq' has no attribute {name!r}")
+    value = getattr(import_module(home), name)
+    globals()[name] = value
+    return value

@@ -1,0 +1,104 @@
+"""llama.cpp's own quantizer, called in the library that llama-cpp-python brings.
+
+Two facts carry GGUF conversion. `ggml_quantize_chunk` quantizes any range of rows to bytes identical to
+those of `llama-quantize`, without the GIL. And `llama_model_quantize` with `dry_run` reads a file's header
+only and logs, tensor by tensor, which type it would give it: so localq holds no copy of llama.cpp's mixes.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localq.errors import BackendUnavailableError, ConversionError
+from localq.llama_log import captured_llama_log
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+# [   1/  20]  blk.0.ffn_up.weight - [ 256, 512, 1, 1], type = bf16, size = 0.25 MiB -> 0.07 MiB (q4_K)
+_PLAN_LINE = re.compile(
+    r"\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[[^\]]*\], type = +(?P<source>\w+), "
+    r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<target>\w+)\))?"
+)
+
+
+@cache
+def _library() -> Any:
+    # llama_cpp._ggml has the library loaded already: a second copy would have its own tables.
+    try:
+        from llama_cpp._ggml import libggml
+    except ImportError as error:
+        if error.name != "llama_cpp":
+            raise
+        raise BackendUnavailableError("llama-cpp-python is not installed", "pip install llama-cpp-python") from error
+    # libggml is linked to libggml-base, so its handle finds those symbols too.
+    libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
+    libggml.ggml_quantize_chunk.argtypes = [
+        ctypes.c_int,
+        ctypes.c_void_p,
+        ctypes.c_void_p,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_int64,
+        ctypes.c_void_p,
+    ]
+    libggml.ggml_row_size.restype = ctypes.c_size_t
+    libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+    return libggml
+
+
+def type_number(name: str) -> int:
+    """The value in `enum ggml_type` of a type by ggml's own name, such as `q4_K`."""
+    from gguf import GGMLQuantizationType
+
+    return int(GGMLQuantizationType[name.upper()])
+
+
+def row_bytes(ggml_type: int, columns: int) -> int:
+    """Bytes of one row of `columns` weights."""
+    return int(_library().ggml_row_size(ggml_type, columns))
+
+
+def quantize_rows(ggml_type: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Quantize (rows, columns) of float32 to the bytes of a GGUF file, shape (rows, bytes per row).
+
+    Source of the calling convention: `ggml_quantize_chunk` in ggml.h. No importance matrix.
+    """
+    import numpy as np
+
+    rows, columns = values.shape
+    values = np.ascontiguousarray(values)
+    result = np.empty((rows, row_bytes(ggml_type, columns)), dtype=np.uint8)
+    written = _library().ggml_quantize_chunk(ggml_type, values.ctypes.data, result.ctypes.data, 0, rows, columns, None)
+    if written != result.nbytes:
+        raise ConversionError(f"ggml wrote {written} bytes where {result.nbytes} were due")
+    return result
+
+
+def planned_types(header_file: Path, file_type_number: int) -> dict[str, str]:
+    """Which type llama.cpp's quantizer would give each tensor of a file, in the order it would write them.
+
+    `header_file` needs a full header; its data section may be a hole. Values are ggml's names of types.
+    Raises ConversionError when the quantizer refuses the file or its log can't be read.
+    """
+    from llama_cpp import llama_cpp
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = file_type_number
+    parameters.dry_run = True
+    with captured_llama_log() as log:
+        status = llama_cpp.llama_model_quantize(str(header_file).encode(), b"", ctypes.byref(parameters))
+    text = "".join(log)
+    if status != 0:
+        raise ConversionError(f"llama.cpp's quantizer refuses the model: {_last_line(text)}")
+    return {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)}
+
+
+def _last_line(text: str) -> str:
+    lines = [line for line in text.splitlines() if line.strip()]
+    return lines[-1].strip() if lines else "it gave no reason"

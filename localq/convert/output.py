@@ -1,0 +1,65 @@
+"""A file that is hashed while it is written, so that its manifest costs no second read."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenFile:
+    """A finished file of an artifact."""
+
+    path: Path
+    bytes: int
+    sha256: str
+
+
+class HashedOutput:
+    """Sequential writes to a new file; `written` tells size and SHA-256 after the `with` block."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.position = 0
+        self._digest = hashlib.sha256()
+        self._stream = path.open("xb")
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        """Append bytes."""
+        self._stream.write(data)
+        self._digest.update(data)
+        self.position += len(data)
+
+    @property
+    def written(self) -> WrittenFile:
+        return WrittenFile(self.path, self.position, self._digest.hexdigest())
+
+    def __enter__(self) -> HashedOutput:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._stream.flush()
+                os.fsync(self._stream.fileno())
+        finally:
+            self._stream.close()
+
+
+def hashed_copy(source: Path, target: Path) -> WrittenFile:
+    """Copy a small file."""
+    with HashedOutput(target) as output:
+        output.write(source.read_bytes())
+    return output.written
+
+
+def hashed_text(text: str, target: Path) -> WrittenFile:
+    """Write a small text file as UTF-8."""
+    with HashedOutput(target) as output:
+        output.write(text.encode())
+    return output.written

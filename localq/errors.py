@@ -1,0 +1,102 @@
+"""Every error that localq raises on purpose.
+
+    LocalqError                     message (what failed, with the value) and hint (what helps)
+      ModelReferenceError           a model reference that can't be read
+      OptionError                   an option value out of range (also a ValueError)
+      UnknownRecipeError            no such recipe; carries the nearest names
+      ModelNotFoundError            nothing under that name: no folder, no file, no repository
+      DownloadError                 the hub refused, or could not be reached
+      CheckpointError               a checkpoint folder with a fault: missing, truncated, inconsistent
+        UnsupportedModelError       an architecture that localq does not convert
+      ConversionError               a conversion that could not be finished
+      StoreError                    the models folder: can't be written, no room, damaged artifact
+      BackendUnavailableError       the platform has no backend for this form
+      ChatTemplateError             no chat template, or one that can't be rendered
+      PromptTooLongError            prompt_tokens and context_length attached
+      UnsupportedOptionError        an option that this engine can't honour
+      EngineError                   the engine failed while loading or generating
+
+Foreign errors are translated where the foreign library is called, with `raise ... from`. They are shown
+in one place, `localq.cli.main`: message and hint on stderr, exit 1.
+"""
+
+from __future__ import annotations
+
+
+class LocalqError(Exception):
+    """What failed, with the value (`message`), and what the user can do about it (`hint`, may be empty)."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+
+class ModelReferenceError(LocalqError):
+    """A model reference that can't be read."""
+
+
+class OptionError(LocalqError, ValueError):
+    """An option value out of its range."""
+
+
+class UnknownRecipeError(LocalqError, ValueError):
+    """No recipe of that name."""
+
+    def __init__(self, name: str, nearest: list[str]) -> None:
+        self.name = name
+        self.nearest = nearest
+        choices = ", ".join(nearest)
+        super().__init__(f"unknown recipe {name!r}", f"nearest: {choices} (`localq convert --help` lists them)")
+
+
+class ModelNotFoundError(LocalqError):
+    """Nothing under that name: no folder, no file, no repository."""
+
+
+class DownloadError(LocalqError):
+    """The hub refused a download, or could not be reached."""
+
+
+class CheckpointError(LocalqError):
+    """A checkpoint folder with a fault; the message names the file or tensor."""
+
+
+class UnsupportedModelError(CheckpointError):
+    """An architecture that localq does not convert."""
+
+
+class ConversionError(LocalqError):
+    """A conversion that could not be finished."""
+
+
+class StoreError(LocalqError):
+    """The models folder can't be used: not writable, no room, or a damaged artifact."""
+
+
+class BackendUnavailableError(LocalqError):
+    """This platform has no backend for the form asked for."""
+
+
+class ChatTemplateError(LocalqError):
+    """No chat template, or one that can't be rendered with these messages."""
+
+
+class PromptTooLongError(LocalqError):
+    """The prompt leaves no room for an answer in the context."""
+
+    def __init__(self, prompt_tokens: int, context_length: int, hint: str = "") -> None:
+        self.prompt_tokens = prompt_tokens
+        self.context_length = context_length
+        super().__init__(
+            f"the prompt has {prompt_tokens} tokens, the context holds {context_length}",
+            hint or "shorten the prompt, or give a larger context with -c/--context-length",
+        )
+
+
+class UnsupportedOptionError(LocalqError):
+    """An option that this engine can't honour."""
+
+
+class EngineError(LocalqError):
+    """The engine failed while it loaded a model or generated."""

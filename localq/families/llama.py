@@ -1,0 +1,145 @@
+"""Llama 2, 3, 3.1, 3.2 (text) and 3.3, and whatever else is a LlamaForCausalLM."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+from localq.errors import UnsupportedModelError
+from localq.families.base import (
+    MetadataValue,
+    TensorLayout,
+    common_gguf_metadata,
+    common_mlx_config,
+    embedding_layouts,
+    ignored_rotary_table,
+)
+from localq.families.config import ModelConfig
+from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_ROPE_TYPES = ("default", "linear", "llama3")
+
+
+_Projection = tuple[str, tuple[int, int], str, int | None]  # name, shape, GGUF name, heads whose rows are rotated
+
+
+class Llama:
+    """Separate q, k and v projections, RMS norms, SwiGLU."""
+
+    name = "Llama"
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse the rotary scalings and activations that the two runtimes don't agree on."""
+        if config.rope.type not in _ROPE_TYPES:
+            raise UnsupportedModelError(
+                f"Llama with rotary scaling {config.rope.type!r} is not supported",
+                f"supported: {', '.join(_ROPE_TYPES)}",
+            )
+        activation = config.raw.get("hidden_act", "silu")
+        if activation != "silu":
+            raise UnsupportedModelError(f"Llama with activation {activation!r} is not supported", "supported: silu")
+
+    def tensors(self, config: ModelConfig) -> list[TensorLayout]:
+        """Every tensor, with biases where the config asks for them."""
+        layouts = embedding_layouts(config)
+        for layer in range(config.layer_count):
+            layouts += self._layer(config, f"model.layers.{layer}", f"blk.{layer}")
+        return layouts
+
+    def _layer(self, config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
+        hidden, inner = config.hidden_size, config.intermediate_size
+        query, key = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
+        heads, kv_heads = config.head_count, config.kv_head_count
+        attention: list[_Projection] = [
+            ("self_attn.q_proj", (query, hidden), "attn_q", heads),
+            ("self_attn.k_proj", (key, hidden), "attn_k", kv_heads),
+            ("self_attn.v_proj", (key, hidden), "attn_v", None),
+            ("self_attn.o_proj", (hidden, query), "attn_output", None),
+        ]
+        feed_forward: list[_Projection] = [
+            ("mlp.gate_proj", (inner, hidden), "ffn_gate", None),
+            ("mlp.up_proj", (inner, hidden), "ffn_up", None),
+            ("mlp.down_proj", (hidden, inner), "ffn_down", None),
+        ]
+        layouts = [
+            TensorLayout(f"{source}.input_layernorm.weight", (hidden,), f"{target}.attn_norm.weight"),
+            TensorLayout(f"{source}.post_attention_layernorm.weight", (hidden,), f"{target}.ffn_norm.weight"),
+        ]
+        biased = [(attention, config.raw.get("attention_bias")), (feed_forward, config.raw.get("mlp_bias"))]
+        for projections, has_bias in biased:
+            for name, shape, gguf, rope_heads in projections:
+                weight = (f"{source}.{name}.weight", shape, f"{target}.{gguf}.weight")
+                layouts.append(TensorLayout(*weight, rope_head_count=rope_heads))
+                if has_bias:
+                    bias = (f"{source}.{name}.bias", shape[:1], f"{target}.{gguf}.bias")
+                    layouts.append(TensorLayout(*bias, rope_head_count=rope_heads))
+        return layouts
+
+    def is_ignored(self, tensor_name: str) -> bool:
+        """Saved rotary tables."""
+        return ignored_rotary_table(tensor_name)
+
+    def gguf_architecture(self) -> str:
+        """llama.cpp's name of it."""
+        return "llama"
+
+    def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
+        """As llama.cpp's converter writes them (conversion/llama.py)."""
+        metadata = common_gguf_metadata("llama", config)
+        metadata["llama.vocab_size"] = config.vocabulary_size
+        metadata["llama.rope.dimension_count"] = config.head_dim
+        metadata["llama.attention.key_length"] = config.head_dim
+        metadata["llama.attention.value_length"] = config.head_dim
+        if config.rope.type == "linear":
+            metadata["llama.rope.scaling.type"] = "linear"
+            metadata["llama.rope.scaling.factor"] = float(config.rope.parameters["factor"])
+        return metadata
+
+    def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+        """The divisors of the rotary frequencies, where the model uses Llama 3's scaling."""
+        if config.rope.type != "llama3":
+            return {}
+        return {"rope_freqs.weight": _llama3_frequency_factors(config)}
+
+    def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
+        """The common one: mlx_lm's Llama needs nothing else."""
+        return common_mlx_config(config)
+
+    def default_context_length(self, config: ModelConfig) -> int:
+        """The model's maximum, at most 8,192 tokens."""
+        return min(config.max_position_embeddings, DEFAULT_CONTEXT_LENGTH_TOKENS)
+
+
+def _llama3_frequency_factors(config: ModelConfig) -> NDArray[np.float32]:
+    """By how much each rotary frequency is divided: shape (head_dim / 2,).
+
+    Llama 3.1's rule (transformers' `_compute_llama3_parameters`): wavelengths below
+    original / high_freq_factor keep their frequency, those above original / low_freq_factor are divided by
+    `factor`, those between are blended. Single precision, as llama.cpp's converter computes it.
+    """
+    import numpy as np
+
+    parameters = config.rope.parameters
+    factor = parameters.get("factor", 8.0)
+    low, high = parameters.get("low_freq_factor", 1.0), parameters.get("high_freq_factor", 4.0)
+    original = parameters.get("original_max_position_embeddings", 8192)
+    exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
+    frequencies = np.float32(1.0) / np.power(np.float32(config.rope.theta), exponents, dtype=np.float32)
+    factors = []
+    for frequency in frequencies:
+        wavelength = np.float32(2 * math.pi) / frequency
+        if wavelength < original / high:
+            factors.append(np.float32(1.0))
+        elif wavelength > original / low:
+            factors.append(np.float32(factor))
+        else:
+            smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
+            factors.append(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth))
+    return np.array(factors, dtype=np.float32)
+
+
+FAMILY = Llama()

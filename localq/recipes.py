@@ -1,0 +1,114 @@
+"""Recipes: the forms that a checkpoint can be converted to, by name.
+
+`mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. Knows names and numbers
+only; what a form looks like on disk is the business of `localq.convert`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+
+from localq.errors import UnknownRecipeError
+
+MLX_DEFAULT_GROUP_SIZE = 64
+"""Weights per scale and bias in MLX's affine quantization, as in mlx_lm."""
+
+_MLX_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
+_MLX_BITS = (2, 3, 4, 5, 6, 8)
+_MLX_GROUP_SIZES = (32, 64, 128)
+
+# llama.cpp's file types (`enum llama_ftype` in llama.h) that need no importance matrix.
+_GGUF_FILE_TYPES = {
+    "F32": 0,
+    "F16": 1,
+    "Q4_0": 2,
+    "Q4_1": 3,
+    "Q8_0": 7,
+    "Q5_0": 8,
+    "Q5_1": 9,
+    "Q3_K_S": 11,
+    "Q3_K_M": 12,
+    "Q3_K_L": 13,
+    "Q4_K_S": 14,
+    "Q4_K_M": 15,
+    "Q5_K_S": 16,
+    "Q5_K_M": 17,
+    "Q6_K": 18,
+    "IQ4_NL": 25,
+    "IQ4_XS": 30,
+    "BF16": 32,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MlxRecipe:
+    """A folder that stock mlx_lm loads: quantized (`bits`) or cast to a floating `dtype`."""
+
+    name: str
+    bits: int | None = None
+    """Bits per quantized weight; None when the form is not quantized."""
+    group_size: int = MLX_DEFAULT_GROUP_SIZE
+    dtype: str | None = None
+    """`bfloat16`, `float16` or `float32`; None keeps the checkpoint's own for what is not quantized."""
+    format: str = "mlx"
+
+
+@dataclass(frozen=True, slots=True)
+class GgufRecipe:
+    """A single `.gguf` file that stock llama.cpp loads."""
+
+    name: str
+    file_type: str
+    """llama.cpp's name of it, such as `Q4_K_M`."""
+    file_type_number: int
+    """The value of `enum llama_ftype`."""
+    format: str = "gguf"
+
+
+Recipe = MlxRecipe | GgufRecipe
+
+
+def _all_recipes() -> dict[str, Recipe]:
+    recipes: dict[str, Recipe] = {}
+    for bits in _MLX_BITS:
+        for group_size in _MLX_GROUP_SIZES:
+            suffix = "" if group_size == MLX_DEFAULT_GROUP_SIZE else f"-g{group_size}"
+            name = f"mlx-{bits}bit{suffix}"
+            recipes[name] = MlxRecipe(name, bits=bits, group_size=group_size)
+    for short, dtype in _MLX_DTYPES.items():
+        recipes[f"mlx-{short}"] = MlxRecipe(f"mlx-{short}", dtype=dtype)
+    for file_type, number in _GGUF_FILE_TYPES.items():
+        name = f"gguf-{file_type.lower()}"
+        recipes[name] = GgufRecipe(name, file_type, number)
+    return recipes
+
+
+RECIPES: dict[str, Recipe] = _all_recipes()
+"""Every recipe by name."""
+
+DEFAULT_RECIPES = ("mlx-4bit", "gguf-q4_k_m")
+"""What `localq convert` makes when it is not told."""
+
+
+def parse_recipe(name: str) -> Recipe:
+    """The recipe of that name, in any letter case.
+
+    Raises UnknownRecipeError, which carries the nearest names.
+    """
+    recipe = RECIPES.get(name.lower())
+    if recipe is None:
+        raise UnknownRecipeError(name, _nearest(name.lower()))
+    return recipe
+
+
+def looks_like_recipe(text: str) -> bool:
+    """Whether `text` was meant as a recipe: so that a misspelt one is not taken for part of a path."""
+    return text.lower().startswith(("mlx-", "gguf-")) or text.lower() in RECIPES
+
+
+def _nearest(name: str) -> list[str]:
+    # "q4_k_m" and "4bit" are common short forms: compare them with the prefix put back as well.
+    candidates = [name, f"gguf-{name}", f"mlx-{name}"]
+    found = {close: None for text in candidates for close in difflib.get_close_matches(text, RECIPES, 3, 0.75)}
+    return list(found)[:4] or [*DEFAULT_RECIPES, "mlx-8bit", "gguf-q8_0"]

@@ -1,0 +1,93 @@
+"""Model references: what people write to name a model.
+
+`org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
+each may be followed by `:RECIPE`. Reads the text and asks the file system what exists; opens nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+from localq.errors import ModelNotFoundError, ModelReferenceError
+from localq.recipes import Recipe, looks_like_recipe, parse_recipe
+
+BUILT_IN_NAMES = ("toy-llama", "toy-phi")
+"""Checkpoints that come with localq."""
+
+_DEMO_FOLDER = Path(__file__).parent / "demo"
+_REPO = re.compile(r"(?P<org>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_LOOKS_LIKE_PATH = (".", "/", "~")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelReference:
+    """A model, and a form of it where one was named."""
+
+    kind: Literal["repo", "folder", "gguf", "built-in"]
+    name: str
+    """As shown to people: `org/name`, a built-in's name, or the name of a folder or file."""
+    path: Path | None = None
+    """Absolute path of a folder, a file or a built-in checkpoint; None for a repository."""
+    revision: str | None = None
+    """Branch, tag or commit of a repository; None for its default branch."""
+    recipe: Recipe | None = None
+
+    def with_recipe(self, recipe: Recipe) -> ModelReference:
+        """The same model in another form."""
+        return replace(self, recipe=recipe)
+
+    def __str__(self) -> str:
+        shown = self.name if self.kind in ("repo", "built-in") else str(self.path)
+        revision = f"@{self.revision}" if self.revision else ""
+        recipe = f":{self.recipe.name}" if self.recipe else ""
+        return f"{shown}{revision}{recipe}"
+
+
+def parse_reference(text: str) -> ModelReference:
+    """Read a reference.
+
+    An existing folder or file wins over a repository of the same spelling, as in mlx_lm and transformers.
+    Raises ModelReferenceError, ModelNotFoundError (a path with nothing there) or UnknownRecipeError.
+    """
+    model, recipe = _split_recipe(text)
+    if not model:
+        raise ModelReferenceError(f"{text!r} names no model", "for example: toy-llama, org/name, ./folder")
+    if model in BUILT_IN_NAMES:
+        return ModelReference("built-in", model, _DEMO_FOLDER / model, recipe=recipe)
+    path = Path(model).expanduser()
+    if path.exists():
+        return _path_reference(path.resolve(), recipe)
+    if model.startswith(_LOOKS_LIKE_PATH) or path.suffix == ".gguf":
+        raise ModelNotFoundError(
+            f"no folder or file {model}", "check the path; `localq ls` lists the models made so far"
+        )
+    match = _REPO.fullmatch(model)
+    if match is None:
+        raise ModelReferenceError(
+            f"{model!r} is neither a folder here nor a repository name",
+            f"write org/name, a path, or one of: {', '.join(BUILT_IN_NAMES)}",
+        )
+    name = f"{match['org']}/{match['name']}"
+    return ModelReference("repo", name, revision=match["revision"], recipe=recipe)
+
+
+def _split_recipe(text: str) -> tuple[str, Recipe | None]:
+    head, colon, tail = text.rpartition(":")
+    if not colon or Path(text).expanduser().exists():
+        return text, None
+    if looks_like_recipe(tail) or "/" not in tail:
+        return head, parse_recipe(tail)
+    return text, None
+
+
+def _path_reference(path: Path, recipe: Recipe | None) -> ModelReference:
+    if path.is_dir():
+        return ModelReference("folder", path.name, path, recipe=recipe)
+    if path.suffix != ".gguf":
+        raise ModelReferenceError(f"{path} is a file, but not a .gguf file", "give the folder of the checkpoint")
+    if recipe is not None:
+        raise ModelReferenceError(f"{path} already is a form; it can't be had as {recipe.name}", "leave the recipe out")
+    return ModelReference("gguf", path.name, path)

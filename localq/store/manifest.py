@@ -1,0 +1,114 @@
+"""An artifact and its manifest, the file `localq.json` that is written last."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from localq.errors import StoreError
+from localq.recipes import Recipe, parse_recipe
+from localq.store.layout import MANIFEST_NAME
+
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class FileRecord:
+    """A file of an artifact."""
+
+    name: str
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Where an artifact comes from, how it was made, and what it holds."""
+
+    model: str
+    """As `localq ls` shows it."""
+    source: str
+    """Repository or absolute folder of the checkpoint, or the name of a built-in."""
+    revision: str
+    """Commit of the hub, or fingerprint of a folder."""
+    recipe: str
+    created: str
+    """UTC, ISO 8601."""
+    versions: dict[str, str]
+    """Of localq and of the libraries that made the artifact."""
+    parameters: int
+    weight_bytes: int
+    """Tensor data alone: what `bits_per_weight` counts."""
+    seconds: float
+    """How long the conversion took."""
+    main_file: str
+    """The `.gguf` file; empty for an MLX folder, which is opened as a whole."""
+    files: tuple[FileRecord, ...]
+
+    @property
+    def bits_per_weight(self) -> float:
+        """8 x weight bytes / parameters."""
+        return 8 * self.weight_bytes / self.parameters
+
+    @property
+    def bytes(self) -> int:
+        """Of all files together."""
+        return sum(file.bytes for file in self.files)
+
+    def to_json(self) -> str:
+        return json.dumps({"format_version": _FORMAT_VERSION, **asdict(self)}, indent=2) + "\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A converted model on disk."""
+
+    folder: Path
+    manifest: Manifest
+
+    @property
+    def recipe(self) -> Recipe:
+        return parse_recipe(self.manifest.recipe)
+
+    @property
+    def path(self) -> Path:
+        """What a runtime opens: the `.gguf` file, or the MLX folder."""
+        return self.folder / self.manifest.main_file if self.manifest.main_file else self.folder
+
+    @property
+    def name(self) -> str:
+        """The reference that finds it: `org/name:recipe`."""
+        return f"{self.manifest.model}:{self.manifest.recipe}"
+
+
+def read_artifact(folder: Path) -> Artifact | None:
+    """The artifact in a folder; None where there is none.
+
+    Raises StoreError for a manifest that can't be read, or files that are missing or of another size.
+    """
+    file = folder / MANIFEST_NAME
+    if not file.is_file():
+        return None
+    try:
+        manifest = _parse(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{file} can't be read", f"remove the folder and convert again: {folder}") from error
+    for record in manifest.files:
+        found = folder / record.name
+        if not found.is_file() or found.stat().st_size != record.bytes:
+            raise StoreError(
+                f"{found} is missing or not {record.bytes:,} bytes long",
+                f"make it again: localq convert {manifest.source} --to {manifest.recipe} --force",
+            )
+    return Artifact(folder, manifest)
+
+
+def _parse(value: dict[str, Any]) -> Manifest:
+    if value.pop("format_version") != _FORMAT_VERSION:
+        raise ValueError("written by another version of localq")
+    known = {field.name for field in fields(Manifest)}
+    value["files"] = tuple(FileRecord(**record) for record in value["files"])
+    parse_recipe(value["recipe"])
+    return Manifest(**{key: item for key, item in value.items() if key in known})

@@ -1,0 +1,170 @@
+"""The models folder: find, list, publish and remove artifacts.
+
+Publishing is atomic: an artifact is written beside its place, synced, given its manifest last, and renamed.
+Writers of the same artifact take turns by a lock file; readers need none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from localq.errors import StoreError
+from localq.recipes import RECIPES, Recipe
+from localq.reference import ModelReference
+from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
+from localq.store.manifest import Artifact, Manifest, read_artifact
+
+_SPARE_BYTES = 32 << 20  # room for tokenizer, manifest and what the file system itself needs
+_LOCKS = ".locks"
+_ELSEWHERE_HINT = "choose another folder with --models-dir or LOCALQ_MODELS"
+
+
+class Store:
+    """Artifacts under one folder."""
+
+    def __init__(self, folder: Path | None = None) -> None:
+        self.folder = models_folder(folder)
+
+    def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
+        """The artifact of a model in that form; None where it was not made. Raises StoreError if it is damaged."""
+        model = self._model_folder(reference)
+        return read_artifact(model / recipe.name)
+
+    def forms(self, reference: ModelReference) -> list[Artifact]:
+        """Every form of a model that was made."""
+        return self._artifacts_in(self._model_folder(reference))
+
+    def artifacts(self) -> list[Artifact]:
+        """Every artifact, by model and recipe; damaged ones are left out."""
+        if not self.folder.is_dir():
+            return []
+        models = sorted(child for child in self.folder.iterdir() if child.is_dir() and not child.name.startswith("."))
+        return [artifact for model in models for artifact in self._artifacts_in(model)]
+
+    def remove(self, artifact: Artifact) -> None:
+        """Delete an artifact, and its model's folder when it was the last form there."""
+        doomed = artifact.folder.with_name(f".{artifact.folder.name}.removed-{os.getpid()}")
+        with self._os_errors():
+            artifact.folder.rename(doomed)  # from here on nobody finds it, however long deleting takes
+            shutil.rmtree(doomed)
+            _remove_if_empty(artifact.folder.parent)
+
+    def check_room(self, needed_bytes: int) -> None:
+        """Raise StoreError unless the disk has room for `needed_bytes` more; creates the models folder."""
+        with self._os_errors():
+            self.folder.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(self.folder).free
+        if free < needed_bytes + _SPARE_BYTES:
+            raise StoreError(
+                f"{self.folder} has {free / 1e9:.2f} GB free; {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB are needed",
+                f"remove something (`localq ls`, `localq rm`) or {_ELSEWHERE_HINT}",
+            )
+
+    @contextmanager
+    def writing(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> Iterator[Path]:
+        """Hold the lock of one artifact; yields an empty folder to write it in, gone at the end unless published.
+
+        `on_wait` is called once when another process is writing the same artifact.
+        """
+        import filelock
+
+        model = self._model_folder(reference)
+        with self._os_errors():
+            locks = self.folder / _LOCKS
+            locks.mkdir(parents=True, exist_ok=True)
+            lock = filelock.FileLock(locks / f"{model.name}.{recipe.name}.lock")
+            try:
+                lock.acquire(blocking=False)
+            except filelock.Timeout:
+                on_wait()
+                lock.acquire()
+            staging = model / f".{recipe.name}.partial"
+            try:
+                if staging.exists():  # left by a process that was killed: its lock is ours now
+                    shutil.rmtree(staging)
+                staging.mkdir(parents=True)
+                yield staging
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
+                _remove_if_empty(model)
+                lock.release()
+
+    def publish(self, staging: Path, manifest: Manifest) -> Artifact:
+        """Turn a finished staging folder into the artifact, in place of an earlier one. Files are synced already."""
+        target = staging.parent / manifest.recipe
+        with self._os_errors():
+            with (staging / MANIFEST_NAME).open("x", encoding="utf-8") as stream:
+                stream.write(manifest.to_json())
+                stream.flush()
+                os.fsync(stream.fileno())
+            _sync_folder(staging)
+            if target.exists():
+                replaced = staging.with_name(f".{manifest.recipe}.replaced")
+                shutil.rmtree(replaced, ignore_errors=True)
+                target.rename(replaced)
+                staging.rename(target)
+                shutil.rmtree(replaced)
+            else:
+                staging.rename(target)
+            _sync_folder(target.parent)
+        return Artifact(target, manifest)
+
+    def _model_folder(self, reference: ModelReference) -> Path:
+        """The folder that is this model's already, else the first that is nobody's."""
+        candidates = [self.folder / name for name in model_folder_names(reference)]
+        for candidate in candidates:
+            artifacts = self._artifacts_in(candidate)
+            if not artifacts or artifacts[0].manifest.source == source_of(reference):
+                return candidate
+        return candidates[-1]
+
+    def _artifacts_in(self, model: Path) -> list[Artifact]:
+        artifacts = []
+        for folder in sorted(model.iterdir()) if model.is_dir() else []:
+            if folder.name in RECIPES:
+                try:
+                    artifact = read_artifact(folder)
+                except StoreError:
+                    continue
+                if artifact is not None:
+                    artifacts.append(artifact)
+        return artifacts
+
+    @contextmanager
+    def _os_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
+                message = f"the disk of {self.folder} is full"
+                raise StoreError(message, f"remove something (`localq rm`) or {_ELSEWHERE_HINT}") from error
+            raise StoreError(f"can't write to {self.folder}: {error.strerror or error}", _ELSEWHERE_HINT) from error
+
+
+def source_of(reference: ModelReference) -> str:
+    """What a manifest calls the source: a repository, an absolute folder, or a built-in's name."""
+    return str(reference.path) if reference.kind == "folder" else reference.name
+
+
+def shown_name(artifact_folder: Path) -> str:
+    """The name a model gets in lists; as a reference it finds the same folder again."""
+    return artifact_folder.parent.name.replace("--", "/", 1)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):  # not empty, or another process is at work there
+        folder.rmdir()
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
