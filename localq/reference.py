@@ -35,9 +35,9 @@ class ModelReference:
     """Branch, tag or commit of a repository; None for its default branch."""
     recipe: Recipe | None = None
 
-    def with_recipe(self, recipe: Recipe) -> ModelReference:
-        """The same model in another form."""
-        return replace(self, recipe=recipe)
+    def without_recipe(self) -> ModelReference:
+        """The same model, whatever the form."""
+        return replace(self, recipe=None)
 
     def __str__(self) -> str:
         shown = self.name if self.kind in ("repo", "built-in") else str(self.path)

@@ -13,12 +13,13 @@ from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import resolve_checkpoint
 from localq.convert.gguf import write_gguf
-from localq.convert.mlx import require_mlx, write_mlx
+from localq.convert.mlx import write_mlx
 from localq.convert.output import WrittenFile, hashed_copy
 from localq.convert.pieces import worker_pool
 from localq.convert.plan import GgufPlan, Plan, make_plan
+from localq.engines.availability import require_backend
 from localq.errors import ModelReferenceError
-from localq.recipes import DEFAULT_RECIPES, MlxRecipe, Recipe, parse_recipe
+from localq.recipes import DEFAULT_RECIPES, Recipe, parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.manifest import Artifact, FileRecord, Manifest
 from localq.store.store import Store, shown_name, source_of
@@ -88,8 +89,7 @@ def convert(
     store = Store(models_dir)
     reference, wanted = _parse(source, recipes)
     for recipe in wanted:
-        if isinstance(recipe, MlxRecipe):
-            require_mlx()
+        require_backend(recipe.format)
     found = {} if force else {r.name: a for r in wanted if (a := store.find(reference, r)) is not None}
     if reference.kind == "repo" and len(found) == len(wanted):
         # A repository's artifacts stay valid as they are: no need of its checkpoint, which may be gone.

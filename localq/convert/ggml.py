@@ -13,7 +13,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.errors import BackendUnavailableError, ConversionError
+from localq.errors import ConversionError
 from localq.llama_log import captured_llama_log
 
 if TYPE_CHECKING:
@@ -29,13 +29,9 @@ _PLAN_LINE = re.compile(
 
 @cache
 def _library() -> Any:
-    # llama_cpp._ggml has the library loaded already: a second copy would have its own tables.
-    try:
-        from llama_cpp._ggml import libggml
-    except ImportError as error:
-        if error.name != "llama_cpp":
-            raise
-        raise BackendUnavailableError("llama-cpp-python is not installed", "pip install llama-cpp-python") from error
+    # The library that llama_cpp has loaded already: a second copy would have its own tables.
+    from llama_cpp._ggml import libggml
+
     # libggml is linked to libggml-base, so its handle finds those symbols too.
     libggml.ggml_quantize_chunk.restype = ctypes.c_size_t
     libggml.ggml_quantize_chunk.argtypes = [

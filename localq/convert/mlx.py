@@ -18,7 +18,6 @@ from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
 from localq.convert.output import HashedOutput, WrittenFile, hashed_copy, hashed_text
 from localq.convert.pieces import WorkerPool, row_ranges
 from localq.convert.plan import MlxPlan, MlxTensor, Progress, stored_bytes
-from localq.errors import BackendUnavailableError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -29,12 +28,7 @@ _MX_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 def write_mlx(
     checkpoint: Checkpoint, plan: MlxPlan, folder: Path, pool: WorkerPool, progress: Progress
 ) -> list[WrittenFile]:
-    """Write a whole MLX folder; `checkpoint.weights` must be open.
-
-    Raises BackendUnavailableError where MLX is not installed.
-    """
-    if plan.recipe.bits is not None:
-        require_mlx()
+    """Write a whole MLX folder; `checkpoint.weights` must be open."""
     total = sum(checkpoint.stored(layout).nbytes for layout in checkpoint.layouts)
     done = 0
 
@@ -55,18 +49,6 @@ def write_mlx(
     files.append(hashed_text(json.dumps(_config(checkpoint, plan), indent=2), folder / "config.json"))
     files += [hashed_copy(file, folder / file.name) for file in checkpoint.tokenizer_files()]
     return files
-
-
-def require_mlx() -> None:
-    """Raise BackendUnavailableError where MLX can't be imported."""
-    try:
-        import mlx.core  # noqa: F401
-    except ImportError as error:
-        if error.name not in ("mlx", "mlx.core"):
-            raise
-        raise BackendUnavailableError(
-            "MLX does not run on this platform (it needs Apple silicon or Linux)", "use a gguf recipe"
-        ) from error
 
 
 def _config(checkpoint: Checkpoint, plan: MlxPlan) -> dict[str, Any]:

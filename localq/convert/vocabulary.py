@@ -186,8 +186,8 @@ def _added_tokens(
     """Id, text and whether special, in rising authority: added_tokens.json, tokenizer_config, tokenizer.json."""
     for piece, token_id in added.items():
         yield int(token_id), piece, False
-    for token_id, token in configured.items():
-        yield int(token_id), token["content"], bool(token.get("special"))
+    for key, token in configured.items():
+        yield int(key), token["content"], bool(token.get("special"))
     for token in tokenizer.get("added_tokens", []):
         yield int(token["id"]), token["content"], bool(token.get("special"))
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from localq.errors import StoreError
+from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import RECIPES, Recipe
 from localq.reference import ModelReference
 from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
@@ -42,10 +42,20 @@ class Store:
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact, by model and recipe; damaged ones are left out."""
-        if not self.folder.is_dir():
-            return []
-        models = sorted(child for child in self.folder.iterdir() if child.is_dir() and not child.name.startswith("."))
-        return [artifact for model in models for artifact in self._artifacts_in(model)]
+        return [artifact for model in self._models() for artifact in self._artifacts_in(model)]
+
+    def damaged(self) -> list[Path]:
+        """Folders whose manifest can't be read or whose files don't fit it."""
+        return [folder for model in self._models() for folder in _form_folders(model) if _is_damaged(folder)]
+
+    def require(self, reference: ModelReference) -> list[Artifact]:
+        """The forms that a reference means: the one it names, or all. Raises ModelNotFoundError without any."""
+        forms = [form for form in self.forms(reference) if reference.recipe in (None, form.recipe)]
+        if not forms:
+            raise ModelNotFoundError(
+                f"{self.folder} has no {reference}", "`localq ls` lists what is there; `localq convert` makes it"
+            )
+        return forms
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artifact, and its model's folder when it was the last form there."""
@@ -124,17 +134,13 @@ class Store:
                 return candidate
         return candidates[-1]
 
+    def _models(self) -> list[Path]:
+        children = self.folder.iterdir() if self.folder.is_dir() else ()
+        return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
+
     def _artifacts_in(self, model: Path) -> list[Artifact]:
-        artifacts = []
-        for folder in sorted(model.iterdir()) if model.is_dir() else []:
-            if folder.name in RECIPES:
-                try:
-                    artifact = read_artifact(folder)
-                except StoreError:
-                    continue
-                if artifact is not None:
-                    artifacts.append(artifact)
-        return artifacts
+        readable = (read_artifact(folder) for folder in _form_folders(model) if not _is_damaged(folder))
+        return [artifact for artifact in readable if artifact is not None]
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -150,6 +156,18 @@ class Store:
 def source_of(reference: ModelReference) -> str:
     """What a manifest calls the source: a repository, an absolute folder, or a built-in's name."""
     return str(reference.path) if reference.kind == "folder" else reference.name
+
+
+def _form_folders(model: Path) -> list[Path]:
+    return [model / name for name in RECIPES if (model / name).is_dir()]
+
+
+def _is_damaged(folder: Path) -> bool:
+    try:
+        read_artifact(folder)
+    except StoreError:
+        return True
+    return False
 
 
 def shown_name(artifact_folder: Path) -> str:

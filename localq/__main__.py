@@ -1,0 +1,5 @@
+"""`python -m localq` is `localq`."""
+
+from localq.cli.main import main
+
+main()

@@ -1,0 +1,298 @@
+"""Checkpoints from the Hugging Face hub, kept in the cache that other tools share.
+
+The only importer of huggingface_hub, which does the transfers and honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT,
+HF_TOKEN and HF_HUB_OFFLINE. Knows how files travel and where they lie; which ones are needed is said in
+`hub_files`, what a failure means in `hub_errors`. The folders of the cache (`snapshots/<commit>`,
+`refs/<revision>`, `blobs/<etag>`) are described in huggingface_hub's guide "Understand caching".
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import re
+import shutil
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localq.checkpoint.hub_errors import Failure, FailureKind, as_localq_error
+from localq.checkpoint.hub_files import INDEX, is_complete, needed_names, require_checkpoint
+from localq.errors import DownloadError, LocalqError
+
+DownloadProgress = Callable[[int, int], None]
+"""Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
+the thread that pulls. Raising from it cancels the download."""
+
+_DEFAULT_REVISION = "main"
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A checkpoint folder in the Hugging Face cache."""
+
+    folder: Path
+    repo: str
+    """`org/name`."""
+    revision: str
+    """The full commit hash, whatever name was asked for."""
+
+
+@dataclass(frozen=True, slots=True)
+class _RemoteFile:
+    size_bytes: int
+    etag: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Repository:
+    """What the hub lists for one commit of a repository."""
+
+    repo: str
+    commit: str
+    files: Mapping[str, _RemoteFile]
+
+    @property
+    def folder(self) -> Path:
+        return _cache_folder(self.repo) / "snapshots" / self.commit
+
+    def is_missing(self, name: str) -> bool:
+        """Whether the file's bytes have to travel; an unchanged file of another commit needs only a link."""
+        return self.files[name].size_bytes not in self._lengths_on_disk(name)
+
+    def is_damaged(self, name: str) -> bool:
+        """Whether the cache holds the file at a wrong length; the client itself would take it as it is."""
+        return bool(self._lengths_on_disk(name) - {self.files[name].size_bytes})
+
+    def _lengths_on_disk(self, name: str) -> set[int]:
+        blob = _cache_folder(self.repo) / "blobs" / self.files[name].etag
+        return {path.stat().st_size for path in (self.folder / name, blob) if path.is_file()}
+
+
+def find_snapshot(repo: str, revision: str | None = None) -> Snapshot | None:
+    """The checkpoint as far as it is complete in the cache; asks no network.
+
+    `revision` is a branch, a tag or a commit; None is the default branch. Complete means: config.json,
+    tokenizer_config.json, a tokenizer, and every weight file. Anything less is None: `pull` completes it.
+    """
+    wanted = revision or _DEFAULT_REVISION
+    commit = wanted if _COMMIT.fullmatch(wanted) else _cached_commit(repo, wanted)
+    if commit is None:
+        return None
+    folder = _cache_folder(repo) / "snapshots" / commit
+    return Snapshot(folder, repo, commit) if is_complete(folder) else None
+
+
+def pull(repo: str, revision: str | None = None, progress: DownloadProgress | None = None) -> Snapshot:
+    """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
+
+    Files already there at their full length are not fetched again. When the hub can't be reached, a complete
+    snapshot in the cache will do. Raises ModelNotFoundError (no such repository or revision) or DownloadError
+    (everything else, among it a full disk and a repository without safetensors).
+    """
+    wanted = revision or _DEFAULT_REVISION
+    try:
+        with _quiet_client():
+            return _pull(repo, wanted, progress or (lambda done_bytes, total_bytes: None))
+    except LocalqError:
+        raise
+    except Exception as error:
+        raise as_localq_error(_classified(error, repo, wanted)) from error
+
+
+def _pull(repo: str, revision: str, progress: DownloadProgress) -> Snapshot:
+    from huggingface_hub import hf_hub_download
+
+    try:
+        repository = _look_up(repo, revision)
+    except Exception as error:
+        cached = find_snapshot(repo, revision) if _classified(error, repo, revision).is_outage else None
+        if cached is None:
+            raise
+        return cached
+    require_checkpoint(repo, repository.files)
+    if INDEX in repository.files:
+        _fetch(repository, INDEX, _ignore_bytes)
+    names = needed_names(repo, repository.files, repository.folder)
+    _require_room(repository, names)
+    _fetch_all(repository, names, progress)
+    if revision != repository.commit:
+        # Only now does the branch or tag point to the new commit: a reader never meets a half snapshot
+        # under its name. The file is there already, so that the client does nothing but write the reference.
+        hf_hub_download(repo, "config.json", revision=revision, tqdm_class=_counter(_ignore_bytes))
+    return Snapshot(repository.folder, repo, repository.commit)
+
+
+def _look_up(repo: str, revision: str) -> _Repository:
+    from huggingface_hub import HfApi, constants
+
+    # Without a limit of its own this request would wait for ever on a network that swallows packets.
+    timeout_seconds = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(repo, revision=revision, timeout=timeout_seconds, files_metadata=True)
+    files = {}
+    for entry in info.siblings or []:
+        size_bytes, etag = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
+        files[entry.rfilename] = _RemoteFile(size_bytes or 0, etag or "")
+    if info.sha is None or not _COMMIT.fullmatch(info.sha):
+        raise DownloadError(f"{_endpoint()} names no commit for {repo}@{revision}", "check HF_ENDPOINT")
+    return _Repository(repo, info.sha, files)
+
+
+def _require_room(repository: _Repository, names: Collection[str]) -> None:
+    needed_bytes = sum(repository.files[name].size_bytes for name in names if repository.is_missing(name))
+    cache = _cache_folder(repository.repo)
+    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free_bytes = shutil.disk_usage(existing).free
+    if needed_bytes > free_bytes:
+        raise DownloadError(
+            f"{repository.repo} needs {needed_bytes / 1e9:.3f} GB more in {cache.parent}, "
+            f"which has {free_bytes / 1e9:.3f} GB free",
+            "free some space, or point HF_HOME to another disk",
+        )
+
+
+def _fetch_all(repository: _Repository, names: Collection[str], progress: DownloadProgress) -> None:
+    total_bytes = sum(repository.files[name].size_bytes for name in names)
+    finished_bytes = 0
+    progress(finished_bytes, total_bytes)
+    for name in names:
+
+        def on_bytes(file_bytes: int, before_bytes: int = finished_bytes) -> None:
+            progress(before_bytes + file_bytes, total_bytes)
+
+        _fetch(repository, name, on_bytes)
+        finished_bytes += repository.files[name].size_bytes
+        progress(finished_bytes, total_bytes)
+
+
+def _fetch(repository: _Repository, name: str, on_bytes: Callable[[int], None]) -> None:
+    # One file after the other, in this thread: Ctrl-C ends it at once, where snapshot_download would wait for
+    # the files that its threads have begun. Within a large file the xet transfer is parallel anyway.
+    from huggingface_hub import hf_hub_download
+
+    force = repository.is_damaged(name)
+    counter = _counter(on_bytes)
+    hf_hub_download(repository.repo, name, revision=repository.commit, force_download=force, tqdm_class=counter)
+
+
+def _ignore_bytes(file_bytes: int) -> None:
+    pass
+
+
+def _counter(on_bytes: Callable[[int], None]) -> Any:
+    """A class that the client takes for tqdm: it draws nothing and reports the bytes of one file so far."""
+
+    class Counter:
+        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self._done_bytes = initial
+
+        def __enter__(self) -> Counter:
+            return self
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+        def close(self) -> None:
+            pass
+
+        def update(self, new_bytes: float | None = 1) -> None:
+            # Negative when a broken transfer starts again from zero.
+            self._done_bytes += int(new_bytes or 0)
+            on_bytes(self._done_bytes)
+
+        def update_transfer(self, new_bytes: float | None = 1) -> None:
+            """Bytes on the wire, where `update` has those on the disk; without it xet would make two bars."""
+
+        def set_postfix_str(self, *_: object, **__: object) -> None:
+            pass
+
+        set_transfer_postfix_str = set_postfix_str
+
+    return Counter
+
+
+@contextmanager
+def _quiet_client() -> Iterator[None]:
+    """No lines of the client's own on stderr: what matters is in the error that is raised."""
+    from huggingface_hub.utils import logging as client_logging
+
+    verbosity = client_logging.get_verbosity()
+    client_logging.set_verbosity(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        client_logging.set_verbosity(verbosity)
+
+
+def _cache_folder(repo: str) -> Path:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
+
+
+def _cached_commit(repo: str, revision: str) -> str | None:
+    references = _cache_folder(repo) / "refs"
+    try:
+        commit = (references / revision).read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return None
+    return commit if _COMMIT.fullmatch(commit) else None
+
+
+def _endpoint() -> str:
+    from huggingface_hub import constants
+
+    return constants.ENDPOINT
+
+
+def _classified(error: Exception, repo: str, revision: str) -> Failure:
+    from huggingface_hub import get_token
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    # The client wraps what happened on the wire in an error about its cache.
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    has_token = get_token() is not None
+    detail = _reason(error).strip().partition("\n")[0]
+    cache = _cache_folder(repo).parent
+    return Failure(_kind(error, has_token), repo, revision, _endpoint(), cache, has_token, detail)
+
+
+def _kind(error: Exception, has_token: bool) -> FailureKind:
+    from huggingface_hub import errors
+
+    kinds: dict[type[Exception], FailureKind] = {
+        errors.OfflineModeIsEnabled: "offline",
+        errors.GatedRepoError: "gated",
+        errors.RepositoryNotFoundError: "no repository",
+        errors.HFValidationError: "no repository",
+        errors.RevisionNotFoundError: "no revision",
+    }
+    for known, kind in kinds.items():
+        if isinstance(error, known):
+            return kind
+    if isinstance(error, errors.HfHubHTTPError):
+        status = error.response.status_code
+        if status == 401:
+            # Who sent no token is told this of a private repository, and of one that does not exist.
+            return "bad token" if has_token else "no repository"
+        return "server" if status >= 500 or status == 429 else "other"
+    if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]  # httpx's in 1.x, httpx2's in 2.x
+        return "unreachable"
+    return "disk" if isinstance(error, OSError) and error.errno in _DISK_ERRORS else "other"
+
+
+def _reason(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        said = error.server_message or error.response.reason_phrase
+        return f"{said} (HTTP {error.response.status_code})"
+    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__

@@ -1,0 +1,141 @@
+"""`localq chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from typing import TYPE_CHECKING
+
+from localq.cli import arguments as flags
+from localq.cli.generate import statistics_line
+from localq.cli.output import emit, say
+from localq.errors import LocalqError, PromptTooLongError
+from localq.options import GenerationOptions
+
+if TYPE_CHECKING:
+    from localq.generation import GenerationStatistics
+    from localq.model import Message, Model
+
+_DEFAULTS = GenerationOptions()
+_PROMPT = ">>> "
+_HELP = """\
+/help    this list
+/clear   forget the conversation, keep the system message
+/stats   tokens and rates of the last reply
+/exit    leave (also Ctrl-D)
+Ctrl-C   stop the reply, or drop the line being typed"""
+
+
+def chat(
+    ref: flags.Reference,
+    system: flags.System = None,
+    max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
+    temperature: flags.Temperature = _DEFAULTS.temperature,
+    top_p: flags.TopP = _DEFAULTS.top_p,
+    top_k: flags.TopK = _DEFAULTS.top_k,
+    min_p: flags.MinP = _DEFAULTS.min_p,
+    repeat_penalty: flags.RepeatPenalty = _DEFAULTS.repeat_penalty,
+    seed: flags.Seed = None,
+    context_length: flags.ContextLength = None,
+    threads: flags.Threads = None,
+    models_dir: flags.ModelsDir = None,
+) -> None:
+    """Talk to a model; /help lists the commands."""
+    options = GenerationOptions(
+        max_tokens=max_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        top_k=top_k,
+        min_p=min_p,
+        repeat_penalty=repeat_penalty,
+        seed=seed,
+    )
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.model import load
+
+    with ByteBar() as bar:
+        listener = TerminalListener(bar, tell_reused=False)
+        model = load(ref, context_length=context_length, threads=threads, models_dir=models_dir, listener=listener)
+    with model:
+        model.prompt_token_ids("")  # refuse a model without chat template before the first question
+        say(f"{model.name}:{model.recipe_name}, context {model.context_length} tokens; /help for help, Ctrl-D to leave")
+        Conversation(model, options, system).run()
+
+
+class Conversation:
+    """The messages so far, and the loop that adds to them."""
+
+    def __init__(self, model: Model, options: GenerationOptions, system: str | None = None) -> None:
+        self.model = model
+        self.options = options
+        self._opening: list[Message] = [{"role": "system", "content": system}] if system is not None else []
+        self.messages: list[Message] = list(self._opening)
+        self._statistics: GenerationStatistics | None = None
+
+    def run(self) -> None:
+        """Read lines until the end of input or /exit."""
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  # line editing and history for input()
+        while True:
+            try:
+                line = input(_PROMPT) if sys.stdin.isatty() else _next_line()
+            except EOFError:
+                if sys.stdin.isatty():
+                    say("")
+                return
+            except KeyboardInterrupt:
+                say("\n(Ctrl-D or /exit leaves)")
+                continue
+            except UnicodeDecodeError:
+                say("error: that line is not UTF-8 text")
+                continue
+            if line.startswith("/"):
+                if self._command(line.strip()) == "exit":
+                    return
+            elif line.strip():
+                self.ask(line)
+
+    def ask(self, text: str) -> None:
+        """Put a question and stream the reply; a reply that Ctrl-C cut short is kept as far as it came."""
+        question = {"role": "user", "content": text}
+        reply: list[str] = []
+        try:
+            for chunk in self.model.stream([*self.messages, question], options=self.options):
+                emit(chunk.text, end="")
+                reply.append(chunk.text)
+                if chunk.finish_reason is not None:
+                    self._statistics = chunk.statistics
+                    if chunk.finish_reason == "length":
+                        say("\n(cut: the reply reached --max-tokens or the end of the context)")
+        except KeyboardInterrupt:
+            say(" (stopped)")
+        except LocalqError as error:
+            hint = (
+                "/clear starts again; or a larger context: -c" if isinstance(error, PromptTooLongError) else error.hint
+            )
+            say(f"error: {error.message}\nhint: {hint}")
+            return
+        emit("")
+        if reply:
+            self.messages += [question, {"role": "assistant", "content": "".join(reply)}]
+
+    def _command(self, line: str) -> str:
+        if line == "/help":
+            say(_HELP)
+        elif line == "/clear":
+            self.messages = list(self._opening)
+            say("(forgotten)")
+        elif line == "/stats":
+            say(statistics_line(self._statistics) if self._statistics else "(no reply yet)")
+        elif line in ("/exit", "/bye", "/quit"):
+            return "exit"
+        else:
+            say(f"unknown command {line}; /help lists them")
+        return ""
+
+
+def _next_line() -> str:
+    line = sys.stdin.readline()
+    if not line:
+        raise EOFError
+    return line.rstrip("\n")

@@ -1,0 +1,99 @@
+"""`localq convert`: make MLX and GGUF forms of a checkpoint."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localq.cli.arguments import Json, ModelsDir
+from localq.cli.output import emit, emit_json, format_bytes, format_table
+
+if TYPE_CHECKING:
+    from localq.convert.conversion import Converted, PlannedForm
+
+
+def convert(
+    source: Annotated[
+        str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a checkpoint folder, toy-llama or toy-phi.")
+    ],
+    to: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--to",
+            metavar="RECIPE",
+            help="mlx-4bit, mlx-8bit, mlx-bf16, mlx-f32 ..., gguf-q4_k_m, gguf-q4_0, gguf-q8_0, gguf-bf16 ... "
+            "(repeatable; default: mlx-4bit and gguf-q4_k_m).",
+        ),
+    ] = None,
+    models_dir: ModelsDir = None,
+    force: Annotated[bool, typer.Option("--force", help="Make forms anew that are there already.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the sizes, write nothing.")] = False,
+    json: Json = False,
+) -> None:
+    """Convert a checkpoint; what an earlier run made is found again."""
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.convert import conversion
+    from localq.recipes import DEFAULT_RECIPES
+
+    recipes = to or DEFAULT_RECIPES
+    with ByteBar() as bar:
+        listener = TerminalListener(bar, tell_reused=True)
+        if dry_run:
+            planned = conversion.plan_conversion(source, recipes, listener)
+        else:
+            made = conversion.convert(source, recipes, models_dir=models_dir, force=force, listener=listener)
+    if dry_run:
+        _show_plan(planned, json)
+    else:
+        _show_converted(made, json)
+
+
+def _show_converted(made: list[Converted], json: bool) -> None:
+    if json:
+        emit_json([_record(converted) for converted in made])
+        return
+    rows = [
+        [
+            item.artifact.name,
+            format_bytes(item.artifact.manifest.bytes),
+            f"{item.artifact.manifest.bits_per_weight:.2f}",
+            "there already" if item.reused else f"{item.seconds:.1f} s",
+            str(item.artifact.path),
+        ]
+        for item in made
+    ]
+    emit(format_table(["form", "size", "bits/weight", "made in", "path"], rows))
+
+
+def _record(converted: Converted) -> dict[str, Any]:
+    manifest = converted.artifact.manifest
+    return {
+        "model": manifest.model,
+        "recipe": manifest.recipe,
+        "path": str(converted.artifact.path),
+        "bytes": manifest.bytes,
+        "parameters": manifest.parameters,
+        "bits_per_weight": manifest.bits_per_weight,
+        "seconds": round(converted.seconds, 3),
+        "reused": converted.reused,
+    }
+
+
+def _show_plan(planned: list[PlannedForm], json: bool) -> None:
+    if json:
+        emit_json(
+            [
+                {
+                    "model": form.model,
+                    "recipe": form.recipe.name,
+                    "weight_bytes": form.weight_bytes,
+                    "parameters": form.parameters,
+                    "bits_per_weight": form.bits_per_weight,
+                }
+                for form in planned
+            ]
+        )
+        return
+    rows = [[form.recipe.name, format_bytes(form.weight_bytes), f"{form.bits_per_weight:.2f}"] for form in planned]
+    emit(format_table(["form", "weights", "bits/weight"], rows))

@@ -1,0 +1,91 @@
+"""`localq demo`: the whole way on the built-in toys, offline."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from localq.cli import arguments as flags
+from localq.cli.bench import find_forms
+from localq.cli.output import emit, format_bytes, format_rate, format_table, say
+from localq.reference import BUILT_IN_NAMES
+
+if TYPE_CHECKING:
+    from localq.model import Model
+    from localq.store.manifest import Artifact
+
+_SHOWN_QUESTIONS = 3
+
+
+@dataclass(slots=True)
+class _Score:
+    """What one form did with the questions."""
+
+    artifact: Artifact
+    replies: list[str]
+    right: int
+    prompt_rate: float
+    generation_rate: float
+
+
+def demo(models_dir: flags.ModelsDir = None) -> None:
+    """Convert two toy models to MLX and GGUF, ask both forms the same questions, compare."""
+    from localq.demo.questions import read_questions
+
+    questions = read_questions()
+    scores = []
+    for toy in BUILT_IN_NAMES:
+        say(f"== {toy}: convert to MLX 4-bit and GGUF Q4_K_M, then ask both the same {len(questions)} questions")
+        forms = [_score(artifact, questions) for artifact in find_forms([toy], models_dir)]
+        for number, (question, _) in enumerate(questions[:_SHOWN_QUESTIONS]):
+            emit(f"\n{toy} > {question}")
+            for form in forms:
+                emit(f"  {form.artifact.manifest.recipe:<12} {form.replies[number]}")
+        emit("")
+        scores += forms
+    emit(_table(scores, len(questions)))
+    say("\nnext: localq chat toy-llama   localq bench toy-llama toy-phi   localq convert org/name")
+
+
+def _score(artifact: Artifact, questions: list[tuple[str, str]]) -> _Score:
+    from localq.model import open_form
+    from localq.options import LoadOptions
+
+    with open_form(artifact.folder, LoadOptions()) as model:
+        return _ask(model, artifact, questions)
+
+
+def _ask(model: Model, artifact: Artifact, questions: list[tuple[str, str]]) -> _Score:
+    completions = [model.generate(question) for question, _ in questions]
+    statistics = [completion.statistics for completion in completions]
+    computed = sum(item.prompt_tokens - item.cached_prompt_tokens for item in statistics)
+    decoded = sum(item.generated_tokens - 1 for item in statistics)
+    right = sum(completion.text == answer for completion, (_, answer) in zip(completions, questions, strict=True))
+    return _Score(
+        artifact=artifact,
+        replies=[completion.text for completion in completions],
+        right=right,
+        prompt_rate=computed / sum(item.prompt_seconds for item in statistics),
+        generation_rate=decoded / sum(item.decode_seconds for item in statistics),
+    )
+
+
+def _table(scores: list[_Score], question_count: int) -> str:
+    header = ["model", "form", "size", "bits/weight", "prompt t/s", "generation t/s", "right answers"]
+    rows = [
+        [
+            score.artifact.manifest.model,
+            score.artifact.manifest.recipe,
+            format_bytes(
+                score.artifact.path.stat().st_size
+                if score.artifact.path.is_file()
+                else score.artifact.manifest.weight_bytes
+            ),
+            f"{score.artifact.manifest.bits_per_weight:.2f}",
+            format_rate(score.prompt_rate),
+            format_rate(score.generation_rate),
+            f"{score.right} of {question_count}",
+        ]
+        for score in scores
+    ]
+    return format_table(header, rows, left_columns=2)

@@ -1,0 +1,45 @@
+"""`localq ls`: the artifacts."""
+
+from __future__ import annotations
+
+from localq.cli.arguments import Json, ModelsDir
+from localq.cli.output import emit, emit_json, format_bytes, format_table, say
+
+
+def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
+    """List the converted models."""
+    from localq.store.store import Store
+
+    store = Store(models_dir)
+    artifacts = store.artifacts()
+    for folder in store.damaged():
+        say(f"warning: {folder} is damaged; `localq rm` or convert it again with --force")
+    if json:
+        emit_json(
+            [
+                {
+                    "model": artifact.manifest.model,
+                    "recipe": artifact.manifest.recipe,
+                    "path": str(artifact.path),
+                    "bytes": artifact.manifest.bytes,
+                    "bits_per_weight": artifact.manifest.bits_per_weight,
+                    "revision": artifact.manifest.revision,
+                    "created": artifact.manifest.created,
+                }
+                for artifact in artifacts
+            ]
+        )
+        return
+    if not artifacts:
+        say(f"no models in {store.folder}; for example: localq convert toy-llama")
+        return
+    rows = [
+        [
+            artifact.name,
+            artifact.manifest.created.removesuffix("+00:00").replace("T", " "),
+            format_bytes(artifact.manifest.bytes),
+            f"{artifact.manifest.bits_per_weight:.2f}",
+        ]
+        for artifact in artifacts
+    ]
+    emit(format_table(["model", "made (UTC)", "size", "bits/weight"], rows))

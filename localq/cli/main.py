@@ -1,0 +1,104 @@
+"""The command `localq`. Each verb parses, makes one call and prints; errors are shown here and nowhere else."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+from typing import Annotated, Any
+
+import typer
+
+from localq.cli import bench, chat, convert, demo, generate, ls, pull, rm, show
+from localq.cli.output import emit, say
+from localq.errors import LocalqError
+from localq.version import __version__
+
+app = typer.Typer(
+    name="localq",
+    help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, measure which runs better here.",
+    epilog=(
+        "A model is org/name, org/name@revision, a folder, a .gguf file, toy-llama or toy-phi; "
+        "a form of it is named behind a colon: toy-phi:gguf-q8_0."
+    ),
+    no_args_is_help=True,
+    # Rich help alone costs 200 ms; tracebacks are shown by LOCALQ_DEBUG=1 only.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+_COMMANDS = (
+    pull.pull,
+    convert.convert,
+    ls.ls,
+    show.show,
+    rm.rm,
+    generate.generate,
+    chat.chat,
+    bench.bench,
+    demo.demo,
+)
+
+
+def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Turn what a command raises into a message on stderr and an exit status."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except KeyboardInterrupt:
+            say("")
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            # The reader (`head`, say) has enough. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+        except LocalqError as error:
+            _show(error, error.message, error.hint)
+            raise typer.Exit(1) from error
+        except typer.Exit:
+            raise
+        except Exception as error:
+            if type(error).__module__.startswith(("typer", "click")):
+                raise  # a usage error: typer's to show
+            kind = type(error).__name__
+            _show(error, f"localq failed unexpectedly: {kind}: {error}", "please report this, with LOCALQ_DEBUG=1")
+            raise typer.Exit(1) from error
+
+    return run
+
+
+def _show(error: BaseException, message: str, hint: str) -> None:
+    if os.environ.get("LOCALQ_DEBUG"):
+        traceback.print_exception(error)
+    say(f"error: {message}")
+    if hint:
+        say(f"hint: {hint}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        emit(f"localq {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    del version
+
+
+for _command in _COMMANDS:
+    app.command()(_shows_errors(_command))
+
+
+def main() -> None:
+    """Entry point of the command `localq`."""
+    app()

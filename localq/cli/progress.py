@@ -1,0 +1,97 @@
+"""Progress of pulls and conversions: a bar on a terminal, single lines elsewhere."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any
+
+from localq.cli.output import format_bytes, say, stderr_is_terminal
+from localq.convert.conversion import ConversionListener
+from localq.recipes import Recipe
+from localq.store.manifest import Artifact
+
+
+class ByteBar:
+    """One bar on stderr with bytes, rate and time left; nothing where stderr is no terminal. A context manager."""
+
+    def __init__(self) -> None:
+        self._progress: Any = None
+        self._task: Any = None
+        self._title = ""
+
+    def update(self, title: str, done_bytes: int, total_bytes: int) -> None:
+        """Show a state; a new title begins a new bar."""
+        if not stderr_is_terminal():
+            return
+        if self._progress is None:
+            self._progress = _new_progress()
+            self._progress.start()
+        if title != self._title:
+            self._title = title
+            self._task = self._progress.add_task(title, total=total_bytes)
+        self._progress.update(self._task, completed=done_bytes, total=total_bytes)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None
+
+    def __enter__(self) -> ByteBar:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TerminalListener(ConversionListener):
+    """Tells on stderr how a conversion goes."""
+
+    def __init__(self, bar: ByteBar, *, tell_reused: bool) -> None:
+        self._bar = bar
+        self._tell_reused = tell_reused
+        self._begun: set[str] = set()
+
+    def on_download(self, done_bytes: int, total_bytes: int) -> None:
+        """A pull."""
+        self._begin("download", f"pulling {format_bytes(total_bytes)} into the Hugging Face cache")
+        self._bar.update("pull", done_bytes, total_bytes)
+
+    def on_reused(self, artifact: Artifact) -> None:
+        """An earlier conversion is taken."""
+        if self._tell_reused:
+            say(f"{artifact.name} is there already, made {artifact.manifest.created}: {artifact.path}")
+
+    def on_outdated(self, artifact: Artifact) -> None:
+        """The checkpoint changed."""
+        say(f"{artifact.manifest.source} changed since {artifact.name} was made: making it again")
+
+    def on_progress(self, recipe: Recipe, done_bytes: int, total_bytes: int) -> None:
+        """A conversion."""
+        self._begin(recipe.name, f"making {recipe.name} from {format_bytes(total_bytes)} of weights")
+        self._bar.update(recipe.name, done_bytes, total_bytes)
+
+    def on_wait(self, recipe: Recipe) -> None:
+        """Another process has the lock."""
+        say(f"another localq is making {recipe.name}: waiting for it")
+
+    def _begin(self, key: str, line: str) -> None:
+        if key not in self._begun:
+            self._begun.add(key)
+            say(line)
+
+
+def _new_progress() -> Any:
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    return Progress(
+        TextColumn("{task.description:<14}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+    )

@@ -1,0 +1,106 @@
+"""The engine boundary: token ids in, token ids out.
+
+An engine runs one opened model. It knows no text, no chat template, no end token and no stop string; those
+exist once, above it. A new engine is one file that fulfils `Engine`, and one line in `localq.model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import TYPE_CHECKING, Protocol
+
+from localq.errors import EngineError, PromptTooLongError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from localq.options import GenerationOptions
+
+PrefillProgress = Callable[[int, int], None]
+"""Called after every chunk of the prompt with (tokens done, tokens in all). Raising from it cancels the
+prefill; the engine stays usable."""
+
+PREFILL_CHUNK_TOKENS = 512
+"""Most prompt tokens computed between two chances to cancel."""
+
+
+class Engine(Protocol):
+    """One opened model. Not safe for use by several threads at once; `Model` serialises its callers."""
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and reply that fit."""
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits per token."""
+
+    def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
+        """Compute the prompt up to the logits of its last token.
+
+        What an earlier call left in the key-value cache is used as far as it is a prefix of `prompt`.
+        Returns the number of prompt tokens taken from there; at least one token is always computed.
+        Raises PromptTooLongError when the prompt leaves no room for one more token, EngineError when it is
+        empty or holds an id outside the vocabulary.
+        """
+
+    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
+        """Continue the prefilled prompt: ids one by one, at most `options.max_tokens`, until the context is full.
+
+        The first id comes from the logits that `prefill` left; each further one takes one forward pass.
+        The caller stops early by closing the generator. Ids include end tokens: the engine does not know them.
+        Raises EngineError when no prefill, or only a broken-off one, came before.
+        """
+
+    def logits(self) -> NDArray[np.float32]:
+        """Logits after the newest computed token: shape (vocabulary_size,).
+
+        While `generate` runs, an engine may already have computed the id that it gave last.
+        """
+
+    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Logits after each of `tokens`, from an empty cache: shape (len(tokens), vocabulary_size).
+
+        `tokens` may fill the whole context. The cache holds them afterwards.
+        """
+
+    def close(self) -> None:
+        """Free the model's memory. Calling it twice is harmless."""
+
+
+def check_prompt(prompt: Sequence[int], vocabulary_size: int, context_length: int) -> None:
+    """Refuse a prompt that can't be computed: PromptTooLongError or EngineError.
+
+    A context of n tokens takes prompts of at most n - 1, so that there is room for an answer.
+    """
+    if not prompt:
+        raise EngineError("the prompt has no tokens", "give at least one, such as the beginning-of-text token")
+    if len(prompt) >= context_length:
+        raise PromptTooLongError(len(prompt), context_length)
+    check_ids(prompt, vocabulary_size)
+
+
+def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
+    """Raise EngineError when an id lies outside the vocabulary: the runtimes don't all notice."""
+    outside = next((token for token in tokens if not 0 <= token < vocabulary_size), None)
+    if outside is not None:
+        raise EngineError(
+            f"token id {outside} is not in this model's vocabulary of {vocabulary_size}",
+            "tokenizer and weights belong to different models",
+        )
+
+
+def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:
+    """How many leading tokens of `prompt` the cache already holds.
+
+    One less than the prompt has at most, because the logits of its last token are wanted.
+    """
+    limit = min(len(cached), len(prompt) - 1)
+    return next((i for i in range(limit) if cached[i] != prompt[i]), limit)
+
+
+def chunks(tokens: Sequence[int], start: int) -> Iterator[Sequence[int]]:
+    """`tokens` from `start` on, in pieces of at most PREFILL_CHUNK_TOKENS."""
+    for first in range(start, len(tokens), PREFILL_CHUNK_TOKENS):
+        yield tokens[first : first + PREFILL_CHUNK_TOKENS]

@@ -1,0 +1,256 @@
+"""The Engine over MLX: the networks of mlx_lm with a generation loop of our own.
+
+mlx_lm gives the network and its key-value cache. Its tokenizer is not used: it reads some checkpoints
+otherwise than the tokenizer that they come with. Knows no text.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localq.engines.base import PrefillProgress, check_ids, check_prompt, chunks, shared_prefix_tokens
+from localq.engines.mlx_sampling import Sampler
+from localq.errors import BackendUnavailableError, EngineError, PromptTooLongError
+from localq.options import GenerationOptions, LoadOptions
+
+if TYPE_CHECKING:
+    import mlx.core as mx
+    import numpy as np
+    from numpy.typing import NDArray
+
+_TOKENS_BETWEEN_CLEARS = 256
+"""How often MLX gives back the buffers that it keeps for reuse, as in mlx_lm."""
+
+
+def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
+    """Load an MLX folder on MLX's default device.
+
+    Raises BackendUnavailableError without mlx and mlx_lm, EngineError when mlx_lm can't load the folder.
+    """
+    _require_mlx()
+    import mlx.core as mx
+    from mlx_lm.utils import load_model
+
+    context_length = options.context_length or default_context_length
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        model, _ = load_model(folder, lazy=True, model_config=_longrope_for(config, context_length))
+        if mx.default_device().type == mx.DeviceType.cpu:
+            # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
+            model.set_dtype(mx.float32)
+        mx.eval(model.parameters())
+    except Exception as error:
+        raise EngineError(f"MLX could not load {folder}: {type(error).__name__}: {error}") from error
+    return MlxEngine(model, config["vocab_size"], context_length)
+
+
+class MlxEngine:
+    """An opened MLX model with one key-value cache."""
+
+    def __init__(self, model: Any, vocabulary_size: int, context_length: int) -> None:
+        """`model` is an `mlx.nn.Module` as mlx_lm makes it, its weights loaded."""
+        self._model: Any = model
+        self._vocabulary_size = vocabulary_size
+        self._context_length = context_length
+        self._cache: list[Any] = []
+        # What every layer's cache surely holds. After an interruption some may hold more, never less.
+        self._tokens: list[int] = []
+        self._newest_logits: mx.array | None = None
+
+    @property
+    def context_length(self) -> int:
+        """Tokens of prompt and reply that fit."""
+        return self._context_length
+
+    @property
+    def vocabulary_size(self) -> int:
+        """Number of logits per token."""
+        return self._vocabulary_size
+
+    def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
+        """See `Engine.prefill`."""
+        import mlx.core as mx
+
+        self._require_open()
+        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
+        report = on_progress or (lambda done, total: None)
+        with _wired_memory():
+            # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
+            for chunk in chunks(prompt[:-1], reused):
+                with self._pass(chunk):
+                    mx.eval([layer.state for layer in self._cache])
+                mx.clear_cache()
+                report(len(self._tokens), len(prompt))
+            with self._pass(prompt[-1:]) as logits:
+                mx.eval(logits)
+            self._newest_logits = logits[-1]
+            report(len(prompt), len(prompt))
+        return reused
+
+    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
+        """See `Engine.generate`. The next forward pass runs while the caller handles a token."""
+        import mlx.core as mx
+
+        logits = self._require_logits()
+        sampler = Sampler(options, self._tokens)
+        limit = min(options.max_tokens, self._context_length - len(self._tokens))
+        with _wired_memory():
+            token = sampler.draw(logits)
+            for left in reversed(range(limit)):
+                with self._errors_translated():
+                    if left > 0:
+                        logits = self._forward(token)[-1]
+                        following = sampler.draw(logits)
+                        mx.async_eval(following, logits)
+                    token_id = int(token.item())
+                if left > 0:
+                    self._tokens.append(token_id)
+                    self._newest_logits, token = logits, following
+                if left % _TOKENS_BETWEEN_CLEARS == 0:
+                    mx.clear_cache()
+                yield token_id
+
+    def logits(self) -> NDArray[np.float32]:
+        """See `Engine.logits`."""
+        import numpy as np
+
+        return np.array(self._require_logits())
+
+    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """See `Engine.all_logits`."""
+        import numpy as np
+
+        self._require_open()
+        check_ids(tokens, self._vocabulary_size)
+        if len(tokens) > self._context_length:
+            raise PromptTooLongError(len(tokens), self._context_length)
+        self._drop_cache()
+        logits = np.empty((len(tokens), self._vocabulary_size), dtype=np.float32)
+        with _wired_memory():
+            for chunk in chunks(tokens, 0):
+                first = len(self._tokens)
+                with self._pass(chunk) as rows:
+                    logits[first : first + len(chunk)] = rows
+                self._newest_logits = rows[-1]
+        return logits
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self._model = self._newest_logits = None
+        self._cache = []
+        self._tokens = []
+
+    def _keep(self, token_count: int) -> int:
+        """Forget all but the first tokens of the cache; returns how many could be kept."""
+        from mlx_lm.models.cache import can_trim_prompt_cache
+
+        self._newest_logits = None
+        if not self._cache or not can_trim_prompt_cache(self._cache):
+            self._drop_cache()
+            return 0
+        del self._tokens[token_count:]
+        for layer in self._cache:
+            layer.trim(layer.offset - token_count)
+        return token_count
+
+    def _drop_cache(self) -> None:
+        from mlx_lm.models.cache import make_prompt_cache
+
+        self._newest_logits = None
+        self._tokens = []
+        self._cache = make_prompt_cache(self._model)
+
+    def _forward(self, ids: mx.array) -> mx.array:
+        """Logits after each of `ids`, shape (len(ids), vocabulary_size), not evaluated yet; the cache grows."""
+        import mlx.core as mx
+
+        self._newest_logits = None
+        try:
+            rows: mx.array = self._model(ids[None], cache=self._cache)[0].astype(mx.float32)
+        except BaseException:
+            # Broken off in the middle of an update, so a layer may not fit together any more.
+            self._drop_cache()
+            raise
+        return rows
+
+    @contextmanager
+    def _pass(self, tokens: Sequence[int]) -> Iterator[mx.array]:
+        """A forward pass over a chunk. The block evaluates what it needs; then the tokens count as cached."""
+        import mlx.core as mx
+
+        with self._errors_translated():
+            yield self._forward(mx.array(tokens, dtype=mx.int32))
+        self._tokens.extend(tokens)
+
+    @contextmanager
+    def _errors_translated(self) -> Iterator[None]:
+        try:
+            yield
+        except (RuntimeError, ValueError) as error:
+            self._drop_cache()
+            raise EngineError(f"MLX could not compute the next tokens: {error}") from error
+
+    def _require_open(self) -> None:
+        if self._model is None:
+            raise EngineError("this model has been closed")
+
+    def _require_logits(self) -> mx.array:
+        self._require_open()
+        if self._newest_logits is None:
+            raise EngineError("there are no logits: no prompt was computed to its end")
+        return self._newest_logits
+
+
+def _require_mlx() -> None:
+    try:
+        import mlx_lm.utils  # noqa: F401
+    except ImportError as error:
+        if error.name not in ("mlx", "mlx_lm"):
+            raise
+        raise BackendUnavailableError(
+            "MLX is not available on this platform, so an MLX form can't be run",
+            "use a gguf form, such as gguf-q4_k_m; MLX exists for Apple silicon and Linux",
+        ) from error
+
+
+def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:
+    """What to change in a config so that mlx_lm rotates by the LongRoPE factors of this context length.
+
+    LongRoPE has short factors for contexts up to `original_max_position_embeddings` and long ones beyond.
+    mlx_lm always takes the long ones, so for a short context the short ones are given as both. The choice
+    by context length is llama.cpp's. The scale of the embeddings follows from the config's maximum length
+    and stays as it is; Phi-3.5-MoE names one for each regime (`short_mscale`, `long_mscale`).
+    """
+    scaling = config.get("rope_scaling")
+    if not scaling or "short_factor" not in scaling:
+        return {}
+    original = config.get("original_max_position_embeddings") or scaling["original_max_position_embeddings"]
+    if context_length > original:
+        return {}
+    short = {"long_factor": scaling["short_factor"]}
+    if "short_mscale" in scaling:
+        short["long_mscale"] = scaling["short_mscale"]
+    return {"rope_scaling": {**scaling, **short}}
+
+
+@contextmanager
+def _wired_memory() -> Iterator[None]:
+    """Keep the model's memory on the GPU from being paged out meanwhile, where Metal allows it."""
+    import mlx.core as mx
+
+    most_bytes = mx.device_info().get("max_recommended_working_set_size")
+    if most_bytes is None:
+        yield
+        return
+    before = mx.set_wired_limit(most_bytes)
+    try:
+        yield
+    finally:
+        # Not to be changed while something computes.
+        mx.synchronize()
+        mx.set_wired_limit(before)

@@ -1,0 +1,178 @@
+"""One reply: an engine's token ids turned into text, ended where it must end, and timed.
+
+The same for every engine. Knows no files, no chat template and no model reference.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from localq.text.text_stream import TextStream
+
+if TYPE_CHECKING:
+    from localq.engines.base import Engine, PrefillProgress
+    from localq.options import GenerationOptions
+    from localq.text.tokenizer import Tokenizer
+
+FinishReason = Literal["stop", "length"]
+"""`stop`: an end token or a stop string; `length`: max_tokens, or the context is full."""
+
+
+@dataclass(frozen=True, slots=True)
+class TextRules:
+    """How the ids of a reply become text."""
+
+    tokenizer: Tokenizer
+    end_tokens: frozenset[int] = frozenset()
+    """Ids that end the reply and are not part of its text."""
+    strip_leading_space: bool = False
+    """Drop one space at the very beginning; see `Tokenizer.strips_leading_space`."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStatistics:
+    """Counts and times of one reply. A rate is None where it is not defined, never infinite."""
+
+    prompt_tokens: int
+    cached_prompt_tokens: int
+    """How many of them were in the engine's cache already."""
+    generated_tokens: int
+    """Every id that the engine gave, end token included."""
+    prompt_seconds: float
+    """From the start until the logits of the last prompt token."""
+    decode_seconds: float
+    """After the first id, counted only inside the engine: the reader's own time is not in it."""
+    time_to_first_token_seconds: float | None
+    """From the start until the first id; None when there was none."""
+
+    @property
+    def prompt_tokens_per_second(self) -> float | None:
+        """(prompt_tokens - cached_prompt_tokens) / prompt_seconds."""
+        return _rate(self.prompt_tokens - self.cached_prompt_tokens, self.prompt_seconds)
+
+    @property
+    def generated_tokens_per_second(self) -> float | None:
+        """(generated_tokens - 1) / decode_seconds: the first id costs no forward pass of its own."""
+        return _rate(self.generated_tokens - 1, self.decode_seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of a reply. All pieces but the last one bring one token; the last one brings the outcome."""
+
+    text: str
+    """Often empty: half a character or the beginning of a stop string is held back."""
+    token_ids: tuple[int, ...] = ()
+    finish_reason: FinishReason | None = None
+    """Only in the last chunk."""
+    statistics: GenerationStatistics | None = None
+    """Only in the last chunk."""
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """A whole reply."""
+
+    text: str
+    finish_reason: FinishReason
+    prompt_token_ids: tuple[int, ...]
+    generated_token_ids: tuple[int, ...]
+    """Every id that was generated: also the end token, and what a stop string cut off, which `text` has not."""
+    statistics: GenerationStatistics
+
+
+def stream(
+    engine: Engine,
+    rules: TextRules,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    on_progress: PrefillProgress | None = None,
+) -> Iterator[Chunk]:
+    """Generate a reply piece by piece; nothing is computed before the first piece is asked for.
+
+    Closing the iterator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
+    prompt that fills the context, EngineError for an empty one and for failures of the engine, and whatever
+    `on_progress` raises.
+    """
+    meter = _Meter()
+    cached = engine.prefill(prompt, on_progress)
+    meter.prompt_is_computed()
+    text = TextStream(rules.tokenizer, options.stop, rules.strip_leading_space)
+    finish_reason: FinishReason = "length"
+    with closing(engine.generate(options)) as ids:
+        for token in meter.timed(ids):
+            is_end = token in rules.end_tokens
+            yield Chunk("" if is_end else text.push(token), (token,))
+            if is_end or text.stopped:
+                finish_reason = "stop"
+                break
+    rest = text.finish()
+    # What was held back may turn out to be a stop string when half a character before it is given up.
+    yield Chunk(rest, (), "stop" if text.stopped else finish_reason, meter.statistics(len(prompt), cached))
+
+
+def complete(
+    engine: Engine,
+    rules: TextRules,
+    prompt: Sequence[int],
+    options: GenerationOptions,
+    on_progress: PrefillProgress | None = None,
+) -> Completion:
+    """Generate a whole reply; arguments and errors as for `stream`."""
+    chunks = list(stream(engine, rules, prompt, options, on_progress))
+    last = chunks[-1]
+    assert last.finish_reason is not None and last.statistics is not None  # the last chunk has both
+    return Completion(
+        text="".join(chunk.text for chunk in chunks),
+        finish_reason=last.finish_reason,
+        prompt_token_ids=tuple(prompt),
+        generated_token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
+        statistics=last.statistics,
+    )
+
+
+class _Meter:
+    """Times one reply; the clock starts with it."""
+
+    def __init__(self) -> None:
+        self._start = time.perf_counter()
+        self._prompt_seconds = 0.0
+        self._decode_seconds = 0.0
+        self._first_token_seconds: float | None = None
+        self._generated_tokens = 0
+
+    def prompt_is_computed(self) -> None:
+        self._prompt_seconds = time.perf_counter() - self._start
+
+    def timed(self, ids: Iterator[int]) -> Iterator[int]:
+        """The ids, with the time that each one took."""
+        while True:
+            asked = time.perf_counter()
+            token = next(ids, None)
+            came = time.perf_counter()
+            if token is None:
+                return
+            if self._generated_tokens == 0:
+                self._first_token_seconds = came - self._start
+            else:
+                self._decode_seconds += came - asked
+            self._generated_tokens += 1
+            yield token
+
+    def statistics(self, prompt_tokens: int, cached_prompt_tokens: int) -> GenerationStatistics:
+        return GenerationStatistics(
+            prompt_tokens=prompt_tokens,
+            cached_prompt_tokens=cached_prompt_tokens,
+            generated_tokens=self._generated_tokens,
+            prompt_seconds=self._prompt_seconds,
+            decode_seconds=self._decode_seconds,
+            time_to_first_token_seconds=self._first_token_seconds,
+        )
+
+
+def _rate(tokens: int, seconds: float) -> float | None:
+    return tokens / seconds if tokens > 0 and seconds > 0 else None

@@ -1,0 +1,255 @@
+"""Messages to one prompt text, through the checkpoint's own chat template, as transformers 5 renders it.
+
+A template is code from the network. It runs in jinja2's sandbox, which forbids changing what it is given,
+private attributes, and `range` beyond 100,000. Not covered: time and memory. A template may still nest loops
+or build huge strings and keep one core busy; only a separate process could stop that.
+
+Knows nothing of token ids. No template is ever made up: a base model has none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from functools import cache, cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from localq.errors import ChatTemplateError
+from localq.text.tokenizer_config import read_json_object, read_special_tokens
+
+if TYPE_CHECKING:
+    import jinja2
+    import jinja2.nodes
+    import jinja2.parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+_RAW_HINT = "use --raw to send the text without a chat template"
+# The names under which a message's reasoning goes about; templates read the first (gpt-oss: the second).
+_REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
+
+
+class ChatTemplate:
+    """A chat template in Jinja, and the special tokens that it may name."""
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
+        self.source = source
+        self.special_tokens = special_tokens
+
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = True, **variables: Any
+    ) -> str:
+        """The prompt text for a conversation, as `apply_chat_template` of transformers gives it.
+
+        A message is `{"role": str, "content": str}`; `content` may be a list of parts where the template
+        reads one, and may be missing beside `tool_calls`. `add_generation_prompt` ends the prompt where the
+        reply begins. `variables` reach the template by name (`tools`, `documents`, `date_string`, ...).
+        Encode the result with `add_special_tokens=False`: the template writes its own. Raises
+        ChatTemplateError when the messages are ill-formed or the template refuses them or fails.
+        """
+        context = {"tools": None, "documents": None, **self.special_tokens, **_plain(variables)}
+        context["messages"] = _checked_messages(messages)
+        context["add_generation_prompt"] = add_generation_prompt
+        template = self._compiled
+        try:
+            return template.render(context)
+        except _TemplateRefusal as error:
+            hint = f"change the messages (roles and their order), or {_RAW_HINT}"
+            raise ChatTemplateError(f"the chat template refuses these messages: {error}", hint) from error
+        except Exception as error:  # the template is foreign code: it may fail in any way
+            message = f"the chat template failed: {type(error).__name__}: {error}"
+            raise ChatTemplateError(message, f"the checkpoint's template is at fault; {_RAW_HINT}") from error
+
+    @cached_property
+    def _compiled(self) -> jinja2.Template:
+        import jinja2
+
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateError as error:
+            line = getattr(error, "lineno", None)
+            message = f"the chat template is not valid Jinja: {error}" + (f" (line {line})" if line else "")
+            raise ChatTemplateError(message, f"the checkpoint's template is at fault; {_RAW_HINT}") from error
+
+
+def load_chat_template(folder: Path) -> ChatTemplate | None:
+    """The chat template of a Hugging Face folder; None when it has none, as a base model.
+
+    `chat_template.jinja` goes before `chat_template` in `tokenizer_config.json`, as in transformers 5;
+    `chat_template.json`, which transformers reads for processors only, comes last. Of several named templates
+    the one called `default` is taken. Raises ChatTemplateError when there are several and none is the
+    default.
+    """
+    source = _template_source(folder)
+    return None if source is None else ChatTemplate(source, read_special_tokens(folder))
+
+
+def _template_source(folder: Path) -> str | None:
+    try:
+        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
+    except FileNotFoundError:
+        pass
+    except (OSError, ValueError) as error:
+        message = f"{folder / 'chat_template.jinja'} can't be read: {error}"
+        raise ChatTemplateError(message, "fetch the file again") from error
+    for name in ("tokenizer_config.json", "chat_template.json"):
+        entry = read_json_object(folder / name).get("chat_template")
+        if entry is not None:
+            return _default_template(entry, folder / name)
+    return None
+
+
+def _default_template(entry: object, path: Path) -> str:
+    if isinstance(entry, str):
+        return entry
+    try:
+        templates = {str(item["name"]): str(item["template"]) for item in entry}  # type: ignore[attr-defined]
+    except (TypeError, KeyError) as error:
+        message = f"chat_template in {path} is neither a template nor a list of named ones"
+        raise ChatTemplateError(message, f"correct {path.name}, or {_RAW_HINT}") from error
+    if "default" not in templates:
+        message = f"{path} has no chat template called default, only: {', '.join(sorted(templates)) or 'none'}"
+        raise ChatTemplateError(message, f"rename the one that is meant to default, or {_RAW_HINT}")
+    return templates["default"]
+
+
+def _checked_messages(messages: object) -> list[dict[str, Any]]:
+    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
+        raise ChatTemplateError(
+            f"messages is {messages!r}; expected at least one message",
+            'give a list of {"role": ..., "content": ...}',
+        )
+    return [_checked_message(position, message) for position, message in enumerate(messages)]
+
+
+def _checked_message(position: int, message: object) -> dict[str, Any]:
+    hint = 'each message is {"role": "system", "user" or "assistant", "content": text}'
+    if not isinstance(message, Mapping):
+        raise ChatTemplateError(f"messages[{position}] is {message!r}, not an object", hint)
+    fault = None
+    if not isinstance(message.get("role"), str):
+        fault = "role"
+    elif not isinstance(message.get("content"), (str, list)) and not message.get("tool_calls"):
+        fault = "content"
+    if fault is not None:
+        raise ChatTemplateError(f"messages[{position}] has no {fault}: {dict(message)!r}", hint)
+    # transformers leaves keys without a value out, so that `'tool_calls' in message` means what it says.
+    present = {key: _plain(value) for key, value in message.items() if value is not None}
+    reasoning = next((present[key] for key in _REASONING_KEYS if key in present), None)
+    if reasoning is None:
+        return present
+    return {"thinking": reasoning, **present, "reasoning_content": reasoning}
+
+
+def _plain(value: Any) -> Any:
+    """A copy made of JSON's types alone: a template must not get at the methods of a caller's objects."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    if isinstance(value, Mapping):
+        return {_plain(key): _plain(item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(_plain(item) for item in value)
+    raise ChatTemplateError(
+        f"a chat template can't be given a {type(value).__name__}: {value!r}",
+        "give text, numbers, lists and objects",
+    )
+
+
+class _TemplateRefusal(Exception):
+    """Raised by the template itself, through `raise_exception`."""
+
+
+def _raise_exception(message: str) -> None:
+    raise _TemplateRefusal(message)
+
+
+def _strftime_now(form: str) -> str:
+    return datetime.now().strftime(form)
+
+
+def _to_json(
+    x: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    # Jinja's own filter escapes <, > and & for HTML. The parameters' names are those that templates use.
+    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class _TemplateDict:
+    """`dict` for templates: makes dictionaries, and is not the class itself."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
+        return dict(*args, **kwargs)
+
+    def fromkeys(self, *args: Any) -> dict[Any, Any]:
+        return dict.fromkeys(*args)
+
+
+@cache
+def _environment() -> ImmutableSandboxedEnvironment:
+    """Settings, filters and globals as in transformers (utils/chat_template_utils.py)."""
+    from jinja2.ext import loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_block(), loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals |= {
+        "raise_exception": _raise_exception,
+        "strftime_now": _strftime_now,
+        "dict": _TemplateDict(),
+        "namespace": _template_namespace(),
+    }
+    return environment
+
+
+def _generation_block() -> type[jinja2.ext.Extension]:
+    import jinja2.ext
+
+    class GenerationBlock(jinja2.ext.Extension):
+        """`{% generation %}` marks the assistant's text, for training. Rendered, it is its content."""
+
+        tags = {"generation"}
+
+        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            # A call block and not the bare body: variables set inside stay inside, as in transformers.
+            return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
+
+        def _content(self, caller: Any) -> Any:
+            return caller()
+
+    return GenerationBlock
+
+
+def _template_namespace() -> type[jinja2.utils.Namespace]:
+    import jinja2
+
+    class TemplateNamespace(jinja2.utils.Namespace):
+        """Jinja's `namespace` without private names: those could pass for an object's own protocol."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:  # no named `self`: `namespace(self=...)` is allowed
+            namespace, *rest = args
+            attributes = dict(*rest, **kwargs)
+            for name in attributes:
+                _refuse_private(name)
+            jinja2.utils.Namespace.__init__(namespace, attributes)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _refuse_private(name)
+            super().__setitem__(name, value)
+
+    return TemplateNamespace
+
+
+def _refuse_private(name: object) -> None:
+    from jinja2.exceptions import SecurityError
+
+    if isinstance(name, str) and name.startswith("_"):
+        raise SecurityError(f"a namespace can't hold {name!r}")

@@ -1,0 +1,55 @@
+"""Which tokens end a reply: one rule for both formats.
+
+The checkpoint's own statements, and the end-of-turn tokens of the Llama and Phi families by name, because the
+statements are often incomplete: Phi-3's `config.json` names `<|endoftext|>`, while every turn ends with
+`<|end|>`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from localq.errors import CheckpointError
+from localq.text.tokenizer import Tokenizer
+
+END_TOKEN_NAMES = (
+    "<|eot_id|>",
+    "<|eom_id|>",
+    "<|end_of_text|>",
+    "<|end|>",
+    "<|im_end|>",
+    "<|endoftext|>",
+    "</s>",
+)
+"""What llama.cpp takes for the end of generation by name (`special_eog_ids` in src/llama-vocab.cpp), as far
+as vocabularies of the Llama and Phi families have it."""
+
+
+def end_tokens(config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
+    """Ids that end a reply.
+
+    `eos_token_id` of both configurations, the tokenizer's `eos_token`, and the named ones. A named one counts
+    only as an added token: `</s>` as an ordinary piece of text, in HTML, ends nothing. (llama.cpp would stop
+    there as well.) Raises CheckpointError for an `eos_token_id` that is neither an id nor a list of ids.
+    """
+    found = {
+        *_eos_token_ids("config.json", config),
+        *_eos_token_ids("generation_config.json", generation_config),
+        *(tokenizer.added_tokens[name] for name in END_TOKEN_NAMES if name in tokenizer.added_tokens),
+    }
+    eos_token = tokenizer.special_tokens.get("eos_token")
+    if eos_token is not None and (token_id := tokenizer.token_id(eos_token)) is not None:
+        found.add(token_id)
+    return frozenset(found)
+
+
+def _eos_token_ids(file_name: str, config: Mapping[str, Any]) -> list[int]:
+    value = config.get("eos_token_id")
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    if not all(type(token_id) is int and token_id >= 0 for token_id in ids):
+        raise CheckpointError(
+            f"eos_token_id in {file_name} is {value!r}; expected a token id or a list of them",
+            f"correct {file_name}",
+        )
+    return ids

@@ -1,0 +1,71 @@
+"""The small JSON files beside `tokenizer.json`: which special tokens a checkpoint names.
+
+Knows nothing of ids, vocabularies or templates.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from localq.errors import CheckpointError
+
+NAMED_SPECIAL_TOKENS = (
+    "bos_token",
+    "eos_token",
+    "unk_token",
+    "sep_token",
+    "pad_token",
+    "cls_token",
+    "mask_token",
+)
+"""The names under which transformers hands special tokens to a chat template."""
+
+# What a tokenizer class of transformers takes where the folder names no token (its `__init__` defaults).
+_CLASS_DEFAULTS: dict[str, dict[str, str]] = {
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "CodeGenTokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+}
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file, {} when there is no such file. Raises CheckpointError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} can't be read: {error}", "fetch the file again") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no JSON object", "fetch the file again")
+    return content
+
+
+def read_special_tokens(folder: Path) -> dict[str, str]:
+    """Special tokens by name (`bos_token`, `eos_token`, ...), as transformers 5 gives them to templates.
+
+    From `tokenizer_config.json`; `special_tokens_map.json` goes before it, unless `tokenizer_config.json` has
+    the newer `added_tokens_decoder` (`PreTrainedTokenizerBase._from_pretrained`). An entry is a string or an
+    object with `content`; null names no token.
+    """
+    config = read_json_object(folder / "tokenizer_config.json")
+    tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    entries: dict[str, Any] = {**_CLASS_DEFAULTS.get(tokenizer_class, {}), **config}
+    source = "tokenizer_config.json"
+    if "added_tokens_decoder" not in config:
+        entries |= read_json_object(folder / "special_tokens_map.json")
+        source = "tokenizer_config.json or special_tokens_map.json"
+    tokens = {}
+    for name in NAMED_SPECIAL_TOKENS:
+        entry = entries.get(name)
+        content = entry.get("content") if isinstance(entry, dict) else entry
+        if isinstance(content, str):
+            tokens[name] = content
+        elif entry is not None:
+            raise CheckpointError(
+                f"{folder}: {name} is {entry!r}, neither a string nor an object with content",
+                f"correct it in {source}",
+            )
+    return tokens

@@ -1,0 +1,259 @@
+"""Pulling checkpoints, with the real huggingface_hub against a hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from localq.checkpoint import hub
+from localq.errors import DownloadError
+from tests.hub_client import (
+    FILES,
+    NEEDED,
+    NEEDED_BYTES,
+    REPO,
+    SHARDS,
+    contents,
+    failure,
+    head,
+    in_fresh_process,
+)
+from tests.hub_client import cache_folder as cache_folder
+from tests.hub_client import server as server
+from tests.hub_server import HubServer
+
+
+def test_a_pull_brings_the_needed_files_byte_for_byte_into_the_shared_cache(
+    server: HubServer, cache_folder: Path
+) -> None:
+    repository = server.add(REPO, FILES)
+
+    snapshot = hub.pull(REPO)
+
+    commit = head(repository)
+    assert snapshot == hub.Snapshot(cache_folder / "models--org--tiny-llama" / "snapshots" / commit, REPO, commit)
+    assert contents(snapshot.folder) == NEEDED
+
+
+def test_files_that_localq_does_not_read_are_never_asked_for(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    hub.pull(REPO)
+    assert sorted(server.fetched()) == sorted(NEEDED)
+
+
+def test_other_tools_find_what_was_pulled(server: HubServer, cache_folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    server.add(REPO, FILES)
+    pulled = hub.pull(REPO)
+    assert snapshot_download(REPO, local_files_only=True) == str(pulled.folder)
+
+
+def test_what_another_tool_downloaded_is_found(server: HubServer, cache_folder: Path) -> None:
+    from huggingface_hub import snapshot_download
+
+    server.add(REPO, FILES)
+    folder = snapshot_download(REPO)
+    found = hub.find_snapshot(REPO)
+    assert found is not None
+    assert str(found.folder) == folder
+
+
+def test_one_weight_file_without_an_index_is_enough(server: HubServer, cache_folder: Path, tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("config.json", "tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_bytes(NEEDED[name])
+    (source / "model.safetensors").write_bytes(NEEDED[SHARDS[0]])
+    server.add(REPO, source)
+
+    assert contents(hub.pull(REPO).folder) == contents(source)
+    assert hub.find_snapshot(REPO) is not None
+
+
+def test_a_second_pull_fetches_nothing(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    first = hub.pull(REPO)
+    server.requests.clear()
+    assert hub.pull(REPO) == first
+    assert server.fetched() == []
+
+
+def test_a_new_commit_fetches_only_what_changed(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    repository = server.add(REPO, FILES)
+    first = hub.pull(REPO)
+    server.requests.clear()
+    commit = repository.commit(FILES | {"config.json": b'{"model_type": "phi3"}'})
+    # Weights that are here already don't count as room that is needed.
+    monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
+
+    second = hub.pull(REPO)
+
+    assert second.revision == commit != first.revision
+    assert server.fetched() == ["config.json"]
+    assert contents(second.folder) == NEEDED | {"config.json": b'{"model_type": "phi3"}'}
+
+
+def test_a_snapshot_is_found_again_without_any_request(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    pulled = hub.pull(REPO)
+    server.requests.clear()
+    assert hub.find_snapshot(REPO) == pulled
+    assert hub.find_snapshot(REPO, pulled.revision) == pulled
+    assert server.requests == []
+
+
+def test_what_was_never_pulled_is_not_found(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    assert hub.find_snapshot(REPO) is None
+    hub.pull(REPO)
+    assert hub.find_snapshot(REPO, "v2") is None
+    assert hub.find_snapshot("org/other") is None
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        ("config.json",),
+        ("tokenizer_config.json",),
+        ("tokenizer.json", "tokenizer.model"),
+        SHARDS[:1],
+        SHARDS[1:],
+    ],
+)
+def test_a_half_snapshot_is_not_found_and_a_pull_completes_it(
+    server: HubServer, cache_folder: Path, lost: tuple[str, ...]
+) -> None:
+    server.add(REPO, FILES)
+    pulled = hub.pull(REPO)
+    for name in lost:
+        (pulled.folder / name).resolve().unlink()
+
+    assert hub.find_snapshot(REPO) is None
+    assert hub.pull(REPO) == pulled
+    assert contents(pulled.folder) == NEEDED
+
+
+@pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {}}', '{"weight_map": {"first": 1}}'])
+def test_a_snapshot_with_an_unreadable_index_is_not_found(server: HubServer, cache_folder: Path, index: str) -> None:
+    server.add(REPO, FILES)
+    folder = hub.pull(REPO).folder
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert hub.find_snapshot(REPO) is None
+
+
+def test_a_truncated_file_in_the_cache_is_fetched_again(server: HubServer, cache_folder: Path) -> None:
+    repository = server.add(REPO, FILES)
+    pulled = hub.pull(REPO)
+    (pulled.folder / SHARDS[0]).resolve().write_bytes(NEEDED[SHARDS[0]][:-1])
+    repository.commit(FILES | {"config.json": b"{}"})
+    server.requests.clear()
+
+    # The truncated blob is shared by the two commits: neither may keep it.
+    assert contents(hub.pull(REPO).folder)[SHARDS[0]] == NEEDED[SHARDS[0]]
+    assert contents(pulled.folder) == NEEDED
+    assert sorted(server.fetched()) == ["config.json", SHARDS[0]]
+
+
+@pytest.mark.parametrize("by_hash", [False, True])
+def test_a_revision_can_be_given_as_tag_or_commit(server: HubServer, cache_folder: Path, by_hash: bool) -> None:
+    repository = server.add(REPO, FILES)
+    commit = repository.commit(FILES | {"config.json": b'{"old": true}'}, "v1.0")
+    revision = commit if by_hash else "v1.0"
+
+    snapshot = hub.pull(REPO, revision)
+
+    assert snapshot.revision == commit
+    assert (snapshot.folder / "config.json").read_bytes() == b'{"old": true}'
+    assert hub.find_snapshot(REPO, revision) == snapshot
+    assert hub.find_snapshot(REPO) is None
+
+
+def test_progress_rises_to_the_total(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    reports: list[tuple[int, int]] = []
+    hub.pull(REPO, progress=lambda done, total: reports.append((done, total)))
+    done = [report[0] for report in reports]
+    assert {report[1] for report in reports} == {NEEDED_BYTES}
+    assert done == sorted(done)
+    assert (done[0], done[-1]) == (0, NEEDED_BYTES)
+    assert len(set(done)) > 2 * len(NEEDED)  # also within the weight files
+
+
+def test_progress_of_a_second_pull_is_complete_too(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+    hub.pull(REPO)
+    reports: list[tuple[int, int]] = []
+    hub.pull(REPO, progress=lambda done, total: reports.append((done, total)))
+    assert reports[-1] == (NEEDED_BYTES, NEEDED_BYTES)
+
+
+def test_a_short_break_of_the_connection_is_bridged(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    server.add(REPO, FILES)
+    server.cut_after_bytes = 50_000
+    reports: list[int] = []
+    folder = hub.pull(REPO, progress=lambda done, total: reports.append(done)).folder
+    assert contents(folder) == NEEDED
+    assert server.fetched().count(SHARDS[0]) == 2
+    assert max(reports) == NEEDED_BYTES
+
+
+def test_a_broken_download_leaves_no_snapshot_and_the_next_pull_completes_it(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    server.add(REPO, FILES)
+    server.cut_after_bytes, server.stays_down_after_cut = 50_000, True
+
+    error = failure()
+
+    assert isinstance(error, DownloadError)
+    assert server.endpoint in error.message
+    assert "finished files are kept" in error.hint
+    assert hub.find_snapshot(REPO) is None
+    server.mend()
+    server.requests.clear()
+    assert contents(hub.pull(REPO).folder) == NEEDED
+    assert sorted(server.fetched()) == sorted(SHARDS)
+
+
+def test_a_broken_update_leaves_the_older_snapshot_in_force(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    repository = server.add(REPO, FILES)
+    first = hub.pull(REPO)
+    repository.commit(FILES | {SHARDS[0]: os.urandom(120_000)})
+    server.cut_after_bytes, server.stays_down_after_cut = 50_000, True
+    assert isinstance(failure(), DownloadError)
+    assert hub.find_snapshot(REPO) == first
+
+
+def test_ctrl_c_passes_through_and_leaves_no_snapshot(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, FILES)
+
+    def interrupt(done_bytes: int, total_bytes: int) -> None:
+        if done_bytes > total_bytes / 2:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        hub.pull(REPO, progress=interrupt)
+    assert hub.find_snapshot(REPO) is None
+
+
+def test_the_environment_decides_hub_and_cache_and_nothing_else_is_printed(server: HubServer, tmp_path: Path) -> None:
+    repository = server.add(REPO, FILES)
+    # The one break makes the client log a warning, were it not kept quiet.
+    server.cut_after_bytes = 50_000
+    done = in_fresh_process(server, tmp_path, f"print(hub.pull({REPO!r}).folder)", HF_TOKEN="")
+    folder = tmp_path / "hub" / "models--org--tiny-llama" / "snapshots" / head(repository)
+    assert (done.stdout, done.stderr) == (f"{folder}\n", "")
+    assert contents(folder) == NEEDED
