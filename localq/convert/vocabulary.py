@@ -7,8 +7,10 @@ rule that `tokenizer.json` states, so that a fine-tune with added tokens is reco
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -80,8 +82,10 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> No
         writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
         writer.add_token_list(vocabulary.pieces)
     writer.add_token_types(vocabulary.types)
-    special = SpecialVocab(folder, load_merges=not is_sentencepiece, n_vocab=vocabulary_size)
-    special.add_to_gguf(writer, quiet=True)
+    with _quiet(SpecialVocab.__module__):
+        special = SpecialVocab(folder, load_merges=not is_sentencepiece, n_vocab=vocabulary_size)
+        special.add_special_token = _framing(tokenizer)
+        special.add_to_gguf(writer, quiet=True)
     prefix_space = read_optional_json(folder / "tokenizer_config.json").get("add_prefix_space")
     if isinstance(prefix_space, bool):
         writer.add_add_space_prefix(prefix_space)
@@ -104,6 +108,31 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
         f"tokenizer.json splits text by a rule that localq does not know: {rule or 'none'}",
         "an MLX form needs no such rule: --to mlx-4bit",
     )
+
+
+def _framing(tokenizer: Mapping[str, Any]) -> dict[str, bool]:
+    """Whether a text gets a special token in front (`bos`) and behind (`eos`).
+
+    The post-processor decides, as in `tokenizers`; `add_bos_token` of tokenizer_config.json may say otherwise.
+    """
+    post_processor = tokenizer.get("post_processor") or {}
+    for step in post_processor.get("processors", [post_processor]):
+        if step.get("type") == "TemplateProcessing":
+            single = step.get("single") or [{}]
+            return {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1]}
+    return {"bos": False, "eos": False}
+
+
+@contextmanager
+def _quiet(logger_name: str) -> Iterator[None]:
+    """The gguf package logs its own reading of post-processors, which is not used here."""
+    logger = logging.getLogger(logger_name)
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _split_rule(pre_tokenizer: Mapping[str, Any]) -> str:

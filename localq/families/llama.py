@@ -119,27 +119,22 @@ def _llama3_frequency_factors(config: ModelConfig) -> NDArray[np.float32]:
 
     Llama 3.1's rule (transformers' `_compute_llama3_parameters`): wavelengths below
     original / high_freq_factor keep their frequency, those above original / low_freq_factor are divided by
-    `factor`, those between are blended. Single precision, as llama.cpp's converter computes it.
+    `factor`, those between are blended. Single precision, each quotient taken as a product with the
+    reciprocal, as torch does for llama.cpp's converter: so the bytes are the same.
     """
     import numpy as np
 
     parameters = config.rope.parameters
-    factor = parameters.get("factor", 8.0)
+    factor, original = parameters.get("factor", 8.0), parameters.get("original_max_position_embeddings", 8192)
     low, high = parameters.get("low_freq_factor", 1.0), parameters.get("high_freq_factor", 4.0)
-    original = parameters.get("original_max_position_embeddings", 8192)
+    one = np.float32(1)
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
-    frequencies = np.float32(1.0) / np.power(np.float32(config.rope.theta), exponents, dtype=np.float32)
-    factors = []
-    for frequency in frequencies:
-        wavelength = np.float32(2 * math.pi) / frequency
-        if wavelength < original / high:
-            factors.append(np.float32(1.0))
-        elif wavelength > original / low:
-            factors.append(np.float32(factor))
-        else:
-            smooth = (np.float32(original) / wavelength - np.float32(low)) / np.float32(high - low)
-            factors.append(np.float32(1) / ((np.float32(1) - smooth) / np.float32(factor) + smooth))
-    return np.array(factors, dtype=np.float32)
+    frequencies = one / np.power(np.float32(config.rope.theta), exponents)
+    wavelengths = (one / frequencies) * np.float32(2 * math.pi)
+    smooth = ((one / wavelengths) * np.float32(original) - np.float32(low)) / np.float32(high - low)
+    blended = one / ((one - smooth) / np.float32(factor) + smooth)
+    divided = np.where(wavelengths > original / low, np.float32(factor), blended)
+    return np.where(wavelengths < original / high, one, divided).astype(np.float32)
 
 
 FAMILY = Llama()

@@ -12,7 +12,8 @@ from localq.errors import EngineError, ModelNotFoundError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, gguf_chat_template, load_gguf_tokenizer
 from localq.text.text_stream import TextStream
 from localq.text.tokenizer import Tokenizer, load_tokenizer
-from tests.text.conftest import SENTENCES, TEXTS, write_gguf
+from tests.text.conftest import TEXTS, write_gguf
+from tests.tiny_tokenizers import SENTENCES
 
 TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.content }}é\n{% endfor %}" + "{# long #}" * 100
 

@@ -1,0 +1,158 @@
+"""GGUF conversion against llama.cpp's own converter (digests) and its own quantizer (run here)."""
+
+from __future__ import annotations
+
+import ctypes
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localq.convert.conversion import convert, plan_conversion
+from localq.recipes import RECIPES, GgufRecipe
+from tests.convert.make_converter_digests import DTYPES, FILE, describe
+from tests.tiny_checkpoints import CONFIGS, write_checkpoint, write_weights
+
+DIGESTS: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
+SOURCE_RECIPES = {"BF16": "gguf-bf16", "F16": "gguf-f16", "F32": "gguf-f32"}
+GGUF_RECIPES = [recipe for recipe in RECIPES.values() if isinstance(recipe, GgufRecipe)]
+
+
+def make(folder: Path, recipe: str, models: Path) -> Path:
+    return convert(str(folder), [recipe], models_dir=models)[0].artifact.path
+
+
+def quantize(source: Path, target: Path, file_type_number: int) -> None:
+    """What `llama-quantize` does."""
+    from llama_cpp import llama_cpp
+
+    from localq.llama_log import captured_llama_log
+
+    parameters = llama_cpp.llama_model_quantize_default_params()
+    parameters.ftype = file_type_number
+    with captured_llama_log():
+        status = llama_cpp.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(parameters))
+    assert status == 0
+
+
+def tensor_data(file: Path) -> dict[str, tuple[str, bytes]]:
+    from gguf import GGUFReader
+
+    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in GGUFReader(file).tensors}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_unquantized_file_equals_what_llama_cpps_converter_writes(name: str, tmp_path: Path) -> None:
+    dtype = DTYPES.get(name, "BF16")
+    folder = write_checkpoint(tmp_path / name, name, dtype=dtype)
+    made = describe(make(folder, SOURCE_RECIPES[dtype], tmp_path / "models"))
+    assert made["tensors"] == DIGESTS[name]["tensors"]
+    hyperparameters = {key: value for key, value in made["metadata"].items() if not key.startswith("tokenizer.")}
+    assert hyperparameters == DIGESTS[name]["metadata"]
+
+
+@pytest.mark.parametrize("name", ["toy-llama", "toy-phi"])
+def test_metadata_of_the_toys_equals_what_llama_cpps_converter_writes(name: str, tmp_path: Path) -> None:
+    made = describe(make(Path(name), "gguf-bf16", tmp_path))
+    assert made["tensors"] == DIGESTS[name]["tensors"]
+    assert made["metadata"] == DIGESTS[name]["metadata"]
+
+
+@pytest.mark.parametrize("recipe", GGUF_RECIPES, ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("name", ["llama-3.2", "phi-3.5"])
+def test_every_file_type_equals_what_llama_quantize_makes(name: str, recipe: GgufRecipe, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / name, name)
+    source = make(folder, "gguf-bf16", tmp_path / "models")
+    quantize(source, tmp_path / "expected.gguf", recipe.file_type_number)
+    made = make(folder, recipe.name, tmp_path / "models")
+    assert tensor_data(made) == tensor_data(tmp_path / "expected.gguf")
+    assert list(tensor_data(made)) == list(tensor_data(tmp_path / "expected.gguf"))
+
+
+def test_rows_that_fit_no_block_fall_back_as_in_llama_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # 320 and 544 are multiples of 32 and not of 256, so K-quants don't fit.
+    monkeypatch.setitem(CONFIGS, "odd", {**CONFIGS["llama-3"], "hidden_size": 320, "intermediate_size": 544})
+    folder = write_checkpoint(tmp_path / "odd", "odd")
+    source = make(folder, "gguf-bf16", tmp_path / "models")
+    quantize(source, tmp_path / "expected.gguf", 15)
+    made = tensor_data(make(folder, "gguf-q4_k_m", tmp_path / "models"))
+    assert made == tensor_data(tmp_path / "expected.gguf")
+    assert {kind for kind, _ in made.values()} == {"F32", "Q5_0", "Q8_0"}
+
+
+def test_shards_and_single_file_give_the_same_bytes(tmp_path: Path) -> None:
+    single = write_checkpoint(tmp_path / "a" / "model", "llama-3.2")
+    sharded = write_checkpoint(tmp_path / "b" / "model", "llama-3.2", shards=3)
+    without_index = write_checkpoint(tmp_path / "c" / "model", "llama-3.2", shards=3)
+    (without_index / "model.safetensors.index.json").unlink()
+    files = [make(folder, "gguf-q4_k_m", folder.parent / "models").read_bytes() for folder in (single, sharded, without_index)]
+    assert files[0] == files[1] == files[2]
+
+
+def test_checkpoint_of_mixed_dtypes_converts_each_tensor_from_its_own(tmp_path: Path) -> None:
+    from tests.tiny_checkpoints import random_tensors, write_safetensors
+
+    whole = write_checkpoint(tmp_path / "whole" / "model", "llama-3")
+    mixed = write_checkpoint(tmp_path / "mixed" / "model", "llama-3")
+    (mixed / "model.safetensors").unlink()
+    tensors = random_tensors(CONFIGS["llama-3"])
+    for number, dtype in enumerate(("F32", "F16", "BF16"), 1):
+        part = {name: value for index, (name, value) in enumerate(tensors.items()) if index % 3 == number - 1}
+        write_safetensors(mixed / f"model-{number:05d}-of-00003.safetensors", part, dtype)
+    made = [make(folder, "gguf-q4_k_m", folder.parent / "models").read_bytes() for folder in (whole, mixed)]
+    assert made[0] == made[1]  # the values are such that every dtype holds them exactly
+
+
+def test_planned_size_is_the_size_that_is_written(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "phi-4-mini")
+    for recipe in ("gguf-q4_k_m", "gguf-q8_0", "mlx-4bit", "mlx-f32"):
+        (planned,) = plan_conversion(str(folder), [recipe])
+        (made,) = convert(str(folder), [recipe], models_dir=tmp_path / "models")
+        manifest = made.artifact.manifest
+        assert planned.weight_bytes == manifest.weight_bytes
+        header = manifest.bytes - manifest.weight_bytes
+        assert 0 < header < 200_000
+        assert planned.bits_per_weight == manifest.bits_per_weight
+
+
+def test_tokenizer_without_its_sentencepiece_model_still_splits_alike(tmp_path: Path) -> None:
+    """Fine-tunes are often saved with tokenizer.json alone; llama.cpp must split text as `tokenizers` does."""
+    from localq.text.gguf_tokenizer import load_gguf_tokenizer
+    from localq.text.tokenizer import load_tokenizer
+
+    folder = write_checkpoint(tmp_path / "model", "llama-2")
+    assert not (folder / "tokenizer.model").exists()
+    own = load_tokenizer(folder)
+    theirs = load_gguf_tokenizer(make(folder, "gguf-q8_0", tmp_path / "models"))
+    for text in ("the quick brown fox jumps", "  two  spaces", "Zwölf Boxkämpfer 日本", "<|user|> hi <|end|>"):
+        assert theirs.encode(text, add_special_tokens=False) == own.encode(text, add_special_tokens=False)
+
+
+def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
+    from localq.convert.pieces import PIECE_ELEMENTS, row_ranges
+
+    for rows, columns, multiple in ((128256, 2048, 1), (4096, 4096, 128), (7, 3, 7), (1, 10_000_000, 1)):
+        ranges = list(row_ranges(rows, columns, multiple))
+        assert [start for start, _ in ranges] == [0, *[stop for _, stop in ranges[:-1]]]
+        assert ranges[-1][1] == rows
+        assert all((stop - start) * columns <= max(PIECE_ELEMENTS, columns * multiple) for start, stop in ranges)
+        assert all(start % multiple == 0 for start, _ in ranges)
+
+
+def test_weights_that_are_changed_are_converted_anew(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    first = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
+    again = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
+    assert again.reused and again.artifact == first.artifact
+    write_weights(folder, {k: np.zeros_like(v) for k, v in _tensors("llama-3").items()}, "BF16", 1)
+    changed = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
+    assert not changed.reused
+    assert changed.artifact.manifest.revision != first.artifact.manifest.revision
+
+
+def _tensors(name: str) -> dict[str, np.ndarray]:
+    from tests.tiny_checkpoints import random_tensors
+
+    return random_tensors(CONFIGS[name])

@@ -1,0 +1,84 @@
+"""What is particular to the MLX engine: its LongRoPE choice, its number type, its errors."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+import pytest
+from mlx.utils import tree_flatten
+from mlx_lm.models import llama
+
+from localq.engines.mlx import _longrope_for, open_engine
+from localq.errors import EngineError
+from localq.options import GenerationOptions, LoadOptions
+
+LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 9.0]}
+CONFIG: dict[str, Any] = {"original_max_position_embeddings": 4096, "rope_scaling": LONGROPE}
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 64,
+    "num_hidden_layers": 1,
+    "intermediate_size": 64,
+    "num_attention_heads": 2,
+    "rms_norm_eps": 1e-5,
+    "vocab_size": 128,
+}
+
+
+def save_llama(folder: Path, dtype: mx.Dtype, **quantization: int) -> None:
+    model = llama.Model(llama.ModelArgs.from_dict(LLAMA))
+    model.set_dtype(dtype)
+    if quantization:
+        nn.quantize(model, **quantization)
+    mx.save_safetensors(str(folder / "model.safetensors"), dict(tree_flatten(model.parameters())))
+    config = LLAMA | ({"quantization": quantization} if quantization else {})
+    (folder / "config.json").write_text(json.dumps(config))
+
+
+def test_a_context_within_the_original_one_takes_the_short_factors() -> None:
+    changed = _longrope_for(CONFIG, 4096)["rope_scaling"]
+    assert changed["long_factor"] == [1.0, 1.5]
+    assert LONGROPE["long_factor"] == [2.0, 9.0]
+
+
+def test_a_longer_context_leaves_the_config_as_it_is() -> None:
+    assert _longrope_for(CONFIG, 4097) == {}
+
+
+def test_a_scale_named_for_each_regime_goes_with_its_factors() -> None:
+    scaling = LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3}
+    assert _longrope_for(CONFIG | {"rope_scaling": scaling}, 100)["rope_scaling"]["long_mscale"] == 1.1
+
+
+@pytest.mark.parametrize("scaling", [None, {"type": "llama3", "factor": 8.0}])
+def test_other_rotary_embeddings_are_left_alone(scaling: dict[str, Any] | None) -> None:
+    assert _longrope_for({"rope_scaling": scaling}, 100) == {}
+
+
+@pytest.mark.skipif(mx.metal.is_available(), reason="on the GPU a model keeps its dtype")
+@pytest.mark.parametrize("quantization", [{}, {"group_size": 32, "bits": 4}])
+def test_the_cpu_computes_in_float32(tmp_path: Path, quantization: dict[str, int]) -> None:
+    save_llama(tmp_path, mx.bfloat16, **quantization)
+    engine = open_engine(tmp_path, LoadOptions(), 32)
+    dtypes = {array.dtype for _, array in tree_flatten(engine._model.parameters())}
+    assert dtypes <= {mx.float32, mx.uint32}
+    engine.prefill([1, 2, 3])
+    assert len(list(engine.generate(GenerationOptions(max_tokens=4)))) == 4
+
+
+def test_a_folder_without_weights_is_named_in_the_error(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA))
+    with pytest.raises(EngineError, match=f"{tmp_path}.*No safetensors"):
+        open_engine(tmp_path, LoadOptions(), 32)
+
+
+def test_an_unknown_architecture_is_named_in_the_error(tmp_path: Path) -> None:
+    save_llama(tmp_path, mx.float32)
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"model_type": "nonesuch"}))
+    with pytest.raises(EngineError, match="nonesuch"):
+        open_engine(tmp_path, LoadOptions(), 32)

@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from localq.errors import LocalqError
+from localq.measure.forms import Form, find_forms, form_of
+from localq.store.layout import MANIFEST_NAME
+from localq.store.manifest import read_artifact
+
+
+def test_a_model_without_a_recipe_stands_for_both_default_forms(forms: list[Form]) -> None:
+    assert [form.recipe for form in forms] == ["mlx-4bit", "gguf-q4_k_m"]
+    assert {form.model for form in forms} == {"local/tiny"}
+
+
+def test_a_form_has_the_size_and_bits_of_its_manifest(forms: list[Form]) -> None:
+    for form in forms:
+        artifact = read_artifact(form.path)
+        assert artifact is not None
+        assert form == form_of(artifact)
+        assert form.artifact_bytes == sum(
+            file.stat().st_size for file in form.path.iterdir() if file.name != MANIFEST_NAME
+        )
+        assert form.bits_per_weight == artifact.manifest.bits_per_weight
+
+
+def test_a_named_recipe_stands_for_that_form_and_is_measured_once(
+    forms: list[Form], checkpoint_folder: Path, models_dir: Path
+) -> None:
+    reference = f"{checkpoint_folder}:gguf-q4_k_m"
+    assert find_forms([reference, str(forms[1].path), reference], models_dir) == [forms[1]]
+
+
+def test_foreign_files_are_forms_of_unknown_bits(forms: list[Form], tmp_path: Path) -> None:
+    mlx, gguf = forms
+    folder = shutil.copytree(mlx.path, tmp_path / "foreign-mlx")
+    (folder / MANIFEST_NAME).unlink()
+    file = shutil.copy(next(gguf.path.glob("*.gguf")), tmp_path / "foreign.gguf")
+    found = find_forms([str(folder), str(file)])
+    assert [form.name for form in found] == ["foreign-mlx:mlx", "foreign:gguf"]
+    assert [form.bits_per_weight for form in found] == [None, None]
+    assert [form.artifact_bytes for form in found] == [mlx.artifact_bytes, file.stat().st_size]
+
+
+def test_a_reference_to_nothing_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(LocalqError, match="no folder or file"):
+        find_forms([str(tmp_path / "nothing")])

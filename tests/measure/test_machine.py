@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.metadata import version
+
+import psutil
+
+import localq
+from localq.measure.machine import describe_machine, peak_memory_bytes
+
+_BALLAST_BYTES = 256 << 20
+_FREED_BALLAST = f"""
+from localq.measure.machine import peak_memory_bytes
+before = peak_memory_bytes()
+ballast = b"x" * {_BALLAST_BYTES}
+del ballast
+print(before, peak_memory_bytes())
+"""
+
+
+def _before_and_after_ballast() -> tuple[int, int]:
+    done = subprocess.run([sys.executable, "-c", _FREED_BALLAST], capture_output=True, text=True, check=True)
+    before, after = map(int, done.stdout.split())
+    return before, after
+
+
+def test_the_peak_counts_memory_that_was_given_back() -> None:
+    before, after = _before_and_after_ballast()
+    # The kernel counts resident pages in batches, so that a few MB may be missing.
+    assert 0.95 < (after - before) / _BALLAST_BYTES < 1.05
+
+
+def test_the_peak_does_not_count_the_parents_memory() -> None:
+    ballast = b"x" * _BALLAST_BYTES
+    before, _ = _before_and_after_ballast()
+    assert before < len(ballast)
+
+
+def test_the_peak_is_never_below_what_is_resident_now() -> None:
+    resident = psutil.Process().memory_info().rss
+    assert peak_memory_bytes() >= resident * 0.99  # Linux counts what is resident in per-thread pieces
+
+
+def test_a_machine_says_its_cores_memory_and_versions() -> None:
+    machine = describe_machine()
+    assert machine.cpu
+    assert 1 <= machine.physical_cores <= machine.logical_cores
+    assert machine.memory_bytes == psutil.virtual_memory().total
+    assert 0 <= machine.busy_cores <= machine.logical_cores
+    assert machine.busy == (machine.busy_cores > machine.physical_cores / 2)
+    assert machine.versions["localq"] == localq.__version__
+    assert machine.versions["llama-cpp-python"] == version("llama-cpp-python")
