@@ -6,7 +6,7 @@ The same for every engine. Knows no files, no chat template and no model referen
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -91,10 +91,10 @@ def stream(
     prompt: Sequence[int],
     options: GenerationOptions,
     on_progress: PrefillProgress | None = None,
-) -> Iterator[Chunk]:
+) -> Generator[Chunk, None, None]:
     """Generate a reply piece by piece; nothing is computed before the first piece is asked for.
 
-    Closing the iterator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
+    Closing the generator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
     prompt that fills the context, EngineError for an empty one and for failures of the engine, and whatever
     `on_progress` raises.
     """

@@ -12,9 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localq.engines.availability import require_backend
 from localq.engines.base import PrefillProgress, check_ids, check_prompt, chunks, shared_prefix_tokens
 from localq.engines.mlx_sampling import Sampler
-from localq.errors import BackendUnavailableError, EngineError, PromptTooLongError
+from localq.errors import EngineError, PromptTooLongError
 from localq.options import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def open_engine(folder: Path, options: LoadOptions, default_context_length: int)
 
     Raises BackendUnavailableError without mlx and mlx_lm, EngineError when mlx_lm can't load the folder.
     """
-    _require_mlx()
+    require_backend("mlx")
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
@@ -106,8 +107,8 @@ class MlxEngine:
                     if left > 0:
                         logits = self._forward(token)[-1]
                         following = sampler.draw(logits)
-                        mx.async_eval(following, logits)
-                    token_id = int(token.item())
+                        mx.async_eval(following, logits)  # type: ignore[no-untyped-call, unused-ignore]
+                    token_id = int(token.item())  # type: ignore[arg-type]
                 if left > 0:
                     self._tokens.append(token_id)
                     self._newest_logits, token = logits, following
@@ -184,7 +185,7 @@ class MlxEngine:
         import mlx.core as mx
 
         with self._errors_translated():
-            yield self._forward(mx.array(tokens, dtype=mx.int32))
+            yield self._forward(mx.array(list(tokens), dtype=mx.int32))
         self._tokens.extend(tokens)
 
     @contextmanager
@@ -204,18 +205,6 @@ class MlxEngine:
         if self._newest_logits is None:
             raise EngineError("there are no logits: no prompt was computed to its end")
         return self._newest_logits
-
-
-def _require_mlx() -> None:
-    try:
-        import mlx_lm.utils  # noqa: F401
-    except ImportError as error:
-        if error.name not in ("mlx", "mlx_lm"):
-            raise
-        raise BackendUnavailableError(
-            "MLX is not available on this platform, so an MLX form can't be run",
-            "use a gguf form, such as gguf-q4_k_m; MLX exists for Apple silicon and Linux",
-        ) from error
 
 
 def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:
@@ -247,7 +236,7 @@ def _wired_memory() -> Iterator[None]:
     if most_bytes is None:
         yield
         return
-    before = mx.set_wired_limit(most_bytes)
+    before = mx.set_wired_limit(int(most_bytes))
     try:
         yield
     finally:

@@ -27,7 +27,7 @@ class Sampler:
 
         self._options = options
         self._penalizes = options.repeat_penalty != 1
-        self._recent = mx.array(context[-REPEAT_PENALTY_WINDOW_TOKENS:], dtype=mx.int32)
+        self._recent = mx.array(list(context[-REPEAT_PENALTY_WINDOW_TOKENS:]), dtype=mx.int32)
         self._key = mx.random.key(secrets.randbits(_SEED_BITS) if options.seed is None else options.seed)
 
     def draw(self, logits: mx.array) -> mx.array:

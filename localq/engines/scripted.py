@@ -77,7 +77,8 @@ class ScriptedEngine:
 
     def logits(self) -> NDArray[np.float32]:
         """See `Engine.logits`."""
-        return self._rows(self._require_reply()[:1])[0]
+        row: NDArray[np.float32] = self._rows(self._require_reply()[:1])[0]
+        return row
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See `Engine.all_logits`: each row foretells the next of `tokens`, and the last one foretells nothing."""

@@ -1,0 +1,42 @@
+# Two commands need nothing but Python 3.11 or newer, make and a C/C++ compiler: `make demo`, `make test`.
+
+PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+VENV := .venv
+BIN := $(VENV)/bin
+
+# llama.cpp's AMX kernels crash when GCC builds them (llama.cpp pull request 26954): leave them out.
+NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
+ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)
+AMX_FLAGS := $(shell echo | $(CC) $(NO_AMX) -E - >/dev/null 2>&1 && echo $(NO_AMX))
+endif
+
+.PHONY: demo test check format lint types clean
+
+demo: $(VENV)/ready ## convert two toy models to MLX and GGUF, ask both, compare
+	$(BIN)/localq demo
+
+test: $(VENV)/ready ## run the tests
+	$(BIN)/python -m pytest
+
+check: format lint types test ## what CI runs
+
+format: $(VENV)/ready
+	$(BIN)/ruff format --check .
+
+lint: $(VENV)/ready
+	$(BIN)/ruff check .
+
+types: $(VENV)/ready
+	$(BIN)/mypy
+
+$(VENV)/ready: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "localq needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	CFLAGS="$(CFLAGS) $(AMX_FLAGS)" CXXFLAGS="$(CXXFLAGS) $(AMX_FLAGS)" $(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
+	@touch $@
+
+clean:
+	rm -rf $(VENV)

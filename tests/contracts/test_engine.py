@@ -1,0 +1,299 @@
+"""What every engine promises: one suite for all of them; then what the two that compute agree on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from localq.engines.base import PREFILL_CHUNK_TOKENS, Engine
+from localq.errors import EngineError, PromptTooLongError
+from localq.options import GenerationOptions
+
+EngineMaker = Callable[[int], Engine]
+
+PROMPT = [5, 17, 203, 91, 64, 8, 311, 42, 42, 150]
+GREEDY = GenerationOptions(max_tokens=12)
+SAMPLED = GenerationOptions(max_tokens=24, temperature=1.2, seed=7)
+
+
+def generated(engine: Engine, options: GenerationOptions, prompt: list[int] = PROMPT) -> list[int]:
+    engine.prefill(prompt)
+    return list(engine.generate(options))
+
+
+def long_prompt(length: int) -> list[int]:
+    return [(7 * position) % 319 for position in range(length)]
+
+
+def test_the_first_prefill_takes_nothing_from_the_cache(make_engine: EngineMaker) -> None:
+    assert make_engine(64).prefill(PROMPT) == 0
+
+
+def test_a_longer_prompt_takes_the_earlier_one_from_the_cache(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    assert engine.prefill([*PROMPT, 3, 4]) == len(PROMPT)
+
+
+def test_the_same_prompt_again_computes_its_last_token_alone(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    assert engine.prefill(PROMPT) == len(PROMPT) - 1
+
+
+def test_the_cache_is_used_up_to_the_first_difference(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    assert engine.prefill([*PROMPT[:4], 1, *PROMPT[5:]]) == 4
+
+
+def test_a_reply_in_the_next_prompt_comes_from_the_cache(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    reply = generated(engine, GREEDY)
+    # The newest token need not have been computed: nobody asked for what comes after it.
+    assert engine.prefill([*PROMPT, *reply, 9]) >= len(PROMPT) + len(reply) - 1
+
+
+def test_a_prefill_from_the_cache_gives_the_same_ids_as_one_from_scratch(make_engine: EngineMaker) -> None:
+    prompt = [*PROMPT, 77, 78]
+    expected = generated(make_engine(64), GREEDY, prompt)
+    engine = make_engine(64)
+    generated(engine, GREEDY, [*PROMPT, 99, 98, 97])
+    assert engine.prefill(prompt) == len(PROMPT)
+    assert list(engine.generate(GREEDY)) == expected
+
+
+def test_progress_counts_up_to_the_whole_prompt(make_engine: EngineMaker) -> None:
+    prompt = long_prompt(PREFILL_CHUNK_TOKENS + 88)
+    seen: list[tuple[int, int]] = []
+    make_engine(1024).prefill(prompt, lambda done, total: seen.append((done, total)))
+    assert seen[0] == (PREFILL_CHUNK_TOKENS, len(prompt))
+    assert seen[-1] == (len(prompt), len(prompt))
+    assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_engine_is_usable_after_a_cancelled_prefill(make_engine: EngineMaker, error: type[BaseException]) -> None:
+    prompt = long_prompt(2 * PREFILL_CHUNK_TOKENS - 100)
+    expected = generated(make_engine(1024), GREEDY, prompt)
+    engine = make_engine(1024)
+
+    def cancel(_done: int, _total: int) -> None:
+        raise error("cancelled by the test")
+
+    with pytest.raises(error, match="cancelled by the test"):
+        engine.prefill(prompt, cancel)
+    assert engine.prefill(prompt) == PREFILL_CHUNK_TOKENS
+    assert list(engine.generate(GREEDY)) == expected
+
+
+def test_a_prompt_that_leaves_no_room_is_refused_with_both_numbers(make_engine: EngineMaker) -> None:
+    engine = make_engine(len(PROMPT))
+    with pytest.raises(PromptTooLongError) as caught:
+        engine.prefill(PROMPT)
+    assert (caught.value.prompt_tokens, caught.value.context_length) == (len(PROMPT), len(PROMPT))
+
+
+def test_an_empty_prompt_is_refused(make_engine: EngineMaker) -> None:
+    with pytest.raises(EngineError, match="no tokens"):
+        make_engine(64).prefill([])
+
+
+@pytest.mark.parametrize("token", [-1, 320])
+def test_an_id_outside_the_vocabulary_is_refused_by_its_number(make_engine: EngineMaker, token: int) -> None:
+    with pytest.raises(EngineError, match=f"token id {token} .* vocabulary of 320"):
+        make_engine(64).prefill([1, token])
+
+
+@pytest.mark.parametrize("count", [1, 2, 12])
+def test_exactly_max_tokens_are_generated(make_engine: EngineMaker, count: int) -> None:
+    assert len(generated(make_engine(64), replace(GREEDY, max_tokens=count))) == count
+
+
+@pytest.mark.parametrize("room", [1, 5])
+def test_a_reply_ends_when_the_context_is_full(make_engine: EngineMaker, room: int) -> None:
+    assert len(generated(make_engine(len(PROMPT) + room), GREEDY)) == room
+
+
+def test_an_engine_is_usable_after_a_reply_was_closed_early(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    reply = engine.generate(GREEDY)
+    first = [next(reply), next(reply)]
+    reply.close()
+    assert generated(engine, GREEDY)[:2] == first
+
+
+def test_nothing_is_generated_without_a_prefill(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    with pytest.raises(EngineError, match="no prompt"):
+        next(engine.generate(GREEDY))
+    with pytest.raises(EngineError, match="no prompt"):
+        engine.logits()
+
+
+def test_logits_come_as_a_row_of_float32_that_the_caller_may_keep(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    logits = engine.logits()
+    before = logits.copy()
+    assert logits.shape == (engine.vocabulary_size,)
+    assert logits.dtype == np.float32
+    engine.prefill([1, 2, 3])
+    list(engine.generate(GREEDY))
+    assert np.array_equal(logits, before)
+
+
+def test_greedy_takes_the_token_with_the_largest_logit(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    likeliest = int(np.argmax(engine.logits()))
+    assert next(engine.generate(GREEDY)) == likeliest
+
+
+def test_all_logits_may_fill_the_context_and_no_more(make_engine: EngineMaker) -> None:
+    engine = make_engine(len(PROMPT))
+    assert engine.all_logits(PROMPT).shape == (len(PROMPT), engine.vocabulary_size)
+    with pytest.raises(PromptTooLongError):
+        engine.all_logits([*PROMPT, 1])
+
+
+def test_closing_twice_is_harmless_and_a_closed_engine_says_so(make_engine: EngineMaker) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    engine.close()
+    engine.close()
+    uses: list[Callable[[], Any]] = [
+        lambda: engine.prefill(PROMPT),
+        lambda: next(engine.generate(GREEDY)),
+        engine.logits,
+        lambda: engine.all_logits(PROMPT),
+    ]
+    for use in uses:
+        with pytest.raises(EngineError, match="closed"):
+            use()
+
+
+def test_an_engine_writes_nothing_to_the_terminal(make_engine: EngineMaker, capfd: pytest.CaptureFixture[str]) -> None:
+    engine = make_engine(64)
+    generated(engine, GREEDY)
+    engine.all_logits(PROMPT)
+    engine.close()
+    assert capfd.readouterr() == ("", "")
+
+
+# What the engines that compute promise beyond that.
+
+
+def test_all_logits_are_those_of_every_prefix(computing_engine: Engine) -> None:
+    rows = computing_engine.all_logits(PROMPT)
+    for length in (1, 4, len(PROMPT)):
+        computing_engine.prefill(PROMPT[:length])
+        np.testing.assert_allclose(rows[length - 1], computing_engine.logits(), atol=2e-4)
+
+
+def test_all_logits_do_not_depend_on_chunks(tiny_llama: Any) -> None:
+    tokens = long_prompt(PREFILL_CHUNK_TOKENS + 40)
+    for name in ("llamacpp", "mlx"):
+        engine = tiny_llama.open(name, 1024)
+        last = engine.all_logits(tokens)[-1]
+        engine.prefill(tokens)
+        np.testing.assert_allclose(last, engine.logits(), atol=2e-4)
+        engine.close()
+
+
+def test_a_seed_repeats_a_reply_and_another_seed_gives_another(computing_engine: Engine) -> None:
+    first = generated(computing_engine, SAMPLED)
+    assert generated(computing_engine, SAMPLED) == first
+    assert generated(computing_engine, replace(SAMPLED, seed=8)) != first
+
+
+def test_without_a_seed_every_reply_is_drawn_anew(computing_engine: Engine) -> None:
+    replies = [tuple(generated(computing_engine, replace(SAMPLED, seed=None))) for _ in range(3)]
+    assert len(set(replies)) == 3
+
+
+def test_top_k_of_one_is_greedy(computing_engine: Engine) -> None:
+    expected = generated(computing_engine, replace(GREEDY, max_tokens=24))
+    assert generated(computing_engine, replace(SAMPLED, top_k=1)) == expected
+
+
+def test_only_tokens_that_the_filters_leave_are_drawn(computing_engine: Engine) -> None:
+    computing_engine.prefill(PROMPT)
+    likeliest = set(np.argsort(computing_engine.logits())[-4:].tolist())
+    drawn = {
+        generated(computing_engine, GenerationOptions(max_tokens=1, temperature=5.0, top_k=4, seed=seed))[0]
+        for seed in range(60)
+    }
+    assert drawn == likeliest
+
+
+def test_both_engines_generate_the_same_ids_from_the_same_weights(both_engines: tuple[Engine, Engine]) -> None:
+    long = replace(GREEDY, max_tokens=200)
+    first, second = (generated(engine, long) for engine in both_engines)
+    assert first == second
+    assert len(set(first)) > 20
+
+
+@pytest.mark.parametrize("penalty", [1.3, 0.8])
+def test_the_repeat_penalty_changes_both_engines_replies_alike(
+    both_engines: tuple[Engine, Engine], penalty: float
+) -> None:
+    options = GenerationOptions(max_tokens=150, repeat_penalty=penalty)
+    prompt = long_prompt(90)
+    first, second = (generated(engine, options, prompt) for engine in both_engines)
+    assert first == second
+    assert first != generated(both_engines[0], replace(options, repeat_penalty=1.0), prompt)
+
+
+def test_the_repeat_penalty_looks_back_64_tokens(computing_engine: Engine) -> None:
+    prompt = long_prompt(90)
+    computing_engine.prefill(prompt)
+    logits = computing_engine.logits()
+    recent = prompt[-64:]
+    # So strong that every token which is looked at falls below every other one.
+    computing_engine.prefill(prompt)
+    token = next(computing_engine.generate(GenerationOptions(max_tokens=1, repeat_penalty=1e6)))
+    outside = [token for token in range(computing_engine.vocabulary_size) if token not in recent]
+    assert token == max(outside, key=lambda token: logits[token])
+    assert set(prompt[:-64]) - set(recent)
+
+
+def test_both_engines_give_the_same_probabilities(both_engines: tuple[Engine, Engine]) -> None:
+    first, second = (engine.all_logits(long_prompt(300)) for engine in both_engines)
+    assert kl_divergence(first, second).max() < 1e-9
+
+
+@pytest.mark.parametrize("context_length", [256, 512])
+def test_both_engines_choose_the_same_longrope_factors(tiny_longrope: Any, context_length: int) -> None:
+    rows = []
+    for name in ("llamacpp", "mlx"):
+        engine = tiny_longrope.open(name, context_length)
+        rows.append(engine.all_logits(long_prompt(200)))
+        engine.close()
+    assert kl_divergence(*rows).max() < 1e-9
+
+
+@pytest.mark.parametrize("name", ["llamacpp", "mlx"])
+def test_longrope_factors_depend_on_the_context_length(tiny_longrope: Any, name: str) -> None:
+    rows = []
+    for context_length in (256, 512):
+        engine = tiny_longrope.open(name, context_length)
+        rows.append(engine.all_logits(long_prompt(200)))
+        engine.close()
+    assert kl_divergence(*rows).mean() > 1e-3
+
+
+def kl_divergence(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Of each row's distribution; computed in float64."""
+    log_p, log_q = (log_softmax(rows.astype(np.float64)) for rows in (first, second))
+    return (np.exp(log_p) * (log_p - log_q)).sum(axis=-1)
+
+
+def log_softmax(rows: np.ndarray) -> np.ndarray:
+    rows = rows - rows.max(axis=-1, keepdims=True)
+    return rows - np.log(np.exp(rows).sum(axis=-1, keepdims=True))
