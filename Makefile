@@ -1,6 +1,7 @@
 # Two commands need nothing but Python 3.11 or newer, make and a C/C++ compiler: `make demo`, `make test`.
 
-PYTHON ?= $(shell command -v python3.13 || command -v python3.12 || command -v python3.11 || command -v python3)
+NEW_ENOUGH := -c 'import sys; sys.exit(sys.version_info < (3, 11))'
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do $$p $(NEW_ENOUGH) 2>/dev/null && echo $$p && break; done)
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -30,8 +31,8 @@ types: $(VENV)/ready
 	$(BIN)/mypy
 
 $(VENV)/ready: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
-		|| { echo "localq needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
+	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) \
+		|| { echo "localq needs Python 3.11 or newer, and finds none. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
