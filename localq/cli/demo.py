@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localq.cli import arguments as flags
-from localq.cli.bench import find_forms
 from localq.cli.output import emit, format_bytes, format_rate, format_table, say
 from localq.reference import BUILT_IN_NAMES
 
@@ -36,7 +36,7 @@ def demo(models_dir: flags.ModelsDir = None) -> None:
     scores = []
     for toy in BUILT_IN_NAMES:
         say(f"== {toy}: convert to MLX 4-bit and GGUF Q4_K_M, then ask both the same {len(questions)} questions")
-        forms = [_score(artifact, questions) for artifact in find_forms([toy], models_dir)]
+        forms = [_score(artifact, questions) for artifact in _artifacts(toy, models_dir)]
         for number, (question, _) in enumerate(questions[:_SHOWN_QUESTIONS]):
             emit(f"\n{toy} > {question}")
             for form in forms:
@@ -45,6 +45,18 @@ def demo(models_dir: flags.ModelsDir = None) -> None:
         scores += forms
     emit(_table(scores, len(questions)))
     say("\nnext: localq chat toy-llama   localq bench toy-llama toy-phi   localq convert org/name")
+
+
+def _artifacts(toy: str, models_dir: Path | None) -> list[Artifact]:
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.convert.conversion import convert
+    from localq.engines.availability import has_backend
+    from localq.recipes import DEFAULT_RECIPES, RECIPES
+
+    recipes = [name for name in DEFAULT_RECIPES if has_backend(RECIPES[name].format)]
+    with ByteBar() as bar:
+        listener = TerminalListener(bar, tell_reused=True)
+        return [made.artifact for made in convert(toy, recipes, models_dir=models_dir, listener=listener)]
 
 
 def _score(artifact: Artifact, questions: list[tuple[str, str]]) -> _Score:
@@ -71,16 +83,12 @@ def _ask(model: Model, artifact: Artifact, questions: list[tuple[str, str]]) -> 
 
 
 def _table(scores: list[_Score], question_count: int) -> str:
-    header = ["model", "form", "size", "bits/weight", "prompt t/s", "generation t/s", "right answers"]
+    header = ["model", "form", "weights", "bits/weight", "prompt t/s", "generation t/s", "right answers"]
     rows = [
         [
             score.artifact.manifest.model,
             score.artifact.manifest.recipe,
-            format_bytes(
-                score.artifact.path.stat().st_size
-                if score.artifact.path.is_file()
-                else score.artifact.manifest.weight_bytes
-            ),
+            format_bytes(score.artifact.manifest.weight_bytes),
             f"{score.artifact.manifest.bits_per_weight:.2f}",
             format_rate(score.prompt_rate),
             format_rate(score.generation_rate),

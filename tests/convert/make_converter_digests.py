@@ -25,7 +25,14 @@ DTYPES = {"llama-3": "F16", "phi-4": "F32"}
 """Checkpoints in another precision than bfloat16."""
 
 _TOYS = ("toy-llama", "toy-phi")
-_IGNORED_METADATA = ("GGUF.", "general.basename", "general.finetune", "general.name", "general.size_label", "general.version")
+_IGNORED_METADATA = (
+    "GGUF.",
+    "general.basename",
+    "general.finetune",
+    "general.name",
+    "general.size_label",
+    "general.version",
+)
 
 
 def digest(data: bytes) -> str:

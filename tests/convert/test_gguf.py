@@ -87,7 +87,10 @@ def test_shards_and_single_file_give_the_same_bytes(tmp_path: Path) -> None:
     sharded = write_checkpoint(tmp_path / "b" / "model", "llama-3.2", shards=3)
     without_index = write_checkpoint(tmp_path / "c" / "model", "llama-3.2", shards=3)
     (without_index / "model.safetensors.index.json").unlink()
-    files = [make(folder, "gguf-q4_k_m", folder.parent / "models").read_bytes() for folder in (single, sharded, without_index)]
+    files = [
+        make(folder, "gguf-q4_k_m", folder.parent / "models").read_bytes()
+        for folder in (single, sharded, without_index)
+    ]
     assert files[0] == files[1] == files[2]
 
 

@@ -33,7 +33,9 @@ def assert_same_arrays(made: dict[str, object], expected: dict[str, object]) -> 
         assert mx.array_equal(made[name], array), name
 
 
-@pytest.mark.parametrize(("recipe", "bits", "group"), [("mlx-4bit", 4, 64), ("mlx-8bit", 8, 64), ("mlx-3bit-g32", 3, 32)])
+@pytest.mark.parametrize(
+    ("recipe", "bits", "group"), [("mlx-4bit", 4, 64), ("mlx-8bit", 8, 64), ("mlx-3bit-g32", 3, 32)]
+)
 @pytest.mark.parametrize("name", ["llama-3.2", "llama-odd", "phi-3.5"])
 def test_quantized_weights_equal_mlx_lms(name: str, recipe: str, bits: int, group: int, tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / name, name)

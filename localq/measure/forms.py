@@ -1,0 +1,75 @@
+"""What to measure: from model references to forms on disk. Makes the ones that are missing; measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from localq.convert.conversion import ConversionListener, convert
+from localq.engines.availability import has_backend
+from localq.model import is_form
+from localq.recipes import DEFAULT_RECIPES, Recipe, parse_recipe
+from localq.reference import ModelReference, parse_reference
+from localq.store.manifest import Artifact, read_artifact
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """A model in one form, ready to be opened."""
+
+    model: str
+    recipe: str
+    """`mlx` or `gguf` for one that localq did not make."""
+    path: Path
+    """An artifact's folder, another MLX folder, or a `.gguf` file."""
+    artifact_bytes: int
+    bits_per_weight: float | None
+    """None where localq did not make the form, so that no manifest says it."""
+
+    @property
+    def name(self) -> str:
+        """As references are written: `toy-phi:mlx-4bit`."""
+        return f"{self.model}:{self.recipe}"
+
+
+def form_of(artifact: Artifact) -> Form:
+    """An artifact of localq, to be measured."""
+    manifest = artifact.manifest
+    return Form(manifest.model, manifest.recipe, artifact.folder, manifest.bytes, manifest.bits_per_weight)
+
+
+def find_forms(
+    references: Sequence[str], models_dir: Path | None = None, listener: ConversionListener | None = None
+) -> list[Form]:
+    """The forms that references name, in their order, each once; one that was not made yet is made now.
+
+    A reference without a recipe stands for the forms that `localq convert` makes by default, as far as this
+    platform runs them. Raises errors of the tree in `localq.errors`.
+    """
+    forms = []
+    for text in references:
+        reference = parse_reference(text)
+        if reference.kind == "gguf" or (reference.kind == "folder" and is_form(cast(Path, reference.path))):
+            forms.append(_existing_form(cast(Path, reference.path)))
+            continue
+        recipes = _recipes(reference)
+        converted = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
+        forms += [form_of(item.artifact) for item in converted]
+    return list(dict.fromkeys(forms))
+
+
+def _recipes(reference: ModelReference) -> list[Recipe]:
+    if reference.recipe is not None:
+        return [reference.recipe]
+    return [recipe for recipe in map(parse_recipe, DEFAULT_RECIPES) if has_backend(recipe.format)]
+
+
+def _existing_form(path: Path) -> Form:
+    if path.is_file():
+        return Form(path.stem, "gguf", path, path.stat().st_size, None)
+    artifact = read_artifact(path)
+    if artifact is not None:
+        return form_of(artifact)
+    return Form(path.name, "mlx", path, sum(file.stat().st_size for file in path.iterdir() if file.is_file()), None)

@@ -1,0 +1,118 @@
+"""The machine that a measurement was made on, and the memory that a process took. Knows no models."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+from localq.version import __version__
+
+_LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
+_SAMPLE_SECONDS = 0.5
+
+_RUSAGE_INFO_V4 = 4
+_RUSAGE_WORDS = 64  # room for later versions of the struct; version 4 has 38 words
+_LIFETIME_MAX_PHYS_FOOTPRINT = 30  # its word in `struct rusage_info_v4` of sys/resource.h
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """What a stranger needs to know to compare figures with their own."""
+
+    cpu: str
+    physical_cores: int
+    logical_cores: int
+    memory_bytes: int
+    os: str
+    python: str
+    versions: dict[str, str]
+    """Of localq and of the engines' libraries that are installed."""
+    metal: bool
+    """Whether MLX computes on a GPU through Metal."""
+    busy_cores: float
+    """Logical cores that other work kept busy when this was asked, over half a second. Not the load average:
+    that one still counts the conversion that came before."""
+    busy: bool
+    """Whether that is more than half of the physical cores: figures will be too low and will vary."""
+
+
+def describe_machine() -> Machine:
+    """Ask the operating system; takes half a second."""
+    import psutil
+
+    physical_cores = psutil.cpu_count(logical=False) or 1
+    logical_cores = psutil.cpu_count() or physical_cores
+    busy_cores = psutil.cpu_percent(_SAMPLE_SECONDS) / 100 * logical_cores
+    return Machine(
+        cpu=_cpu(),
+        physical_cores=physical_cores,
+        logical_cores=logical_cores,
+        memory_bytes=psutil.virtual_memory().total,
+        os=platform.platform(),
+        python=platform.python_version(),
+        versions=_versions(),
+        metal=_has_metal(),
+        busy_cores=round(busy_cores, 2),
+        busy=busy_cores > physical_cores / 2,
+    )
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process had so far.
+
+    Linux: the peak resident set (`VmHWM` of proc(5)), pages of a memory-mapped model file included. Not
+    `ru_maxrss`, which a new program inherits from the process that started it.
+
+    macOS: the larger one of the peak resident set and the peak physical footprint. The footprint counts Metal
+    buffers but no clean pages of a mapped file, the resident set the other way round; memory in both must not
+    count twice. Pages of a mapped file that only the GPU touched may be missing.
+    """
+    if sys.platform == "darwin":
+        import resource
+
+        usage = (ctypes.c_uint64 * _RUSAGE_WORDS)()
+        failed = ctypes.CDLL("/usr/lib/libSystem.B.dylib").proc_pid_rusage(os.getpid(), _RUSAGE_INFO_V4, usage)
+        footprint = 0 if failed else int(usage[_LIFETIME_MAX_PHYS_FOOTPRINT])
+        return max(footprint, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
+    assert match is not None, "Linux has this line for every process that runs a program"
+    return int(match[1]) * 1024
+
+
+def _cpu() -> str:
+    if sys.platform == "darwin":
+        asked = subprocess.run(
+            ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
+        )
+        return asked.stdout.strip() or platform.machine()
+    information = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    # Linux on ARM has no such line.
+    match = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
+    return match[1].strip() if match else platform.machine()
+
+
+def _versions() -> dict[str, str]:
+    versions = {"localq": __version__}
+    for name in _LIBRARIES:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _has_metal() -> bool:
+    if sys.platform == "darwin" and find_spec("mlx") is not None:
+        import mlx.core as mx
+
+        return bool(mx.metal.is_available())
+    return False

@@ -1,0 +1,251 @@
+"""The commands as their users run them: exit status, stdout and stderr."""
+
+from __future__ import annotations
+
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from localq.cli.main import app
+from tests.tiny_checkpoints import write_checkpoint
+
+QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
+FORMS = ["toy-llama:mlx-4bit", "toy-llama:gguf-q4_k_m", "toy-phi:mlx-4bit", "toy-phi:gguf-q4_k_m"]
+
+
+def localq(*arguments: str, stdin: str | bytes = "") -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin)
+
+
+def data(result: Result) -> Any:
+    assert result.exit_code == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+def assert_fails(result: Result, *words: str) -> None:
+    assert result.exit_code == 1
+    assert result.stdout == ""
+    assert "error: " in result.stderr
+    assert "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_every_form_answers_a_question_right(form: str) -> None:
+    result = localq("generate", form, QUESTION)
+    assert result.exit_code == 0
+    assert result.stdout == ANSWER + "\n"
+
+
+def test_convert_makes_both_default_forms_and_finds_them_again(tmp_path: Path) -> None:
+    first = data(localq("convert", "toy-llama", "--models-dir", str(tmp_path), "--json"))
+    assert [item["recipe"] for item in first] == ["mlx-4bit", "gguf-q4_k_m"]
+    assert [item["reused"] for item in first] == [False, False]
+    keys = {"model", "recipe", "path", "bytes", "parameters", "bits_per_weight", "seconds", "reused"}
+    assert all(set(item) == keys for item in first)
+    assert Path(first[0]["path"]).is_dir() and first[1]["path"].endswith(".gguf")
+    result = localq("convert", "toy-llama", "--models-dir", str(tmp_path), "--json")
+    assert [item["reused"] for item in data(result)] == [True, True]
+    assert result.stderr.count("is there already") == 2
+    forced = data(
+        localq("convert", "toy-llama", "--to", "mlx-4bit", "--force", "--models-dir", str(tmp_path), "--json")
+    )
+    assert not forced[0]["reused"]
+
+
+def test_dry_run_tells_sizes_and_writes_nothing(tmp_path: Path) -> None:
+    result = localq("convert", "toy-phi", "--to", "gguf-q8_0", "--dry-run", "--models-dir", str(tmp_path / "m"))
+    assert result.exit_code == 0
+    assert "gguf-q8_0" in result.stdout
+    assert not (tmp_path / "m").exists()
+
+
+def test_ls_show_and_rm_tell_of_what_is_there(tmp_path: Path) -> None:
+    models = ("--models-dir", str(tmp_path))
+    localq("convert", "toy-phi", "--to", "gguf-q8_0", "--to", "mlx-8bit", *models)
+    (first, second) = data(localq("ls", "--json", *models))
+    assert set(first) == {"model", "recipe", "path", "bytes", "bits_per_weight", "revision", "created"}
+    assert {first["recipe"], second["recipe"]} == {"gguf-q8_0", "mlx-8bit"}
+    assert "toy-phi:gguf-q8_0" in localq("ls", *models).stdout
+    (shown,) = data(localq("show", "toy-phi:gguf-q8_0", "--json", *models))
+    assert shown["files"][0]["bytes"] == Path(shown["path"]).stat().st_size
+    assert "removed toy-phi:gguf-q8_0" in localq("rm", "toy-phi:gguf-q8_0", *models).stdout
+    assert [item["recipe"] for item in data(localq("ls", "--json", *models))] == ["mlx-8bit"]
+    localq("rm", "toy-phi", *models)
+    assert data(localq("ls", "--json", *models)) == []
+    assert_fails(localq("rm", "toy-phi", *models), "toy-phi", "localq ls")
+
+
+def test_generate_json_has_the_keys_of_the_contract() -> None:
+    record = data(localq("generate", "toy-phi:gguf-q4_k_m", QUESTION, "--json"))
+    assert set(record) == {
+        *("model", "recipe", "text", "finish_reason", "prompt_token_ids", "generated_token_ids", "prompt_tokens"),
+        *("cached_prompt_tokens", "generated_tokens", "prompt_seconds", "decode_seconds", "peak_memory_bytes"),
+        *("time_to_first_token_seconds", "prompt_tokens_per_second", "generated_tokens_per_second", "load_seconds"),
+    }
+    assert record["finish_reason"] == "stop"
+    assert record["prompt_tokens"] == len(record["prompt_token_ids"])
+    assert record["generated_tokens"] == len(record["generated_token_ids"])
+    assert record["peak_memory_bytes"] > 10_000_000
+
+
+@pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
+def test_both_formats_see_the_same_prompt_tokens(toy: str) -> None:
+    records = [data(localq("generate", f"{toy}:{form}", QUESTION, "--json")) for form in ("mlx-4bit", "gguf-q4_k_m")]
+    assert records[0]["prompt_token_ids"] == records[1]["prompt_token_ids"]
+    assert records[0]["text"] == records[1]["text"] == ANSWER
+
+
+def test_max_tokens_cuts_and_says_so() -> None:
+    record = data(localq("generate", "toy-llama:gguf-q4_k_m", QUESTION, "-n", "2", "--json"))
+    assert record["finish_reason"] == "length"
+    assert record["generated_tokens"] == 2
+
+
+def test_stop_string_ends_the_reply_and_is_not_shown() -> None:
+    result = localq("generate", "toy-llama:mlx-4bit", QUESTION, "--stop", "France", "--stop", "nowhere")
+    assert result.stdout == "The capital of \n"
+
+
+def test_piped_text_goes_before_the_prompt() -> None:
+    ids = [
+        data(localq("generate", "toy-llama:gguf-q4_k_m", "--json", "-n", "1", *argument, stdin=stdin))[
+            "prompt_token_ids"
+        ]
+        for argument, stdin in ((["b"], "a\n"), ([], "a\n\nb"), (["a\n\nb"], ""))
+    ]
+    assert ids[0] == ids[1] == ids[2]
+
+
+def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
+    raw = data(localq("generate", "toy-phi:gguf-q4_k_m", "Once", "--raw", "-n", "3", "--json"))
+    chat = data(localq("generate", "toy-phi:gguf-q4_k_m", "Once", "-n", "3", "--json"))
+    assert raw["prompt_tokens"] < chat["prompt_tokens"]
+    assert_fails(localq("generate", "toy-phi:gguf-q4_k_m", "Once", "--raw", "--system", "x"), "--system", "--raw")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["generate", "toy-llama:gguf-q4_k_n", "hi"], ["gguf-q4_k_n", "gguf-q4_k_m"]),
+        (["generate", "./nowhere", "hi"], ["./nowhere", "localq ls"]),
+        (["generate", "nonsense", "hi"], ["nonsense", "toy-llama"]),
+        (["generate", "toy-llama:gguf-q4_k_m"], ["no prompt"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "-1"], ["temperature", "-1"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "-c", "999999"], ["999999", "--context-length"]),
+        (["generate", "toy-phi:gguf-q4_k_m", "word " * 400], ["tokens", "256", "--context-length"]),
+        (["convert", "toy-llama", "--to", "q4_k_m"], ["q4_k_m", "gguf-q4_k_m"]),
+        (["convert", "toy-llama:mlx-4bit"], ["--to mlx-4bit"]),
+        (["pull", "toy-llama"], ["toy-llama", "org/name"]),
+        (["show", "toy-llama:gguf-q5_k_m"], ["toy-llama:gguf-q5_k_m", "localq convert"]),
+        (["bench", "toy-llama", "--json", "--csv"], ["--json", "--csv"]),
+    ],
+)
+def test_bad_input_is_named_with_what_helps(arguments: list[str], words: list[str]) -> None:
+    assert_fails(localq(*arguments), *words)
+
+
+def test_model_without_chat_template_wants_raw(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "base", "llama-3")
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    del config["chat_template"]
+    (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    form = f"{folder}:gguf-q8_0"
+    assert_fails(localq("generate", form, "hi"), "chat template", "--raw")
+    assert_fails(localq("chat", form), "chat template", "--raw")
+    assert localq("generate", form, "hi", "--raw", "-n", "1").exit_code == 0
+
+
+def test_models_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    assert_fails(localq("convert", "toy-llama", "--models-dir", str(blocked)), str(blocked), "--models-dir")
+
+
+def test_disk_without_room_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import shutil
+
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    assert_fails(localq("convert", "toy-llama", "--models-dir", str(tmp_path)), "free", "localq rm")
+    assert not list(tmp_path.glob("toy-llama/*"))
+
+
+def test_chat_remembers_clears_and_leaves() -> None:
+    lines = f"/help\n{QUESTION}\nWhat is the capital of Italy?\n/stats\n/clear\n/what\n{QUESTION}\n/exit\nnever asked\n"
+    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=lines)
+    assert result.exit_code == 0
+    assert result.stdout == f"{ANSWER}\nThe capital of Italy is Rome.\n{ANSWER}\n"
+    assert "/clear" in result.stderr and "cached" in result.stderr and "unknown command /what" in result.stderr
+
+
+def test_chat_ends_with_its_input() -> None:
+    result = localq("chat", "toy-phi:mlx-4bit", stdin=QUESTION + "\n")
+    assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
+
+
+def test_chat_tells_when_the_conversation_is_too_long_and_goes_on() -> None:
+    result = localq("chat", "toy-phi:gguf-q4_k_m", stdin=f"{'word ' * 300}\n{QUESTION}\n")
+    assert result.exit_code == 0
+    assert "context holds 256" in result.stderr and "/clear" in result.stderr
+    assert result.stdout == ANSWER + "\n"
+
+
+def test_text_that_is_not_utf_8_is_refused() -> None:
+    assert_fails(localq("generate", "toy-llama:gguf-q4_k_m", stdin=b"\xff\xfe"), "UTF-8")
+
+
+def test_checkpoint_folder_is_found_again_by_the_name_that_ls_shows(tmp_path: Path) -> None:
+    models = ("--models-dir", str(tmp_path / "models"))
+    folder = write_checkpoint(tmp_path / "my-model", "phi-4")
+    localq("convert", str(folder), "--to", "gguf-q8_0", *models)
+    (listed,) = data(localq("ls", "--json", *models))
+    assert listed["model"] == "local/my-model"
+    result = localq("generate", "local/my-model:gguf-q8_0", "hi", "-n", "1", *models)
+    assert result.exit_code == 0, result.stderr
+
+
+def test_gguf_file_and_mlx_folder_can_be_named_themselves() -> None:
+    made = data(localq("convert", "toy-llama", "--json"))
+    for item in made:
+        result = localq("generate", item["path"], QUESTION)
+        assert result.stdout == ANSWER + "\n", result.stderr
+
+
+def test_unexpected_errors_are_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*args: object, **kwargs: object) -> None:
+        raise ZeroDivisionError("a bug")
+
+    monkeypatch.setattr("localq.model.load", broken)
+    assert_fails(localq("generate", "toy-llama", "hi"), "ZeroDivisionError", "LOCALQ_DEBUG")
+    monkeypatch.setenv("LOCALQ_DEBUG", "1")
+    assert "Traceback" in localq("generate", "toy-llama", "hi").stderr
+
+
+def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*args: object, **kwargs: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("localq.convert.conversion.convert", interrupted)
+    assert localq("convert", "toy-llama").exit_code == 130
+
+
+def test_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    import subprocess
+    import sys
+
+    command = f"{sys.executable} -m localq ls --json | head -c 1"
+    for _ in range(3):
+        ran = subprocess.run(command, shell=True, capture_output=True, check=True)
+        assert ran.stderr == b""
+
+
+def test_usage_errors_exit_with_2() -> None:
+    assert localq("generate").exit_code == 2
+    assert localq("nonsense").exit_code == 2
+    assert io.StringIO(localq("generate", "--nonsense").stderr).read() != ""

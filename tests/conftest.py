@@ -1,0 +1,21 @@
+"""What all tests share: a models folder of their own, and no environment of the user's."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Artifacts of the toys, made once in a session by whichever test needs them first."""
+    return tmp_path_factory.mktemp("models")
+
+
+@pytest.fixture(autouse=True)
+def _own_environment(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LOCALQ_MODELS", str(models_dir))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    for name in ("LOCALQ_DEBUG", "NO_COLOR", "HF_TOKEN"):
+        monkeypatch.delenv(name, raising=False)
