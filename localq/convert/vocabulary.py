@@ -119,7 +119,7 @@ def _framing(tokenizer: Mapping[str, Any]) -> dict[str, bool]:
     for step in post_processor.get("processors", [post_processor]):
         if step.get("type") == "TemplateProcessing":
             single = step.get("single") or [{}]
-            return {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1]}
+            return {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1], "sep": False}
     return {"bos": False, "eos": False}
 
 

@@ -15,8 +15,10 @@ import json
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
 
@@ -61,20 +63,20 @@ def _convert(folder: Path, target: Path, with_vocabulary: bool) -> None:
     import conversion
     import gguf
     import torch
-    from conversion.base import ModelBase, ModelType, TextModel
+    from conversion.base import ModelBase, TextModel
 
-    TextModel.get_vocab_base_pre = lambda self, tokenizer: "llama-bpe"
     config = ModelBase.load_hparams(folder, False)
     model_class = conversion.get_model_class(config["architectures"][0], mmproj=False)
-    if not with_vocabulary:
-        model_class.set_vocab = lambda self: None
     file_type = {
         "bfloat16": gguf.LlamaFileType.MOSTLY_BF16,
         "float16": gguf.LlamaFileType.MOSTLY_F16,
         "float32": gguf.LlamaFileType.ALL_F32,
     }[json.loads((folder / "config.json").read_text())["torch_dtype"]]
-    del ModelType
-    with torch.inference_mode():
+    with ExitStack() as patches:
+        patches.enter_context(patch.object(TextModel, "get_vocab_base_pre", lambda self, tokenizer: "llama-bpe"))
+        if not with_vocabulary:
+            patches.enter_context(patch.object(model_class, "set_vocab", lambda self: None))
+        patches.enter_context(torch.inference_mode())
         model_class(folder, file_type, target).write()
 
 
