@@ -57,7 +57,7 @@ class LoadOptions:
     context_length: int | None = None
     """Tokens of prompt and reply together; None takes the model's own default."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None takes one per physical core."""
+    """CPU threads for llama.cpp; None takes one per physical core, and one alone for a very small model."""
 
     def __post_init__(self) -> None:
         context = self.context_length

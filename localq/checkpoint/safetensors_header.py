@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localq.errors import CheckpointError
+from localq.errors import CheckpointError, UnsupportedModelError
 
 _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
@@ -44,7 +44,10 @@ class StoredTensor:
 
 
 def read_header(file: Path) -> list[StoredTensor]:
-    """Every tensor of a file, in file order. Raises CheckpointError that names the file and the fault."""
+    """Every tensor of a file, in file order. Raises CheckpointError that names the file and the fault.
+
+    Accepts nothing that the `safetensors` library refuses.
+    """
     try:
         size = file.stat().st_size
         with file.open("rb") as stream:
@@ -53,35 +56,78 @@ def read_header(file: Path) -> list[StoredTensor]:
                 raise CheckpointError(f"{file} is no complete safetensors file ({size} bytes)", _DAMAGED_HINT)
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}") from error
-    try:
-        header = json.loads(raw)
-    except ValueError as error:
-        raise CheckpointError(f"{file} has an unreadable header", _DAMAGED_HINT) from error
-    if not raw.startswith(b"{") or not isinstance(header, dict):
-        raise CheckpointError(f"{file} has an unreadable header", _DAMAGED_HINT)
-    header.pop("__metadata__", None)
+        raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
     start = 8 + length
-    tensors = [_parse_entry(file, name, entry, start) for name, entry in header.items()]
-    tensors.sort(key=lambda tensor: tensor.offset)
-    _check_ranges(file, tensors, header, start, size)
+    tensors = [_parse_entry(file, name, entry, start) for name, entry in _parse_entries(file, raw).items()]
+    tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))  # an empty tensor before its neighbour
+    _check_ranges(file, tensors, start, size)
     return tensors
+
+
+def _parse_entries(file: Path, raw: bytes) -> dict[str, Any]:
+    """The header without its metadata. Python's parser allows more than the format does: refused here."""
+    try:
+        if not raw.startswith(b"{"):
+            raise ValueError("no object")
+        header: dict[str, Any] = json.loads(
+            raw.decode(), object_pairs_hook=_unique_keys, parse_int=_parse_natural, parse_constant=_parse_natural
+        )
+        "".join(header).encode()  # half a surrogate pair is no text
+        metadata = header.pop("__metadata__", None) or {}
+        if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+            raise ValueError("metadata that is no text")
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{file} has an unreadable header", _DAMAGED_HINT) from error
+    return header
+
+
+def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    unique = dict(pairs)
+    if len(unique) != len(pairs):
+        raise ValueError("a key stands twice")
+    return unique
+
+
+def _parse_natural(text: str) -> int:
+    if not text.isdecimal():  # a sign, NaN or Infinity
+        raise ValueError(f"{text} is no natural number")
+    return int(text)
 
 
 def _parse_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
-        dtype, shape, (begin, end) = entry["dtype"], tuple(entry["shape"]), entry["data_offsets"]
-        tensor = StoredTensor(name, dtype, shape, file, start + begin)
-        counts_are_natural = all(isinstance(n, int) and n >= 0 for n in (*shape, begin, end))
-        consistent = counts_are_natural and end - begin == tensor.nbytes
+        dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{file}: the entry of tensor {name} is malformed", _DAMAGED_HINT) from error
-    if not consistent:
-        raise CheckpointError(f"{file}: tensor {name} says {entry}, which does not add up", _DAMAGED_HINT)
+    if not (isinstance(dtype, str) and _is_shape(shape) and _is_length(begin) and _is_length(end)):
+        raise CheckpointError(f"{file}: the entry of tensor {name} is malformed", _DAMAGED_HINT)
+    if dtype not in DTYPE_BYTES:
+        raise UnsupportedModelError(
+            f"{file}: tensor {name} is of dtype {dtype}, which localq does not know", "take the unquantized checkpoint"
+        )
+    tensor = StoredTensor(name, dtype, tuple(shape), file, start + begin)
+    if end - begin != tensor.nbytes:
+        raise CheckpointError(
+            f"{file}: tensor {name} of {dtype} {tensor.shape} does not fit its {end - begin:,} bytes", _DAMAGED_HINT
+        )
     return tensor
 
 
-def _check_ranges(file: Path, tensors: list[StoredTensor], header: dict[str, Any], start: int, size: int) -> None:
+def _is_shape(value: Any) -> bool:
+    """Whether it is a list of natural numbers, not more and not larger than numpy's arrays can have.
+
+    Bounds the work of multiplying them, too.
+    """
+    if not isinstance(value, list) or len(value) > 64 or not all(map(_is_length, value)):
+        return False
+    return math.prod(n or 1 for n in value) < 2**63
+
+
+def _is_length(value: Any) -> bool:
+    return type(value) is int and value < 2**63  # `type`, because True is an int as well
+
+
+def _check_ranges(file: Path, tensors: list[StoredTensor], start: int, size: int) -> None:
     position = start
     for tensor in tensors:
         if tensor.offset != position:
@@ -89,6 +135,6 @@ def _check_ranges(file: Path, tensors: list[StoredTensor], header: dict[str, Any
         position += tensor.nbytes
     if position != size:
         raise CheckpointError(
-            f"{file} is {size:,} bytes long, its {len(header)} tensors need {position:,}",
+            f"{file} is {size:,} bytes long, its {len(tensors)} tensors need {position:,}",
             _DAMAGED_HINT,
         )

@@ -34,7 +34,7 @@ class BenchSettings:
     context_length: int | None = None
     """Of every form, in tokens; None takes the least that holds both the prompt run and the generation run."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None takes one per physical core. MLX chooses its own."""
+    """CPU threads for llama.cpp; None takes the default of `LoadOptions`. MLX chooses its own."""
 
     def __post_init__(self) -> None:
         _require_at_least(1, "prompt_tokens", self.prompt_tokens)
@@ -130,11 +130,7 @@ def bench_forms(
     """
     machine = describe_machine()
     _check_memory(forms, machine)
-    settings = replace(
-        settings,
-        context_length=settings.context_length or settings.least_context_length,
-        threads=settings.threads or machine.physical_cores,
-    )
+    settings = replace(settings, context_length=settings.context_length or settings.least_context_length)
     numbers = itertools.count(1)
     total = len(forms) * (1 + 1 + settings.repetitions)  # load, warm up, measure
 

@@ -83,11 +83,17 @@ def _caption(report: BenchReport) -> list[str]:
         f"{machine.cpu}, {machine.physical_cores} cores, {_size(machine.memory_bytes)}, "
         f"{'Metal' if machine.metal else 'no Metal'}; {machine.os}, Python {machine.python}; {versions}.",
         f"Median ± standard deviation; repetitions after a warm-up: {settings.repetitions}; "
-        f"llama.cpp on {settings.threads} threads.",
+        f"llama.cpp on {_threads(settings.threads)}.",
     ]
     if machine.busy:
         lines.append(f"Other work kept {machine.busy_cores:.1f} cores busy at the start: close it and measure again.")
     return lines
+
+
+def _threads(chosen: int | None) -> str:
+    if chosen is None:
+        return "a thread per physical core, on one alone for a very small model"
+    return f"{chosen} thread{'s' if chosen > 1 else ''}"
 
 
 def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:

@@ -89,7 +89,7 @@ def test_the_settings_are_complete(steps_and_report: tuple[list[str], BenchRepor
         "generated_tokens": 6,
         "repetitions": 2,
         "context_length": 25,
-        "threads": psutil.cpu_count(logical=False) or 1,
+        "threads": None,
         "decode_prompt_tokens": 1,
     }
 
