@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -43,10 +43,14 @@ class Weights:
         return sorted({tensor.file for tensor in self._tensors.values()})
 
     def open(self) -> None:
-        """Open the files for `read_rows`. Called by `with`."""
+        """Open the files for `read_rows`. Called by `with`. Raises CheckpointError when one is gone."""
         for file in self.files():
             if file not in self._descriptors:
-                self._descriptors[file] = os.open(file, os.O_RDONLY)
+                try:
+                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                except OSError as error:
+                    self.close()
+                    raise CheckpointError(f"{file} can't be opened: {error.strerror}", "was it moved?") from error
 
     def close(self) -> None:
         """Close the files."""
@@ -114,20 +118,27 @@ def find_weights(folder: Path) -> Weights:
     if not files:
         raise CheckpointError(f"{folder} has no safetensors weights", _advice_without_safetensors(folder))
     _check_complete_numbering(files)
+    return Weights(_merged(files))
+
+
+def _merged(files: Iterable[Path]) -> dict[str, StoredTensor]:
     tensors: dict[str, StoredTensor] = {}
     for file in files:
         for tensor in read_header(file):
             if tensor.name in tensors:
-                raise CheckpointError(f"tensor {tensor.name} is in {tensors[tensor.name].file.name} and in {file.name}")
+                raise CheckpointError(
+                    f"tensor {tensor.name} is in {tensors[tensor.name].file.name} and in {file.name}",
+                    "one of them belongs to another checkpoint: download them into an empty folder",
+                )
             tensors[tensor.name] = tensor
-    return Weights(tensors)
+    return tensors
 
 
 def _indexed_weights(folder: Path, index: Path) -> Weights:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{index} can't be read as an index of shards", "download the file again") from error
     for file in files:
         if (
@@ -141,18 +152,19 @@ def _indexed_weights(folder: Path, index: Path) -> Weights:
                 f"{index.name} names {file!r}, which is not a file of this folder",
                 "don't trust this checkpoint: an index names files beside it only",
             )
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing = sorted(set(files).difference(os.listdir(folder)))
     if missing:
         more = " ..." if len(missing) > 3 else ""
         raise CheckpointError(
             f"{folder} lacks {len(missing)} of {len(files)} shards: {', '.join(missing[:3])}{more}",
             "download them; `localq pull org/name` takes up where a download stopped",
         )
-    stored = {file: {tensor.name: tensor for tensor in read_header(folder / file)} for file in files}
+    # Whatever the shards hold, named by the index or not: nothing is dropped silently.
+    tensors = _merged(folder / file for file in files)
     for name, file in weight_map.items():
-        if name not in stored[file]:
+        if name not in tensors or tensors[name].file.name != file:
             raise CheckpointError(f"{index.name} says that {file} holds {name}, and it does not", "download both again")
-    return Weights({name: stored[file][name] for name, file in weight_map.items()})
+    return Weights(tensors)
 
 
 def _check_complete_numbering(files: list[Path]) -> None:

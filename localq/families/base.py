@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from localq.errors import UnsupportedModelError
 from localq.families.config import ModelConfig
 
 if TYPE_CHECKING:
@@ -62,6 +63,21 @@ class Family(Protocol):
         """Tokens that a context has when nobody asks for another length."""
 
 
+def check_common(family: str, config: ModelConfig, model_type: str, rope_types: tuple[str, ...]) -> None:
+    """Refuse what no family's runtimes honour. MLX chooses its class by the model type, GGUF by the architecture."""
+    activation = config.raw.get("hidden_act", "silu")
+    traits = [
+        ("model type", config.model_type, (model_type,)),
+        ("activation", activation, ("silu",)),
+        ("rotary scaling", config.rope.type, rope_types),
+    ]
+    for trait, value, supported in traits:
+        if value not in supported:
+            raise UnsupportedModelError(
+                f"{family} with {trait} {value!r} is not supported", f"supported: {', '.join(supported)}"
+            )
+
+
 def embedding_layouts(config: ModelConfig) -> list[TensorLayout]:
     """The tensors outside the layers, equal in all families without biases."""
     outer = (config.vocabulary_size, config.hidden_size)
@@ -98,6 +114,7 @@ def common_mlx_config(config: ModelConfig) -> dict[str, Any]:
     mlx["tie_word_embeddings"] = config.tied_embeddings
     mlx["num_key_value_heads"] = config.kv_head_count
     mlx["rope_theta"] = config.rope.theta
+    mlx.pop("rope_scaling", None)  # mlx_lm's Phi-3 takes a scaling of type `default` for a broken one
     if config.rope.type != "default":
         mlx["rope_scaling"] = {**config.rope.parameters, "type": config.rope.type, "rope_type": config.rope.type}
     return mlx

@@ -5,24 +5,29 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any
 
-from localq.errors import UnsupportedModelError
+from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import (
     MetadataValue,
     TensorLayout,
+    check_common,
     common_gguf_metadata,
     common_mlx_config,
     embedding_layouts,
     ignored_rotary_table,
 )
-from localq.families.config import ModelConfig
+from localq.families.config import ModelConfig, positive_number
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROPE_TYPES = ("default", "linear", "llama3")
-
+_ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+}
+"""Rotary scalings and the settings that each needs."""
 
 _Projection = tuple[str, tuple[int, int], str, int | None]  # name, shape, GGUF name, heads whose rows are rotated
 
@@ -33,15 +38,21 @@ class Llama:
     name = "Llama"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse the rotary scalings and activations that the two runtimes don't agree on."""
-        if config.rope.type not in _ROPE_TYPES:
+        """Refuse the variants that the two runtimes don't run, or not alike."""
+        check_common(self.name, config, "llama", tuple(_ROPE_PARAMETERS))
+        if config.rope.partial_rotary_factor != 1:
             raise UnsupportedModelError(
-                f"Llama with rotary scaling {config.rope.type!r} is not supported",
-                f"supported: {', '.join(_ROPE_TYPES)}",
+                f"Llama that rotates {config.rope.partial_rotary_factor} of each head is not supported", "supported: 1"
             )
-        activation = config.raw.get("hidden_act", "silu")
-        if activation != "silu":
-            raise UnsupportedModelError(f"Llama with activation {activation!r} is not supported", "supported: silu")
+        for name in _ROPE_PARAMETERS[config.rope.type]:
+            positive_number(config.rope.parameters, name)
+        if config.rope.type == "llama3":
+            low, high = (config.rope.parameters[f"{band}_freq_factor"] for band in ("low", "high"))
+            if low >= high:
+                raise CheckpointError(
+                    f"config.json: low_freq_factor is {low}, not below the high_freq_factor {high}",
+                    "take config.json from the model's page again",
+                )
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor, with biases where the config asks for them."""
@@ -124,9 +135,7 @@ def _llama3_frequency_factors(config: ModelConfig) -> NDArray[np.float32]:
     """
     import numpy as np
 
-    parameters = config.rope.parameters
-    factor, original = parameters.get("factor", 8.0), parameters.get("original_max_position_embeddings", 8192)
-    low, high = parameters.get("low_freq_factor", 1.0), parameters.get("high_freq_factor", 4.0)
+    factor, low, high, original = (config.rope.parameters[name] for name in _ROPE_PARAMETERS["llama3"])
     one = np.float32(1)
     exponents = np.arange(0, config.head_dim, 2, dtype=np.float32) / np.float32(config.head_dim)
     frequencies = one / np.power(np.float32(config.rope.theta), exponents)

@@ -9,12 +9,13 @@ from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import (
     MetadataValue,
     TensorLayout,
+    check_common,
     common_gguf_metadata,
     common_mlx_config,
     embedding_layouts,
     ignored_rotary_table,
 )
-from localq.families.config import ModelConfig
+from localq.families.config import ModelConfig, positive_integer, positive_number
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 if TYPE_CHECKING:
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ROPE_TYPES = ("default", "longrope")
+_FIXED_SCALES = ("factor", "attention_factor", "short_mscale", "long_mscale")
+_HINT = "take config.json from the model's page again"
 
 
 class Phi3:
@@ -30,12 +33,20 @@ class Phi3:
     name = "Phi-3"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse unknown rotary scalings and LongRoPE factors of a wrong length."""
-        if config.rope.type not in _ROPE_TYPES:
+        """Refuse the variants that the two runtimes don't run, or not alike."""
+        check_common(self.name, config, "phi3", _ROPE_TYPES)
+        if config.head_dim * config.head_count != config.hidden_size:
             raise UnsupportedModelError(
-                f"Phi-3 with rotary scaling {config.rope.type!r} is not supported",
-                f"supported: {', '.join(_ROPE_TYPES)}",
+                f"Phi-3 with heads of width {config.head_dim} is not supported",
+                f"supported: hidden_size / num_attention_heads, {config.hidden_size / config.head_count:g}",
             )
+        if _rotated_width(config) % 2:
+            raise CheckpointError(
+                f"config.json: each head rotates {_rotated_width(config)} dimensions; rotary embedding needs pairs",
+                _HINT,
+            )
+        if config.raw.get("sliding_window"):
+            positive_integer(config.raw, "sliding_window")
         if config.rope.type == "longrope":
             _check_longrope(config)
 
@@ -117,24 +128,29 @@ def _attention_factor(config: ModelConfig) -> float:
 
 
 def _check_longrope(config: ModelConfig) -> None:
-    if "original_max_position_embeddings" not in config.rope.parameters:
-        raise CheckpointError(
-            'config.json has no "original_max_position_embeddings", which LongRoPE needs',
-            "take config.json from the model's page again",
-        )
+    parameters = config.rope.parameters
+    original = positive_integer(parameters, "original_max_position_embeddings")
+    if original == 1:
+        raise CheckpointError('config.json: "original_max_position_embeddings" is 1', _HINT)
+    for name in _FIXED_SCALES:
+        # Both runtimes derive the scale from the two context lengths, whatever stands here.
+        derived = config.max_position_embeddings / original if name == "factor" else None
+        if parameters.get(name, derived) != derived:
+            raise UnsupportedModelError(
+                f"LongRoPE with {name} {parameters[name]!r} is not supported",
+                "supported: the scale that follows from the original and the longest context",
+            )
     expected = _rotated_width(config) // 2
     for name in ("short_factor", "long_factor"):
-        factors = config.rope.parameters.get(name)
+        factors = parameters.get(name)
         if not isinstance(factors, list):
-            raise CheckpointError(
-                f'config.json: rope_scaling has no "{name}", which LongRoPE needs',
-                "take config.json from the model's page again",
-            )
+            raise CheckpointError(f'config.json: rope_scaling has no "{name}", which LongRoPE needs', _HINT)
         if len(factors) != expected:
             raise CheckpointError(
-                f"config.json: {name} has {len(factors)} numbers; the head's rotated width asks for {expected}",
-                "take config.json from the model's page again",
+                f"config.json: {name} has {len(factors)} numbers; the head's rotated width asks for {expected}", _HINT
             )
+        for number, factor in enumerate(factors):
+            positive_number({f"{name}[{number}]": factor}, f"{name}[{number}]")
 
 
 FAMILY = Phi3()

@@ -1,8 +1,8 @@
 """Where artifacts lie under `models/`: names of folders, nothing read or written.
 
 models/<org>--<name>/<recipe>/            a repository's default branch
-models/<org>--<name>@<revision>/<recipe>/ a revision that was asked for by name
-models/local--<name>/<recipe>/            a checkpoint folder
+models/<org>--<name>@<revision>/<recipe>/ a revision that was asked for by name; `--` stands for its slashes
+models/local--<name>/<recipe>/            a checkpoint folder; what a reference can't spell is left out
 models/<built-in>/<recipe>/               a checkpoint that comes with localq
 """
 
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from pathlib import Path
 
 from localq.reference import ModelReference
@@ -42,7 +43,7 @@ def model_folder_names(reference: ModelReference) -> list[str]:
     if reference.kind == "built-in":
         return [reference.name]
     if reference.kind == "repo":
-        revision = f"@{reference.revision.replace('/', '-')}" if reference.revision else ""
-        return [reference.name.replace("/", "--") + revision]
-    path_hash = hashlib.sha256(str(reference.path).encode()).hexdigest()[:8]
-    return [f"local--{reference.name}", f"local--{reference.name}-{path_hash}"]
+        return [str(reference.without_recipe()).replace("/", "--")]
+    name = re.sub(r"[^A-Za-z0-9_.-]", "-", reference.name).lstrip("_.-") or "checkpoint"
+    path_hash = hashlib.sha256(os.fsencode(str(reference.path))).hexdigest()[:8]
+    return [f"local--{name}", f"local--{name}-{path_hash}"]

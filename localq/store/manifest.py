@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -88,21 +89,29 @@ def read_artifact(folder: Path) -> Artifact | None:
 
     Raises StoreError for a manifest that can't be read, or files that are missing or of another size.
     """
+    manifest = read_manifest(folder)
+    if manifest is None:
+        return None
+    for record in manifest.files:
+        found = folder / record.name
+        if not found.is_file() or found.stat().st_size != record.bytes:
+            source = manifest.source if Path(manifest.source).is_absolute() else manifest.model
+            raise StoreError(
+                f"{found} is missing or not {record.bytes:,} bytes long",
+                f"make it again: localq convert {shlex.quote(source)} --to {manifest.recipe} --force",
+            )
+    return Artifact(folder, manifest)
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """The manifest alone, whatever became of the files; None where there is none. Raises StoreError as above."""
     file = folder / MANIFEST_NAME
     if not file.is_file():
         return None
     try:
-        manifest = _parse(json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return _parse(json.loads(file.read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{file} can't be read", f"remove the folder and convert again: {folder}") from error
-    for record in manifest.files:
-        found = folder / record.name
-        if not found.is_file() or found.stat().st_size != record.bytes:
-            raise StoreError(
-                f"{found} is missing or not {record.bytes:,} bytes long",
-                f"make it again: localq convert {manifest.source} --to {manifest.recipe} --force",
-            )
-    return Artifact(folder, manifest)
 
 
 def _parse(value: dict[str, Any]) -> Manifest:
@@ -110,5 +119,11 @@ def _parse(value: dict[str, Any]) -> Manifest:
         raise ValueError("written by another version of localq")
     known = {field.name for field in fields(Manifest)}
     value["files"] = tuple(FileRecord(**record) for record in value["files"])
-    parse_recipe(value["recipe"])
-    return Manifest(**{key: item for key, item in value.items() if key in known})
+    manifest = Manifest(**{key: item for key, item in value.items() if key in known})
+    parse_recipe(manifest.recipe)
+    names = {record.name for record in manifest.files}
+    inside = all(Path(name).name == name for name in names) and manifest.main_file in {"", *names}
+    sizes = [manifest.parameters, manifest.weight_bytes, *(record.bytes for record in manifest.files)]
+    if not inside or not all(type(size) is int and size >= 0 for size in sizes) or manifest.parameters == 0:
+        raise ValueError("no manifest of localq")
+    return manifest

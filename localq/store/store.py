@@ -13,12 +13,16 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import RECIPES, Recipe
 from localq.reference import ModelReference
 from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
-from localq.store.manifest import Artifact, Manifest, read_artifact
+from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
 
 _SPARE_BYTES = 32 << 20  # room for tokenizer, manifest and what the file system itself needs
 _LOCKS = ".locks"
@@ -33,12 +37,13 @@ class Store:
 
     def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
         """The artifact of a model in that form; None where it was not made. Raises StoreError if it is damaged."""
-        model = self._model_folder(reference)
-        return read_artifact(model / recipe.name)
+        artifact = read_artifact(self._model_folder(reference) / recipe.name)
+        return artifact if artifact is not None and _is_of(artifact.manifest, reference) else None
 
     def forms(self, reference: ModelReference) -> list[Artifact]:
         """Every form of a model that was made."""
-        return self._artifacts_in(self._model_folder(reference))
+        artifacts = self._artifacts_in(self._model_folder(reference))
+        return [artifact for artifact in artifacts if _is_of(artifact.manifest, reference)]
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact, by model and recipe; damaged ones are left out."""
@@ -84,26 +89,38 @@ class Store:
         """
         import filelock
 
-        model = self._model_folder(reference)
         with self._os_errors():
-            locks = self.folder / _LOCKS
-            locks.mkdir(parents=True, exist_ok=True)
+            lock = self._acquire(reference, recipe, on_wait)
+            try:
+                model = self._model_folder(reference)
+                for leftover in model.glob(f".{recipe.name}.*"):  # of a process that was killed: its lock is ours now
+                    shutil.rmtree(leftover, ignore_errors=True)
+                staging = model / f".{recipe.name}.partial"
+                staging.mkdir(parents=True)
+                try:
+                    yield staging
+                finally:
+                    shutil.rmtree(staging, ignore_errors=True)
+                    _remove_if_empty(model)
+            finally:
+                lock.release()
+
+    def _acquire(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> BaseFileLock:
+        import filelock
+
+        locks = self.folder / _LOCKS
+        locks.mkdir(parents=True, exist_ok=True)
+        while True:
+            model = self._model_folder(reference)
             lock = filelock.FileLock(locks / f"{model.name}.{recipe.name}.lock")
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:
                 on_wait()
                 lock.acquire()
-            staging = model / f".{recipe.name}.partial"
-            try:
-                if staging.exists():  # left by a process that was killed: its lock is ours now
-                    shutil.rmtree(staging)
-                staging.mkdir(parents=True)
-                yield staging
-            finally:
-                shutil.rmtree(staging, ignore_errors=True)
-                _remove_if_empty(model)
-                lock.release()
+            if self._model_folder(reference) == model:
+                return lock
+            lock.release()  # while we waited, another checkpoint of the same name has taken the folder
 
     def publish(self, staging: Path, manifest: Manifest) -> Artifact:
         """Turn a finished staging folder into the artifact, in place of an earlier one. Files are synced already."""
@@ -116,10 +133,9 @@ class Store:
             _sync_folder(staging)
             if target.exists():
                 replaced = staging.with_name(f".{manifest.recipe}.replaced")
-                shutil.rmtree(replaced, ignore_errors=True)
                 target.rename(replaced)
                 staging.rename(target)
-                shutil.rmtree(replaced)
+                shutil.rmtree(replaced, ignore_errors=True)
             else:
                 staging.rename(target)
             _sync_folder(target.parent)
@@ -128,19 +144,26 @@ class Store:
     def _model_folder(self, reference: ModelReference) -> Path:
         """The folder that is this model's already, else the first that is nobody's."""
         candidates = [self.folder / name for name in model_folder_names(reference)]
-        for candidate in candidates:
-            artifacts = self._artifacts_in(candidate)
-            if not artifacts or artifacts[0].manifest.source == source_of(reference):
-                return candidate
-        return candidates[-1]
+        owners = [
+            [manifest for folder in _form_folders(model) if (manifest := _manifest(folder))] for model in candidates
+        ]
+        for model, manifests in zip(candidates, owners, strict=True):
+            if any(_is_of(manifest, reference) for manifest in manifests):
+                return model
+        return next(
+            (model for model, manifests in zip(candidates, owners, strict=True) if not manifests), candidates[-1]
+        )
 
     def _models(self) -> list[Path]:
         children = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
 
     def _artifacts_in(self, model: Path) -> list[Artifact]:
-        readable = (read_artifact(folder) for folder in _form_folders(model) if not _is_damaged(folder))
-        return [artifact for artifact in readable if artifact is not None]
+        artifacts = []
+        for folder in _form_folders(model):
+            with contextlib.suppress(StoreError):
+                artifacts.append(read_artifact(folder))
+        return [artifact for artifact in artifacts if artifact is not None]
 
     @contextmanager
     def _os_errors(self) -> Iterator[None]:
@@ -170,9 +193,22 @@ def _is_damaged(folder: Path) -> bool:
     return False
 
 
+def _manifest(folder: Path) -> Manifest | None:
+    try:
+        return read_manifest(folder)
+    except StoreError:
+        return None
+
+
+def _is_of(manifest: Manifest, reference: ModelReference) -> bool:
+    """Whether it tells of this model. Only folders can share a name; other references are unique by theirs."""
+    return reference.kind != "folder" or manifest.source == source_of(reference)
+
+
 def shown_name(artifact_folder: Path) -> str:
     """The name a model gets in lists; as a reference it finds the same folder again."""
-    return artifact_folder.parent.name.replace("--", "/", 1)
+    name, at, revision = artifact_folder.parent.name.replace("--", "/", 1).partition("@")
+    return name + at + revision.replace("--", "/")
 
 
 def _remove_if_empty(folder: Path) -> None:
