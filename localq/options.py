@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import numbers
 from dataclasses import dataclass
 
 from localq.errors import OptionError
@@ -11,6 +13,8 @@ DEFAULT_CONTEXT_LENGTH_TOKENS = 8192
 
 REPEAT_PENALTY_WINDOW_TOKENS = 64
 """How many of the newest tokens, prompt included, the repeat penalty looks at (llama.cpp's default)."""
+
+_COUNT = "a whole number, at least 1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,15 +43,18 @@ class GenerationOptions:
     """Strings that end the reply; they are not part of its text."""
 
     def __post_init__(self) -> None:
-        _require(self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
-        _require(self.temperature >= 0, "temperature", self.temperature, "0 or more")
-        _require(self.top_k >= 0, "top_k", self.top_k, "0 or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
-        _require(0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        _require(self.repeat_penalty > 0, "repeat_penalty", self.repeat_penalty, "above 0")
-        seed_fits = self.seed is None or 0 <= self.seed < 2**32 - 1
-        _require(seed_fits, "seed", self.seed, "between 0 and 4294967294")
-        _require(all(self.stop), "stop", self.stop, "no empty string")
+        _require(_is_integer(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, _COUNT)
+        _require(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _require(_is_integer(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "a whole number, 0 or more")
+        _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
+        _require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
+        penalty = self.repeat_penalty
+        _require(_is_number(penalty) and penalty > 0, "repeat_penalty", penalty, "a number above 0")
+        seed_fits = self.seed is None or (_is_integer(self.seed) and 0 <= self.seed < 2**32 - 1)
+        _require(seed_fits, "seed", self.seed, "a whole number between 0 and 4294967294")
+        # A string is a sequence of strings too: its letters would end the reply.
+        _require(_are_texts(self.stop), "stop", self.stop, "a tuple of strings, none of them empty")
+        object.__setattr__(self, "stop", tuple(self.stop))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,12 +67,23 @@ class LoadOptions:
     """CPU threads for llama.cpp; None takes one per physical core, and one alone for a very small model."""
 
     def __post_init__(self) -> None:
-        context = self.context_length
-        _require(context is None or context >= 1, "context_length", context, "at least 1")
-        _require(self.threads is None or self.threads >= 1, "threads", self.threads, "at least 1")
+        for name, value in (("context_length", self.context_length), ("threads", self.threads)):
+            _require(value is None or (_is_integer(value) and value >= 1), name, value, _COUNT)
+
+
+def _is_integer(value: object) -> bool:
+    return not isinstance(value, bool) and isinstance(value, numbers.Integral)
+
+
+def _is_number(value: object) -> bool:
+    """Whether it is a finite number: no text, no truth value, no NaN."""
+    return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _are_texts(value: object) -> bool:
+    return isinstance(value, tuple | list) and all(isinstance(text, str) and text for text in value)
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:
-    # NaN fails every comparison, so it is refused as well.
     if not holds:
         raise OptionError(f"{name} is {value!r}; expected {expected}")

@@ -57,10 +57,10 @@ def parse_reference(text: str) -> ModelReference:
         raise ModelReferenceError(f"{text!r} names no model", "for example: toy-llama, org/name, ./folder")
     if model in BUILT_IN_NAMES:
         return ModelReference("built-in", model, _DEMO_FOLDER / model, recipe=recipe)
-    path = Path(model).expanduser()
-    if path.exists():
-        return _path_reference(path.resolve(), recipe)
-    if model.startswith(_LOOKS_LIKE_PATH) or path.suffix == ".gguf":
+    path = _existing_path(model)
+    if path is not None:
+        return _path_reference(path, recipe)
+    if model.startswith(_LOOKS_LIKE_PATH) or model.endswith(".gguf"):
         raise ModelNotFoundError(
             f"no folder or file {model}", "check the path; `localq ls` lists the models made so far"
         )
@@ -76,11 +76,22 @@ def parse_reference(text: str) -> ModelReference:
 
 def _split_recipe(text: str) -> tuple[str, Recipe | None]:
     head, colon, tail = text.rpartition(":")
-    if not colon or Path(text).expanduser().exists():
+    if not colon or _existing_path(text) is not None:
         return text, None
     if looks_like_recipe(tail) or "/" not in tail:
         return head, parse_recipe(tail)
     return text, None
+
+
+def _existing_path(text: str) -> Path | None:
+    """Absolute path of what `text` names. A file keeps its own name: the hub's cache links to nameless blobs."""
+    try:
+        path = Path(text).expanduser()
+        if path.is_dir():
+            return path.resolve()
+        return path.parent.resolve() / path.name if path.exists() else None
+    except (OSError, RuntimeError, ValueError):  # a name too long for a file, the home of nobody, a zero byte
+        return None
 
 
 def _path_reference(path: Path, recipe: Recipe | None) -> ModelReference:

@@ -152,7 +152,7 @@ def _indexed_weights(folder: Path, index: Path) -> Weights:
                 f"{index.name} names {file!r}, which is not a file of this folder",
                 "don't trust this checkpoint: an index names files beside it only",
             )
-    missing = sorted(set(files).difference(os.listdir(folder)))
+    missing = sorted(set(files) - {path.name for path in folder.iterdir()})
     if missing:
         more = " ..." if len(missing) > 3 else ""
         raise CheckpointError(

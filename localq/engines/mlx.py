@@ -94,27 +94,42 @@ class MlxEngine:
         return reused
 
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
-        """See `Engine.generate`. The next forward pass runs while the caller handles a token."""
+        """See `Engine.generate`. On Metal the next forward pass runs while the caller handles a token."""
         import mlx.core as mx
 
         logits = self._require_logits()
         sampler = Sampler(options, self._tokens)
         limit = min(options.max_tokens, self._context_length - len(self._tokens))
+        runs_ahead = _runs_ahead()
         with _wired_memory():
             token = sampler.draw(logits)
             for left in reversed(range(limit)):
+                following = self._following(token, sampler) if left and runs_ahead else None
                 with self._errors_translated():
-                    if left > 0:
-                        logits = self._forward(token)[-1]
-                        following = sampler.draw(logits)
-                        mx.async_eval(following, logits)  # type: ignore[no-untyped-call, unused-ignore]
                     token_id = int(token.item())  # type: ignore[arg-type]
-                if left > 0:
-                    self._tokens.append(token_id)
-                    self._newest_logits, token = logits, following
                 if left % _TOKENS_BETWEEN_CLEARS == 0:
                     mx.clear_cache()
+                if following is not None:
+                    token = self._commit(token_id, following)
                 yield token_id
+                if left and following is None:
+                    token = self._commit(token_id, self._following(token, sampler))
+
+    def _following(self, token: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
+        """Begin the pass that computes `token`; gives the next token and the logits it was drawn from."""
+        import mlx.core as mx
+
+        with self._errors_translated():
+            logits = self._forward(token)[-1]
+            following = sampler.draw(logits)
+            mx.async_eval(following, logits)  # type: ignore[no-untyped-call, unused-ignore]
+        return following, logits
+
+    def _commit(self, token_id: int, following: tuple[mx.array, mx.array]) -> mx.array:
+        """Note that `token_id` is in the cache now; gives the token that follows."""
+        self._tokens.append(token_id)
+        token, self._newest_logits = following
+        return token
 
     def logits(self) -> NDArray[np.float32]:
         """See `Engine.logits`."""
@@ -205,6 +220,13 @@ class MlxEngine:
         if self._newest_logits is None:
             raise EngineError("there are no logits: no prompt was computed to its end")
         return self._newest_logits
+
+
+def _runs_ahead() -> bool:
+    """A pass that nobody asks for in the end is cheap on a GPU that would idle; on a CPU it costs a token's time."""
+    import mlx.core as mx
+
+    return bool(mx.metal.is_available())
 
 
 def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:

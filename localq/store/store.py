@@ -75,9 +75,10 @@ class Store:
         with self._os_errors():
             self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
-        if free < needed_bytes + _SPARE_BYTES:
+        needed_bytes += _SPARE_BYTES
+        if free < needed_bytes:
             raise StoreError(
-                f"{self.folder} has {free / 1e9:.2f} GB free; {(needed_bytes + _SPARE_BYTES) / 1e9:.2f} GB are needed",
+                f"{self.folder} has {free / 1e6:,.0f} MB free; {needed_bytes / 1e6:,.0f} MB are needed",
                 f"remove something (`localq ls`, `localq rm`) or {_ELSEWHERE_HINT}",
             )
 
@@ -87,8 +88,6 @@ class Store:
 
         `on_wait` is called once when another process is writing the same artifact.
         """
-        import filelock
-
         with self._os_errors():
             lock = self._acquire(reference, recipe, on_wait)
             try:

@@ -40,6 +40,10 @@ def failure(folder: Path) -> CheckpointError:
     return caught.value
 
 
+def open_files() -> int:
+    return len(list(Path("/dev/fd").iterdir()))
+
+
 @pytest.fixture
 def sharded(tmp_path: Path) -> Path:
     write_weights(tmp_path, TENSORS, "F32", shards=3)
@@ -185,7 +189,17 @@ def test_a_tensor_in_two_shards_is_refused_with_both_names(sharded: Path, with_i
 
 
 @pytest.mark.parametrize(
-    "index", ["", "{", "[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}', "[" * 100_000, '{"weight_map": {"a": 1, "b": "c"}}']
+    "index",
+    [
+        "",
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": []}',
+        '{"weight_map": {"a": ["b"]}}',
+        "[" * 100_000,
+        '{"weight_map": {"a": 1, "b": "c"}}',
+    ],
 )
 def test_an_index_that_is_none_is_named(sharded: Path, index: str) -> None:
     (sharded / INDEX_NAME).write_text(index)
@@ -216,20 +230,20 @@ def test_a_file_that_shrinks_while_it_is_read_is_an_error(tmp_path: Path) -> Non
 def test_a_file_that_goes_away_before_it_is_opened_is_an_error(sharded: Path) -> None:
     weights = find_weights(sharded)
     (sharded / SHARDS[2]).unlink()
-    open_files = len(os.listdir("/dev/fd"))
+    before = open_files()
     with pytest.raises(CheckpointError, match=SHARDS[2]), weights:
         pass
-    assert len(os.listdir("/dev/fd")) == open_files
+    assert open_files() == before
 
 
 def test_closing_frees_the_files_and_opening_again_works(sharded: Path) -> None:
     weights = find_weights(sharded)
-    open_files = len(os.listdir("/dev/fd"))
+    before = open_files()
     for _ in range(2):
         with weights:
-            assert len(os.listdir("/dev/fd")) == open_files + 3
+            assert open_files() == before + 3
             np.testing.assert_array_equal(weights.read_rows("vector", 2, 4), TENSORS["vector"][2:4])
-        assert len(os.listdir("/dev/fd")) == open_files
+        assert open_files() == before
 
 
 def test_threads_read_at_once(tmp_path: Path) -> None:

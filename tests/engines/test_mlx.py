@@ -82,3 +82,25 @@ def test_an_unknown_architecture_is_named_in_the_error(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(LLAMA | {"model_type": "nonesuch"}))
     with pytest.raises(EngineError, match="nonesuch"):
         open_engine(tmp_path, LoadOptions(), 32)
+
+
+def test_running_ahead_gives_the_same_tokens_and_a_cache_that_can_be_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on Metal: the pass after the one that is read is queued already when the caller stops."""
+    save_llama(tmp_path, mx.float32)
+    prompt, options = [5, 6, 7], GenerationOptions(max_tokens=8)
+    plain = open_engine(tmp_path, LoadOptions(), 64)
+    plain.prefill(prompt)
+    expected = list(plain.generate(options))
+    monkeypatch.setattr("localq.engines.mlx._runs_ahead", lambda: True)
+    engine = open_engine(tmp_path, LoadOptions(), 64)
+    assert engine.prefill(prompt) == 0
+    assert list(engine.generate(options)) == expected
+    assert engine.prefill([*prompt, *expected]) == len(prompt) + len(expected) - 1
+    engine.prefill(prompt)
+    ids = engine.generate(options)
+    assert [next(ids), next(ids)] == expected[:2]
+    ids.close()
+    engine.prefill([*prompt, *expected[:2]])
+    assert list(engine.generate(GenerationOptions(max_tokens=6))) == expected[2:]

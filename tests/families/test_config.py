@@ -13,7 +13,13 @@ from localq.families.config import ModelConfig, parse_config, read_optional_json
 from localq.families.table import FAMILIES, find_family
 from tests.tiny_checkpoints import CONFIGS
 
-ROPE_KEYS = ("rope_theta", "rope_scaling", "rope_parameters", "partial_rotary_factor", "original_max_position_embeddings")
+ROPE_KEYS = (
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "partial_rotary_factor",
+    "original_max_position_embeddings",
+)
 
 
 def without_raw(config: ModelConfig) -> ModelConfig:

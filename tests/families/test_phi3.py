@@ -72,7 +72,9 @@ def test_a_context_that_was_not_stretched_has_an_attention_factor_of_one() -> No
 def test_both_lists_of_factors_are_written_and_nothing_else(name: str) -> None:
     extra = FAMILY.gguf_extra_tensors(config_of(name))
     scaling = CONFIGS[name].get("rope_scaling")
-    expected = {f"rope_factors_{kind}.weight": scaling[f"{kind}_factor"] for kind in ("long", "short")} if scaling else {}
+    expected = (
+        {f"rope_factors_{kind}.weight": scaling[f"{kind}_factor"] for kind in ("long", "short")} if scaling else {}
+    )
     assert set(extra) == set(expected)
     for key, values in expected.items():
         np.testing.assert_array_equal(extra[key], np.array(values, dtype=np.float32))
@@ -95,7 +97,19 @@ def test_other_rotary_scalings_are_refused_by_name(kind: str) -> None:
 @pytest.mark.parametrize("key", ["short_factor", "long_factor"])
 @pytest.mark.parametrize(
     "value",
-    [None, [], [1.0] * 31, [1.0] * 33, "ones", 1.0, ["1.0"] * 32, [math.nan] * 32, [0.0] * 32, [-1.0] * 32, [True] * 32],
+    [
+        None,
+        [],
+        [1.0] * 31,
+        [1.0] * 33,
+        "ones",
+        1.0,
+        ["1.0"] * 32,
+        [math.nan] * 32,
+        [0.0] * 32,
+        [-1.0] * 32,
+        [True] * 32,
+    ],
     ids=lambda value: repr(value)[:12],
 )
 def test_factors_that_are_missing_or_impossible_are_refused_by_name(name: str, key: str, value: Any) -> None:

@@ -38,7 +38,10 @@ def test_nothing_is_found_before_it_is_published(store: Store) -> None:
         assert store.artifacts() == store.damaged() == []
         artifact = store.publish(staging, manifest_of(MODEL, "gguf-q4_0", shown_name(staging), files))
         assert store.find(MODEL, Q4) == artifact
-    assert seen(store) == ["org--name", *(f"org--name/gguf-q4_0{end}" for end in ("", "/config.json", "/localq.json", "/model.gguf"))]
+    assert seen(store) == [
+        "org--name",
+        *(f"org--name/gguf-q4_0{end}" for end in ("", "/config.json", "/localq.json", "/model.gguf")),
+    ]
 
 
 def test_a_folder_without_a_manifest_does_not_exist(store: Store, make: Make) -> None:
@@ -247,14 +250,17 @@ def test_too_little_room_is_told_with_both_numbers_before_the_work(
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000_000))
     store.check_room(2_900_000_000)
-    with pytest.raises(StoreError, match=r"3\.00 GB free; 5\.03 GB are needed") as caught:
+    with pytest.raises(StoreError, match="3,000 MB free; 5,034 MB are needed") as caught:
         store.check_room(5_000_000_000)
     assert "localq rm" in caught.value.hint and "LOCALQ_MODELS" in caught.value.hint
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 def test_a_disk_that_runs_full_is_told_and_leaves_nothing(store: Store, number: int) -> None:
-    with pytest.raises(StoreError, match="disk .* is full") as caught, store.writing(MODEL, Q4, fail_on_wait) as staging:
+    with (
+        pytest.raises(StoreError, match="disk .* is full") as caught,
+        store.writing(MODEL, Q4, fail_on_wait) as staging,
+    ):
         write_files(staging, b"half")
         raise OSError(number, os.strerror(number))
     assert "localq rm" in caught.value.hint

@@ -35,7 +35,19 @@ def test_what_was_published_is_found_by_its_reference_and_its_shown_name(store: 
 
 @pytest.mark.parametrize(
     "name",
-    ["Llama-3.2-1B", "my model", "_private", "-dash", "a--b", "naïve", "名", "a:mlx-4bit", "x@main", "a+b (2)", ".hidden"],
+    [
+        "Llama-3.2-1B",
+        "my model",
+        "_private",
+        "-dash",
+        "a--b",
+        "naïve",
+        "名",
+        "a:mlx-4bit",
+        "x@main",
+        "a+b (2)",
+        ".hidden",
+    ],
 )
 def test_the_shown_name_of_a_folder_finds_its_artifact_again(
     store: Store, make: Make, tmp_path: Path, name: str
@@ -56,7 +68,9 @@ def test_forms_of_a_model_are_listed_in_the_order_of_the_recipes(store: Store, m
     assert [form.manifest.recipe for form in store.forms(reference)] == names
     assert [form.manifest.recipe for form in store.require(reference)] == names
     assert [form.manifest.recipe for form in store.require(parse_reference("org/name:mlx-f32"))] == ["mlx-f32"]
-    assert [artifact.name for artifact in store.artifacts()] == [f"org/name:{name}" for name in names] + ["toy-phi:mlx-4bit"]
+    assert [artifact.name for artifact in store.artifacts()] == [f"org/name:{name}" for name in names] + [
+        "toy-phi:mlx-4bit"
+    ]
 
 
 @pytest.mark.parametrize("text", ["org/name", "org/name:mlx-4bit", "org/name@v1", "toy-llama", "org/other"])

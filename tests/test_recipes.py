@@ -1,0 +1,84 @@
+"""Recipes by name, and llama.cpp's own numbers for its file types."""
+
+from __future__ import annotations
+
+import pytest
+
+from localq.errors import UnknownRecipeError
+from localq.recipes import DEFAULT_RECIPES, RECIPES, GgufRecipe, MlxRecipe, looks_like_recipe, parse_recipe
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_is_found_by_its_name_in_any_case(name: str) -> None:
+    recipe = parse_recipe(name)
+    assert recipe.name == name
+    assert recipe.name.startswith(f"{recipe.format}-")
+    assert parse_recipe(name.upper()) is recipe
+    assert looks_like_recipe(name.title())
+
+
+@pytest.mark.parametrize(
+    ("name", "bits", "group_size", "dtype"),
+    [
+        ("mlx-4bit", 4, 64, None),
+        ("mlx-8bit-g32", 8, 32, None),
+        ("mlx-2bit-g128", 2, 128, None),
+        ("mlx-bf16", None, 64, "bfloat16"),
+        ("mlx-f16", None, 64, "float16"),
+        ("mlx-f32", None, 64, "float32"),
+    ],
+)
+def test_mlx_recipes_say_what_their_names_say(name: str, bits: int | None, group_size: int, dtype: str | None) -> None:
+    assert parse_recipe(name) == MlxRecipe(name, bits, group_size, dtype)
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES.values() if isinstance(r, GgufRecipe)], ids=lambda r: r.name)
+def test_gguf_recipes_have_the_numbers_of_llama_cpp(recipe: GgufRecipe) -> None:
+    gguf = pytest.importorskip("gguf")
+    llama_cpp = pytest.importorskip("llama_cpp")
+    constant = f"MOSTLY_{recipe.file_type}" if recipe.file_type != "F32" else "ALL_F32"
+    assert recipe.name == f"gguf-{recipe.file_type.lower()}"
+    assert recipe.file_type_number == gguf.LlamaFileType[constant]
+    assert recipe.file_type_number == getattr(llama_cpp, f"LLAMA_FTYPE_{constant}")
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["mlx-4bit", "mlx-8bit", "mlx-bf16", "mlx-f32"]
+    + [f"gguf-{kind}" for kind in ("q4_k_m", "q4_0", "q8_0", "bf16", "f16", "f32", "iq4_nl")],
+)
+def test_promised_recipes_exist(name: str) -> None:
+    assert name in RECIPES
+
+
+def test_the_default_recipes_are_one_of_each_format() -> None:
+    assert [parse_recipe(name).format for name in DEFAULT_RECIPES] == ["mlx", "gguf"]
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("mlx-4bits", "mlx-4bit"),
+        ("4bit", "mlx-4bit"),
+        ("Q4_K_M", "gguf-q4_k_m"),
+        ("gguf-q4km", "gguf-q4_k_m"),
+        ("mlx-4bit-g64", "mlx-4bit-g32"),
+        ("f16", "gguf-f16"),
+        ("bf16", "mlx-bf16"),
+        ("", "gguf-f16"),
+        ("something else", "gguf-q4_k_m"),
+    ],
+)
+def test_an_unknown_recipe_is_told_with_the_nearest_names(name: str, nearest: str) -> None:
+    with pytest.raises(UnknownRecipeError, match="unknown recipe") as caught:
+        parse_recipe(name)
+    assert caught.value.name == name
+    assert nearest in caught.value.nearest
+    assert all(choice in RECIPES for choice in caught.value.nearest)
+    assert nearest in caught.value.hint and "--help" in caught.value.hint
+    assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize(("text", "meant"), [("mlx-9bit", True), ("GGUF-x", True), ("main", False), ("q4_k_m", False)])
+def test_what_was_meant_as_a_recipe_is_told_from_a_path(text: str, meant: bool) -> None:
+    assert looks_like_recipe(text) is meant
