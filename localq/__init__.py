@@ -10,15 +10,13 @@ Names are resolved on first use, so that `import localq` costs next to nothing.
 
 from __future__ import annotations
 
-import sys
 from importlib import import_module
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from localq.version import __version__
 
 if TYPE_CHECKING:
-    from localq.convert.conversion import convert as convert
+    from localq.conversion.convert import convert as convert
     from localq.errors import LocalqError as LocalqError
     from localq.generation import Chunk as Chunk
     from localq.generation import Completion as Completion
@@ -36,7 +34,7 @@ _HOMES = {
     "LoadOptions": "localq.options",
     "LocalqError": "localq.errors",
     "Model": "localq.model",
-    "convert": "localq.convert.conversion",
+    "convert": "localq.conversion.convert",
     "load": "localq.model",
 }
 
@@ -61,14 +59,3 @@ def __getattr__(name: str) -> Any:
     value = getattr(import_module(home), name)
     globals()[name] = value
     return value
-
-
-class _Package(ModuleType):
-    """Keeps `localq.convert` the function: whoever imports the package of that name would put it in its place."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if not (name in _HOMES and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
-from localq.convert.conversion import ConversionListener, convert
+from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_name, require_backend
 from localq.engines.base import Engine, PrefillProgress
 from localq.errors import ChatTemplateError, ModelReferenceError, OptionError
@@ -146,7 +146,7 @@ def load(
     *,
     context_length: int | None = None,
     threads: int | None = None,
-    models_dir: Path | None = None,
+    models_dir: Path | str | None = None,
     listener: ConversionListener | None = None,
 ) -> Model:
     """Open a model by reference; a form that was not made yet is made first.

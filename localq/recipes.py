@@ -1,7 +1,7 @@
 """Recipes: the forms that a checkpoint can be converted to, by name.
 
 `mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. Knows names and numbers
-only; what a form looks like on disk is the business of `localq.convert`.
+only; what a form looks like on disk is the business of `localq.conversion`.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ _GGUF_FILE_TYPES = {
     "Q8_0": 7,
     "Q5_0": 8,
     "Q5_1": 9,
+    "Q2_K": 10,
     "Q3_K_S": 11,
     "Q3_K_M": 12,
     "Q3_K_L": 13,
@@ -36,6 +37,8 @@ _GGUF_FILE_TYPES = {
     "Q5_K_M": 17,
     "Q6_K": 18,
     "IQ4_NL": 25,
+    "IQ3_S": 26,
+    "IQ3_M": 27,
     "IQ4_XS": 30,
     "BF16": 32,
 }

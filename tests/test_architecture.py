@@ -22,7 +22,7 @@ LAYERS = [
     {"cli"},
     {"measure"},
     {"model"},
-    {"convert"},
+    {"conversion"},
     {"store"},
     {"generation"},
     {"text", "engines", "checkpoint", "families"},
@@ -220,11 +220,11 @@ def test_public_names_are_sorted_complete_and_there() -> None:
         _ = localq.nonsense
 
 
-@pytest.mark.parametrize("first", ["localq.load", "import localq.convert.conversion", "import localq.cli.main", "pass"])
+@pytest.mark.parametrize("first", ["localq.load", "import localq.conversion.convert", "import localq.cli.main", "pass"])
 def test_a_public_name_is_never_the_package_of_the_same_name(first: str) -> None:
     names = ", ".join(f"localq.{name}" for name in localq.__all__)
     kinds = f"print(*[type(value).__name__ for value in ({names})])"
-    code = f"import localq\n{first}\n{kinds}\nfrom localq.convert import gguf"
+    code = f"import localq\n{first}\n{kinds}\nfrom localq.conversion import gguf"
     assert "module" not in in_fresh_process(code).split()
 
 

@@ -71,6 +71,11 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
             "localq takes the tokenizer from that file: download it from the model's page",
         )
     weights = find_weights(folder)
+    if config.layer_count > len(weights.tensors):
+        raise CheckpointError(
+            f"config.json asks for {config.layer_count} layers; the weights are {len(weights.tensors)} tensors",
+            "config.json and weights are of different models: download both again",
+        )
     layouts = tuple(family.tensors(config))
     _check_tensors(weights, layouts, family, config)
     return Checkpoint(name, revision or fingerprint(folder, weights), folder, config, family, weights, layouts)

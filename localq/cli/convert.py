@@ -10,7 +10,7 @@ from localq.cli.arguments import Json, ModelsDir
 from localq.cli.output import emit, emit_json, format_bytes, format_table
 
 if TYPE_CHECKING:
-    from localq.convert.conversion import Converted, PlannedForm
+    from localq.conversion.convert import Converted, PlannedForm
 
 
 def convert(
@@ -33,7 +33,7 @@ def convert(
 ) -> None:
     """Convert a checkpoint; what an earlier run made is found again."""
     from localq.cli.progress import ByteBar, TerminalListener
-    from localq.convert import conversion
+    from localq.conversion import convert as conversion
     from localq.recipes import DEFAULT_RECIPES
 
     recipes = to or DEFAULT_RECIPES

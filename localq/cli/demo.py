@@ -49,7 +49,7 @@ def demo(models_dir: flags.ModelsDir = None) -> None:
 
 def _artifacts(toy: str, models_dir: Path | None) -> list[Artifact]:
     from localq.cli.progress import ByteBar, TerminalListener
-    from localq.convert.conversion import convert
+    from localq.conversion.convert import convert
     from localq.engines.availability import has_backend
     from localq.recipes import DEFAULT_RECIPES, RECIPES
 

@@ -6,7 +6,7 @@ from types import TracebackType
 from typing import Any
 
 from localq.cli.output import format_bytes, say, stderr_is_terminal
-from localq.convert.conversion import ConversionListener
+from localq.conversion.convert import ConversionListener
 from localq.recipes import Recipe
 from localq.store.manifest import Artifact
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from localq.cli.arguments import Json, ModelsDir, Reference
 from localq.cli.output import emit, emit_json, format_bytes
 
@@ -9,16 +11,16 @@ from localq.cli.output import emit, emit_json, format_bytes
 def rm(ref: Reference, models_dir: ModelsDir = None, json: Json = False) -> None:
     """Delete one form of a model, or all its forms where REF names none. Checkpoints are never touched."""
     from localq.reference import parse_reference
-    from localq.store.store import Store
+    from localq.store.store import Store, shown_name
 
     store = Store(models_dir)
-    artifacts = store.require(parse_reference(ref))
-    for artifact in artifacts:
-        store.remove(artifact)
+    removed: list[dict[str, Any]] = []
+    for folder in store.require_folders(parse_reference(ref)):
+        nbytes = sum(file.stat().st_size for file in folder.iterdir())
+        store.remove(folder)
+        removed.append({"model": shown_name(folder), "recipe": folder.name, "bytes": nbytes})
     if json:
-        emit_json(
-            [{"model": a.manifest.model, "recipe": a.manifest.recipe, "bytes": a.manifest.bytes} for a in artifacts]
-        )
+        emit_json(removed)
         return
-    for artifact in artifacts:
-        emit(f"removed {artifact.name}, {format_bytes(artifact.manifest.bytes)}")
+    for item in removed:
+        emit(f"removed {item['model']}:{item['recipe']}, {format_bytes(item['bytes'])}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
-from localq.convert.conversion import ConversionListener, convert
+from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import has_backend
 from localq.model import is_form
 from localq.recipes import DEFAULT_RECIPES, Recipe, parse_recipe

@@ -19,10 +19,10 @@ MANIFEST_NAME = "localq.json"
 """A folder with this file is an artifact; a folder without it does not exist for any reader."""
 
 
-def models_folder(chosen: Path | None = None) -> Path:
+def models_folder(chosen: Path | str | None = None) -> Path:
     """`chosen`, else LOCALQ_MODELS, else `models/` of the checkout that localq runs from, else a cache folder."""
     if chosen is not None:
-        return chosen.expanduser().absolute()
+        return Path(chosen).expanduser().absolute()
     from_environment = os.environ.get("LOCALQ_MODELS")
     if from_environment:
         return Path(from_environment).expanduser().absolute()

@@ -7,7 +7,6 @@ Writers of the same artifact take turns by a lock file; readers need none.
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import TYPE_CHECKING
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import RECIPES, Recipe
 from localq.reference import ModelReference
+from localq.store.disk_errors import ELSEWHERE_HINT, disk_errors
 from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
 
@@ -26,13 +26,12 @@ if TYPE_CHECKING:
 
 _SPARE_BYTES = 32 << 20  # room for tokenizer, manifest and what the file system itself needs
 _LOCKS = ".locks"
-_ELSEWHERE_HINT = "choose another folder with --models-dir or LOCALQ_MODELS"
 
 
 class Store:
     """Artifacts under one folder."""
 
-    def __init__(self, folder: Path | None = None) -> None:
+    def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = models_folder(folder)
 
     def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
@@ -57,29 +56,36 @@ class Store:
         """The forms that a reference means: the one it names, or all. Raises ModelNotFoundError without any."""
         forms = [form for form in self.forms(reference) if reference.recipe in (None, form.recipe)]
         if not forms:
-            raise ModelNotFoundError(
-                f"{self.folder} has no {reference}", "`localq ls` lists what is there; `localq convert` makes it"
-            )
+            raise self._nothing_there(reference)
         return forms
 
-    def remove(self, artifact: Artifact) -> None:
-        """Delete an artifact, and its model's folder when it was the last form there."""
-        doomed = artifact.folder.with_name(f".{artifact.folder.name}.removed-{os.getpid()}")
-        with self._os_errors():
-            artifact.folder.rename(doomed)  # from here on nobody finds it, however long deleting takes
+    def require_folders(self, reference: ModelReference) -> list[Path]:
+        """As `require`, but the folders, and damaged ones too: what `localq rm` deletes."""
+        folders = _form_folders(self._model_folder(reference))
+        wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
+        own = [folder for folder in wanted if _is_damaged(folder) or self._is_form_of(folder, reference)]
+        if not own:
+            raise self._nothing_there(reference)
+        return own
+
+    def remove(self, folder: Path) -> None:
+        """Delete the folder of a form, and its model's folder when it was the last form there."""
+        doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
+        with disk_errors(self.folder):
+            folder.rename(doomed)  # from here on nobody finds it, however long deleting takes
             shutil.rmtree(doomed)
-            _remove_if_empty(artifact.folder.parent)
+            _remove_if_empty(folder.parent)
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise StoreError unless the disk has room for `needed_bytes` more; creates the models folder."""
-        with self._os_errors():
+        with disk_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(self.folder).free
         needed_bytes += _SPARE_BYTES
         if free < needed_bytes:
             raise StoreError(
                 f"{self.folder} has {free / 1e6:,.0f} MB free; {needed_bytes / 1e6:,.0f} MB are needed",
-                f"remove something (`localq ls`, `localq rm`) or {_ELSEWHERE_HINT}",
+                f"remove something (`localq ls`, `localq rm`) or {ELSEWHERE_HINT}",
             )
 
     @contextmanager
@@ -88,21 +94,22 @@ class Store:
 
         `on_wait` is called once when another process is writing the same artifact.
         """
-        with self._os_errors():
+        with disk_errors(self.folder):
             lock = self._acquire(reference, recipe, on_wait)
-            try:
-                model = self._model_folder(reference)
+        try:
+            model = self._model_folder(reference)
+            staging = model / f".{recipe.name}.partial"
+            with disk_errors(self.folder):
                 for leftover in model.glob(f".{recipe.name}.*"):  # of a process that was killed: its lock is ours now
                     shutil.rmtree(leftover, ignore_errors=True)
-                staging = model / f".{recipe.name}.partial"
                 staging.mkdir(parents=True)
-                try:
-                    yield staging
-                finally:
-                    shutil.rmtree(staging, ignore_errors=True)
-                    _remove_if_empty(model)
+            try:
+                yield staging
             finally:
-                lock.release()
+                shutil.rmtree(staging, ignore_errors=True)
+                _remove_if_empty(model)
+        finally:
+            lock.release()
 
     def _acquire(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> BaseFileLock:
         import filelock
@@ -124,7 +131,7 @@ class Store:
     def publish(self, staging: Path, manifest: Manifest) -> Artifact:
         """Turn a finished staging folder into the artifact, in place of an earlier one. Files are synced already."""
         target = staging.parent / manifest.recipe
-        with self._os_errors():
+        with disk_errors(self.folder):
             with (staging / MANIFEST_NAME).open("x", encoding="utf-8") as stream:
                 stream.write(manifest.to_json())
                 stream.flush()
@@ -153,6 +160,15 @@ class Store:
             (model for model, manifests in zip(candidates, owners, strict=True) if not manifests), candidates[-1]
         )
 
+    def _nothing_there(self, reference: ModelReference) -> ModelNotFoundError:
+        return ModelNotFoundError(
+            f"{self.folder} has no {reference}", "`localq ls` lists what is there; `localq convert` makes it"
+        )
+
+    def _is_form_of(self, folder: Path, reference: ModelReference) -> bool:
+        manifest = _manifest(folder)
+        return manifest is not None and _is_of(manifest, reference)
+
     def _models(self) -> list[Path]:
         children = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
@@ -163,16 +179,6 @@ class Store:
             with contextlib.suppress(StoreError):
                 artifacts.append(read_artifact(folder))
         return [artifact for artifact in artifacts if artifact is not None]
-
-    @contextmanager
-    def _os_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            if error.errno in (errno.ENOSPC, errno.EDQUOT):
-                message = f"the disk of {self.folder} is full"
-                raise StoreError(message, f"remove something (`localq rm`) or {_ELSEWHERE_HINT}") from error
-            raise StoreError(f"can't write to {self.folder}: {error.strerror or error}", _ELSEWHERE_HINT) from error
 
 
 def source_of(reference: ModelReference) -> str:

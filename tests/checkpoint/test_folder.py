@@ -265,3 +265,11 @@ def test_a_reference_opens_a_folder_and_refuses_a_gguf_file(llama: Path, tmp_pat
     with pytest.raises(CheckpointError, match="x.gguf is a converted file") as caught:
         resolve_checkpoint(parse_reference(str(file)))
     assert caught.value.hint
+
+
+def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
+    with pytest.raises(CheckpointError, match="1000000000 layers"):
+        open_checkpoint(folder, "model")

@@ -81,6 +81,17 @@ def test_ls_show_and_rm_tell_of_what_is_there(tmp_path: Path) -> None:
     assert_fails(localq("rm", "toy-phi", *models), "toy-phi", "localq ls")
 
 
+def test_damaged_form_is_told_of_and_can_be_removed(tmp_path: Path) -> None:
+    models = ("--models-dir", str(tmp_path))
+    (made,) = data(localq("convert", "toy-llama", "--to", "gguf-q8_0", "--json", *models))
+    Path(made["path"]).write_bytes(b"short")
+    listed = localq("ls", *models)
+    assert listed.stdout == "" and "damaged" in listed.stderr
+    assert_fails(localq("generate", "toy-llama:gguf-q8_0", QUESTION, *models), "--force")
+    assert "removed toy-llama:gguf-q8_0" in localq("rm", "toy-llama:gguf-q8_0", *models).stdout
+    assert not list(tmp_path.glob("toy-llama*"))
+
+
 def test_generate_json_has_the_keys_of_the_contract() -> None:
     record = data(localq("generate", "toy-phi:gguf-q4_k_m", QUESTION, "--json"))
     assert set(record) == {
@@ -231,7 +242,7 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("localq.convert.conversion.convert", interrupted)
+    monkeypatch.setattr("localq.conversion.convert.convert", interrupted)
     assert localq("convert", "toy-llama").exit_code == 130
 
 

@@ -17,6 +17,7 @@ import pytest
 from localq.errors import StoreError
 from localq.recipes import parse_recipe
 from localq.reference import parse_reference
+from localq.store.disk_errors import disk_errors
 from localq.store.layout import MANIFEST_NAME
 from localq.store.store import Store, shown_name
 from tests.store.conftest import Make, fail_on_wait, manifest_of, write_files
@@ -85,7 +86,7 @@ def die(*_, **__):
 
 if moment == "removing":
     shutil.rmtree = die
-    store.remove(store.forms(reference)[0])
+    store.remove(store.forms(reference)[0].folder)
 with store.writing(reference, parse_recipe("gguf-q4_0"), fail_on_wait) as staging:
     files = write_files(staging, b"new")
     if moment == "writing":
@@ -260,11 +261,19 @@ def test_a_disk_that_runs_full_is_told_and_leaves_nothing(store: Store, number: 
     with (
         pytest.raises(StoreError, match="disk .* is full") as caught,
         store.writing(MODEL, Q4, fail_on_wait) as staging,
+        disk_errors(staging),
     ):
         write_files(staging, b"half")
         raise OSError(number, os.strerror(number))
     assert "localq rm" in caught.value.hint
     assert isinstance(caught.value.__cause__, OSError)
+    assert seen(store) == []
+
+
+def test_an_error_of_another_origin_is_not_blamed_on_the_models_folder(store: Store) -> None:
+    with pytest.raises(BrokenPipeError), store.writing(MODEL, Q4, fail_on_wait) as staging:
+        write_files(staging, b"half")
+        raise BrokenPipeError(errno.EPIPE, "a progress bar that nobody reads")
     assert seen(store) == []
 
 

@@ -115,7 +115,7 @@ def test_two_folders_of_the_same_name_do_not_mix(store: Store, make: Make, tmp_p
 def test_the_second_of_two_folders_is_found_when_the_first_is_gone(store: Store, make: Make, tmp_path: Path) -> None:
     first, second = (folder_named(tmp_path / part, "model") for part in ("a", "b"))
     one, two = make(first), make(second)
-    store.remove(one)
+    store.remove(one.folder)
     assert store.find(parse_reference(first), Q4) is None
     assert store.find(parse_reference(second), Q4) == two
     assert store.forms(parse_reference(second)) == [two]
@@ -144,18 +144,18 @@ def test_force_puts_a_new_artifact_in_place_of_the_old(store: Store, make: Make)
 
 def test_removing_takes_the_form_and_then_the_folder(store: Store, make: Make) -> None:
     one, two = make("org/name"), make("org/name", "mlx-4bit")
-    store.remove(one)
+    store.remove(one.folder)
     assert store.artifacts() == [two]
-    store.remove(two)
+    store.remove(two.folder)
     assert store.artifacts() == []
     assert not two.folder.parent.exists()
 
 
 def test_removing_what_is_gone_already_is_an_error_of_the_store(store: Store, make: Make) -> None:
     made = make("org/name")
-    store.remove(made)
+    store.remove(made.folder)
     with pytest.raises(StoreError, match="No such file"):
-        store.remove(made)
+        store.remove(made.folder)
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated", "longer"])

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.safetensors_header import DTYPE_BYTES
-from localq.convert import ggml
+from localq.conversion import ggml
 from localq.errors import ConversionError
 from localq.families.base import TensorLayout
 from localq.recipes import GgufRecipe, MlxRecipe
@@ -156,7 +156,7 @@ def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
 
 def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
     """Types and order as llama.cpp's quantizer would choose them, asked of the quantizer itself."""
-    from localq.convert.gguf import write_header
+    from localq.conversion.gguf import write_header
 
     family, config = checkpoint.family, checkpoint.config
     unquantized = {}

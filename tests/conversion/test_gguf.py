@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localq.convert.conversion import convert, plan_conversion
+from localq.conversion.convert import convert, plan_conversion
 from localq.recipes import RECIPES, GgufRecipe
-from tests.convert.make_converter_digests import DTYPES, FILE, describe
+from tests.conversion.make_converter_digests import DTYPES, FILE, describe
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint, write_weights
 
 DIGESTS: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
@@ -134,7 +134,7 @@ def test_tokenizer_without_its_sentencepiece_model_still_splits_alike(tmp_path: 
 
 
 def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
-    from localq.convert.pieces import PIECE_ELEMENTS, row_ranges
+    from localq.conversion.pieces import PIECE_ELEMENTS, row_ranges
 
     for rows, columns, multiple in ((128256, 2048, 1), (4096, 4096, 128), (7, 3, 7), (1, 10_000_000, 1)):
         ranges = list(row_ranges(rows, columns, multiple))

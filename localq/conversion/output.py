@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+
+from localq.store.disk_errors import disk_errors
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +28,13 @@ class HashedOutput:
         self.path = path
         self.position = 0
         self._digest = hashlib.sha256()
-        self._stream = path.open("xb")
+        with disk_errors(path.parent):
+            self._stream = path.open("xb")
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         """Append bytes."""
-        self._stream.write(data)
+        with disk_errors(self.path.parent):
+            self._stream.write(data)
         self._digest.update(data)
         self.position += len(data)
 
@@ -45,10 +50,12 @@ class HashedOutput:
     ) -> None:
         try:
             if error is None:
-                self._stream.flush()
-                os.fsync(self._stream.fileno())
+                with disk_errors(self.path.parent):
+                    self._stream.flush()
+                    os.fsync(self._stream.fileno())
         finally:
-            self._stream.close()
+            with suppress(OSError):  # what could not be flushed was told above
+                self._stream.close()
 
 
 def hashed_copy(source: Path, target: Path) -> WrittenFile:

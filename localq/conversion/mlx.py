@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
-from localq.convert.output import HashedOutput, WrittenFile, hashed_copy, hashed_text
-from localq.convert.pieces import WorkerPool, row_ranges
-from localq.convert.plan import MlxPlan, MlxTensor, Progress, stored_bytes
+from localq.conversion.output import HashedOutput, WrittenFile, hashed_copy, hashed_text
+from localq.conversion.pieces import WorkerPool, row_ranges
+from localq.conversion.plan import MlxPlan, MlxTensor, Progress, stored_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

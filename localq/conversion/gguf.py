@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localq.checkpoint.folder import Checkpoint
-from localq.convert import ggml
-from localq.convert.output import HashedOutput, WrittenFile
-from localq.convert.pieces import WorkerPool, row_ranges
-from localq.convert.plan import GGUF_ALIGNMENT_BYTES, GgufPlan, GgufTensor, Progress
-from localq.convert.vocabulary import add_vocabulary
+from localq.conversion import ggml
+from localq.conversion.output import HashedOutput, WrittenFile
+from localq.conversion.pieces import WorkerPool, row_ranges
+from localq.conversion.plan import GGUF_ALIGNMENT_BYTES, GgufPlan, GgufTensor, Progress
+from localq.conversion.vocabulary import add_vocabulary
+from localq.store.disk_errors import disk_errors
 
 if TYPE_CHECKING:
     import numpy as np
@@ -41,7 +42,8 @@ class _Piece:
 def write_gguf(checkpoint: Checkpoint, plan: GgufPlan, file: Path, pool: WorkerPool, progress: Progress) -> WrittenFile:
     """Write a whole GGUF file; `checkpoint.weights` must be open."""
     header = file.with_suffix(".header")
-    write_header(checkpoint, plan, header)
+    with disk_errors(file.parent):
+        write_header(checkpoint, plan, header)
     total = sum(checkpoint.stored(layout).nbytes for layout in checkpoint.layouts)
     done = 0
     with HashedOutput(file) as output:

@@ -1,6 +1,6 @@
 """Write `converter_digests.json`: what llama.cpp's own converter makes of the checkpoints of the tests.
 
-    python -m tests.convert.make_converter_digests LLAMA_CPP_SOURCE
+    python -m tests.conversion.make_converter_digests LLAMA_CPP_SOURCE
 
 Run by hand, with torch, transformers, sentencepiece and the `gguf` package of the llama.cpp source folder on
 the path. The converter is asked for each checkpoint's own precision. Vocabularies are compared for the toys

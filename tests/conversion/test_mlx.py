@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localq.convert import plan as plans
-from localq.convert.conversion import convert
+from localq.conversion import plan as plans
+from localq.conversion.convert import convert
 from tests.tiny_checkpoints import CONFIGS, random_tensors, write_checkpoint
 
 mx = pytest.importorskip("mlx.core")

@@ -12,11 +12,11 @@ from pathlib import Path
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import resolve_checkpoint
-from localq.convert.gguf import write_gguf
-from localq.convert.mlx import write_mlx
-from localq.convert.output import WrittenFile, hashed_copy
-from localq.convert.pieces import worker_pool
-from localq.convert.plan import GgufPlan, Plan, make_plan
+from localq.conversion.gguf import write_gguf
+from localq.conversion.mlx import write_mlx
+from localq.conversion.output import WrittenFile, hashed_copy
+from localq.conversion.pieces import worker_pool
+from localq.conversion.plan import GgufPlan, Plan, make_plan
 from localq.engines.availability import require_backend
 from localq.errors import ModelReferenceError
 from localq.recipes import DEFAULT_RECIPES, Recipe, parse_recipe
@@ -74,9 +74,9 @@ class PlannedForm:
 
 def convert(
     source: str | ModelReference,
-    recipes: Sequence[str | Recipe] = DEFAULT_RECIPES,
+    recipes: str | Sequence[str | Recipe] = DEFAULT_RECIPES,
     *,
-    models_dir: Path | None = None,
+    models_dir: Path | str | None = None,
     force: bool = False,
     listener: ConversionListener | None = None,
 ) -> list[Converted]:
@@ -119,12 +119,13 @@ def plan_conversion(
     return [PlannedForm(str(reference), plan.recipe, plan.weight_bytes, checkpoint.parameters) for plan in plans]
 
 
-def _parse(source: str | ModelReference, recipes: Sequence[str | Recipe]) -> tuple[ModelReference, list[Recipe]]:
+def _parse(source: str | ModelReference, recipes: str | Sequence[str | Recipe]) -> tuple[ModelReference, list[Recipe]]:
     reference = parse_reference(source) if isinstance(source, str) else source
     if reference.recipe is not None:
         raise ModelReferenceError(
             f"{reference} names a form; convert takes the checkpoint and --to {reference.recipe.name}"
         )
+    recipes = [recipes] if isinstance(recipes, str) else recipes
     parsed = [parse_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     return reference, list({recipe.name: recipe for recipe in parsed}.values())
 
