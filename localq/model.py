@@ -19,9 +19,10 @@ from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_name, require_backend
 from localq.engines.base import Engine, PrefillProgress
 from localq.errors import ChatTemplateError, ModelReferenceError, OptionError
-from localq.families.config import parse_config, read_json, read_optional_json
+from localq.families.config import parse_config
 from localq.families.table import FAMILIES, find_family
 from localq.generation import Chunk, Completion, TextRules, complete, stream
+from localq.json_files import read_json, read_optional_json
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ModelReference, parse_reference

@@ -26,7 +26,7 @@ LAYERS = [
     {"store"},
     {"generation"},
     {"text", "engines", "checkpoint", "families"},
-    {"llama_log", "options", "reference", "demo"},
+    {"json_files", "llama_log", "options", "reference", "demo"},
     {"recipes"},
     {"errors", "version"},
 ]

@@ -10,8 +10,9 @@ from localq.checkpoint.safetensors_header import StoredTensor
 from localq.checkpoint.weights import FLOAT_DTYPES, Weights, find_weights
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import Family, TensorLayout
-from localq.families.config import ModelConfig, architecture_of, parse_config, read_json
+from localq.families.config import ModelConfig, architecture_of, parse_config
 from localq.families.table import find_family
+from localq.json_files import read_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localq.errors import CheckpointError
-from localq.families.config import read_json, read_optional_json
+from localq.json_files import read_json, read_optional_json
 
 if TYPE_CHECKING:
     from gguf import GGUFWriter

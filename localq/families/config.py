@@ -6,11 +6,9 @@ transformers 5 writes `rope_parameters`. Both end up in `Rope`. Knows no weights
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from localq.errors import CheckpointError
@@ -58,24 +56,6 @@ class ModelConfig:
     def original_context_length(self) -> int:
         """Context in tokens that the model was first trained on: below the maximum for LongRoPE models."""
         return int(self.rope.parameters.get(_ORIGINAL_CONTEXT, self.max_position_embeddings))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; raises CheckpointError naming the file."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}", "give the folder that holds it") from error
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} can't be read as JSON: {error}", "download the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object", "download the file again")
-    return value
-
-
-def read_optional_json(path: Path) -> dict[str, Any]:
-    """As `read_json`, and an empty object where there is no such file."""
-    return read_json(path) if path.exists() else {}
 
 
 def architecture_of(raw: Mapping[str, Any]) -> str:

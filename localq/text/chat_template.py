@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localq.errors import ChatTemplateError
-from localq.text.tokenizer_config import read_json_object, read_special_tokens
+from localq.json_files import read_optional_json
+from localq.text.tokenizer_config import read_special_tokens
 
 if TYPE_CHECKING:
     import jinja2
@@ -94,7 +95,7 @@ def _template_source(folder: Path) -> str | None:
         message = f"{folder / 'chat_template.jinja'} can't be read: {error}"
         raise ChatTemplateError(message, "fetch the file again") from error
     for name in ("tokenizer_config.json", "chat_template.json"):
-        entry = read_json_object(folder / name).get("chat_template")
+        entry = read_optional_json(folder / name).get("chat_template")
         if entry is not None:
             return _default_template(entry, folder / name)
     return None

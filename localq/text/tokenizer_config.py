@@ -5,11 +5,11 @@ Knows nothing of ids, vocabularies or templates.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from localq.errors import CheckpointError
+from localq.json_files import read_optional_json
 
 NAMED_SPECIAL_TOKENS = (
     "bos_token",
@@ -30,19 +30,6 @@ _CLASS_DEFAULTS: dict[str, dict[str, str]] = {
 }
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file, {} when there is no such file. Raises CheckpointError for anything else."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}", "fetch the file again") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} holds no JSON object", "fetch the file again")
-    return content
-
-
 def read_special_tokens(folder: Path) -> dict[str, str]:
     """Special tokens by name (`bos_token`, `eos_token`, ...), as transformers 5 gives them to templates.
 
@@ -50,12 +37,12 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
     the newer `added_tokens_decoder` (`PreTrainedTokenizerBase._from_pretrained`). An entry is a string or an
     object with `content`; null names no token.
     """
-    config = read_json_object(folder / "tokenizer_config.json")
+    config = read_optional_json(folder / "tokenizer_config.json")
     tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
     entries: dict[str, Any] = {**_CLASS_DEFAULTS.get(tokenizer_class, {}), **config}
     source = "tokenizer_config.json"
     if "added_tokens_decoder" not in config:
-        entries |= read_json_object(folder / "special_tokens_map.json")
+        entries |= read_optional_json(folder / "special_tokens_map.json")
         source = "tokenizer_config.json or special_tokens_map.json"
     tokens = {}
     for name in NAMED_SPECIAL_TOKENS:

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from localq.errors import CheckpointError, UnsupportedModelError
-from localq.families.config import ModelConfig, parse_config, read_optional_json
+from localq.families.config import ModelConfig, parse_config
 from localq.families.table import FAMILIES, find_family
+from localq.json_files import read_optional_json
 from tests.tiny_checkpoints import CONFIGS
 
 ROPE_KEYS = (

@@ -1,0 +1,27 @@
+"""JSON objects from the files of a checkpoint. Knows nothing of what they say."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from localq.errors import CheckpointError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; raises CheckpointError naming the file."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{path.parent} has no {path.name}", "give the folder that holds it") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"{path} can't be read as JSON: {error}", "download the file again") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} holds no JSON object", "download the file again")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """As `read_json`, and an empty object where there is no such file."""
+    return read_json(path) if path.exists() else {}
