@@ -17,7 +17,7 @@ from localq.conversion import ggml
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import WorkerPool, row_ranges
 from localq.conversion.plan import GGUF_ALIGNMENT_BYTES, GgufPlan, GgufTensor, Progress
-from localq.conversion.vocabulary import add_vocabulary
+from localq.conversion.vocabulary import add_vocabulary, name_for_llama_cpp
 from localq.store.disk_errors import disk_errors
 
 if TYPE_CHECKING:
@@ -65,12 +65,12 @@ def write_header(checkpoint: Checkpoint, plan: GgufPlan, file: Path, *, with_voc
     family, config = checkpoint.family, checkpoint.config
     writer = GGUFWriter(file, family.gguf_architecture())
     writer.add_type("model")
-    writer.add_name(checkpoint.name.rpartition("/")[2])
     _add_metadata(writer, checkpoint)
     writer.add_file_type(plan.recipe.file_type_number)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if with_vocabulary:
         add_vocabulary(writer, checkpoint.folder, config.vocabulary_size)
+        writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], checkpoint.folder))
     for tensor in plan.tensors:
         _add_tensor_info(writer, tensor)
     writer.write_header_to_file()

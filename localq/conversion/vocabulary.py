@@ -91,6 +91,18 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> No
         writer.add_add_space_prefix(prefix_space)
 
 
+def name_for_llama_cpp(name: str, folder: Path) -> str:
+    """`general.name`: the model's name, marked as a Phi-3 where its special tokens swallow white space behind them.
+
+    `tokenizer.json` states that per token (`rstrip`); a GGUF file can't, so llama.cpp goes by the name: it must
+    contain "phi-3" or "phi3" (src/llama-vocab.cpp). A folder called otherwise would give other prompt tokens.
+    """
+    added = read_json(folder / "tokenizer.json").get("added_tokens", [])
+    swallows = any(token.get("rstrip") and token.get("special") for token in added)
+    is_marked = "phi-3" in name.lower() or "phi3" in name.lower()
+    return f"{name} (Phi-3)" if swallows and not is_marked else name
+
+
 def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     """llama.cpp's name for the pre-tokenizer rule of a byte-level BPE `tokenizer.json`.
 

@@ -159,3 +159,18 @@ def _tensors(name: str) -> dict[str, np.ndarray]:
     from tests.tiny_checkpoints import random_tensors
 
     return random_tensors(CONFIGS[name])
+
+
+@pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
+def test_llama_cpp_itself_splits_a_chat_as_localq_does(toy: str, tmp_path: Path) -> None:
+    """Phi-3 swallows white space behind its special tokens; llama.cpp knows that by the name of the model alone."""
+    from localq.text.chat_template import load_chat_template
+    from localq.text.gguf_tokenizer import load_gguf_tokenizer
+    from localq.text.tokenizer import load_tokenizer
+
+    file = make(Path(toy), "gguf-q8_0", tmp_path)
+    template = load_chat_template(file.parent)
+    assert template is not None
+    text = template.render([{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "\n Hi  there "}])
+    own = load_tokenizer(file.parent).encode(text, add_special_tokens=False)
+    assert load_gguf_tokenizer(file).encode(text, add_special_tokens=False) == own

@@ -1,0 +1,123 @@
+"""Time and memory of conversion, against the tools of llama.cpp and mlx_lm.
+
+    python benchmarks/conversion.py CHECKPOINT --llama-cpp LLAMA_CPP_SOURCE [--converter-python PYTHON] [-r 3]
+
+CHECKPOINT is a folder in Hugging Face format. LLAMA_CPP_SOURCE is llama.cpp's source folder, for its
+`convert_hf_to_gguf.py`; PYTHON is an interpreter that has what that script needs (torch, transformers, gguf).
+Without --llama-cpp only MLX is compared. The tools take turns, each run is a process of its own, and the
+ratios are taken turn by turn.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+_QUANTIZE = """
+import ctypes, sys
+from llama_cpp import llama_cpp as api
+parameters = api.llama_model_quantize_default_params()
+parameters.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_K_M
+sys.exit(api.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(parameters)))
+"""
+
+
+@dataclass(frozen=True)
+class Run:
+    """One conversion, all its processes together."""
+
+    wall_seconds: float
+    cpu_seconds: float
+    peak_resident_bytes: int
+    written_bytes: int
+    """Everything the tool left on disk, intermediate files included."""
+
+
+def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | None = None) -> Run:
+    """Run commands one after the other; memory is that of the largest process."""
+    started = time.perf_counter()
+    cpu_seconds, peak = 0.0, 0
+    for command in commands:
+        with tempfile.TemporaryFile() as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
+            _, status, usage = os.wait4(process.pid, 0)
+            process.returncode = os.waitstatus_to_exitcode(status)
+            if process.returncode != 0:
+                log.seek(0)
+                sys.exit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
+        cpu_seconds += usage.ru_utime + usage.ru_stime
+        peak = max(peak, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
+    seconds = time.perf_counter() - started
+    written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    shutil.rmtree(folder)
+    folder.mkdir()
+    return Run(seconds, cpu_seconds, peak, written)
+
+
+def tools(arguments: argparse.Namespace, folder: Path) -> dict[str, list[tuple[str, list[list[str]]]]]:
+    """For each form the tools that make it: (name, commands), localq first."""
+    checkpoint, python = str(arguments.checkpoint), sys.executable
+    forms = {}
+    for recipe in ("gguf-q4_k_m", "mlx-4bit"):
+        command = [python, "-m", "localq", "convert", checkpoint, "--to", recipe, "--models-dir", str(folder)]
+        forms[recipe] = [("localq", [command])]
+    mlx = [python, "-m", "mlx_lm", "convert", "--hf-path", checkpoint, "--mlx-path", str(folder / "mlx"), "-q"]
+    forms["mlx-4bit"].append(("mlx_lm.convert", [mlx]))
+    if arguments.llama_cpp is None:
+        del forms["gguf-q4_k_m"]
+    else:
+        script, whole, quantized = (
+            arguments.llama_cpp / "convert_hf_to_gguf.py",
+            folder / "bf16.gguf",
+            folder / "q.gguf",
+        )
+        convert = [arguments.converter_python, str(script), checkpoint, "--outtype", "bf16", "--outfile", str(whole)]
+        quantize = [python, "-c", _QUANTIZE, str(whole), str(quantized)]
+        forms["gguf-q4_k_m"].append(("converter + quantizer", [convert, quantize]))
+    return forms
+
+
+def median_and_range(values: list[float], form: str) -> str:
+    """`median (least to most)`."""
+    return f"{statistics.median(values):{form}} ({min(values):{form}} to {max(values):{form}})"
+
+
+def main() -> None:
+    """Measure and print a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("checkpoint", type=Path)
+    parser.add_argument("--llama-cpp", type=Path)
+    parser.add_argument("--converter-python", default=sys.executable)
+    parser.add_argument("-r", "--repetitions", type=int, default=3)
+    arguments = parser.parse_args()
+    environment = {"PYTHONPATH": str(arguments.llama_cpp / "gguf-py")} if arguments.llama_cpp else {}
+    print("| form | tool | seconds | of the peer's time | peak resident MB | written MB |\n|---|---|---|---|---|---|")
+    with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as scratch:
+        for form, contenders in tools(arguments, Path(scratch)).items():
+            runs: dict[str, list[Run]] = {name: [] for name, _ in contenders}
+            for _ in range(arguments.repetitions):
+                for name, commands in contenders:
+                    peer = environment if name.startswith("converter") else None
+                    runs[name].append(run(commands, Path(scratch), peer))
+            for name, measured in runs.items():
+                peers = runs[contenders[1][0]]
+                ratios = [own.wall_seconds / peer.wall_seconds for own, peer in zip(measured, peers, strict=True)]
+                print(
+                    f"| {form} | {name} | {median_and_range([r.wall_seconds for r in measured], '.1f')} "
+                    f"| {median_and_range(ratios, '.2f')} "
+                    f"| {max(r.peak_resident_bytes for r in measured) / 1e6:,.0f} "
+                    f"| {measured[0].written_bytes / 1e6:,.0f} |",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
