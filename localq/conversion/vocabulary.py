@@ -30,6 +30,10 @@ _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA_3_RULE = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+# The same rule as tiktoken's cl100k_base spells it: `\s*` takes all line ends but the last one anyway.
+_CL100K_RULE = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
 _GPT_4O_RULE = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTIONS + "?"
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTIONS + "?"
@@ -112,7 +116,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     rule = _split_rule(tokenizer.get("pre_tokenizer") or {})
     # Possessive quantifiers (`?+`, `++`) are only a faster spelling of the same rules.
     plain = re.sub(r"(?<=[?+*])\+", "", rule)
-    if plain == _LLAMA_3_RULE:
+    if plain in (_LLAMA_3_RULE, _CL100K_RULE):
         return "llama-bpe" if tokenizer["model"].get("ignore_merges") else "dbrx"
     if plain == _GPT_4O_RULE:
         return "gpt-4o"

@@ -171,6 +171,7 @@ def test_llama_cpp_itself_splits_a_chat_as_localq_does(toy: str, tmp_path: Path)
     file = make(Path(toy), "gguf-q8_0", tmp_path)
     template = load_chat_template(file.parent)
     assert template is not None
-    text = template.render([{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "\n Hi  there "}])
+    messages = [{"role": "system", "content": " Be brief.\n"}, {"role": "user", "content": "\n Hi  there "}]
+    text = template.render(messages)
     own = load_tokenizer(file.parent).encode(text, add_special_tokens=False)
     assert load_gguf_tokenizer(file).encode(text, add_special_tokens=False) == own
