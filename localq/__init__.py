@@ -24,14 +24,14 @@ if TYPE_CHECKING:
     from localq.model import Model as Model
     from localq.model import load as load
     from localq.options import GenerationOptions as GenerationOptions
-    from localq.options import LoadOptions as LoadOptions
+    from localq.store.manifest import Artifact as Artifact
 
 _HOMES = {
+    "Artifact": "localq.store.manifest",
     "Chunk": "localq.generation",
     "Completion": "localq.generation",
     "GenerationOptions": "localq.options",
     "GenerationStatistics": "localq.generation",
-    "LoadOptions": "localq.options",
     "LocalqError": "localq.errors",
     "Model": "localq.model",
     "convert": "localq.conversion.convert",
@@ -39,11 +39,11 @@ _HOMES = {
 }
 
 __all__ = [
+    "Artifact",
     "Chunk",
     "Completion",
     "GenerationOptions",
     "GenerationStatistics",
-    "LoadOptions",
     "LocalqError",
     "Model",
     "__version__",

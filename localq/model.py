@@ -164,8 +164,8 @@ def load(
         return open_form(cast(Path, parsed.path), options)
     recipe = chosen_recipe(parsed)
     require_backend(recipe.format)
-    converted = convert(parsed.without_recipe(), [recipe], models_dir=models_dir, listener=listener)
-    return open_form(converted[0].artifact.folder, options)
+    (artifact,) = convert(parsed.without_recipe(), [recipe], models_dir=models_dir, listener=listener)
+    return open_form(artifact.folder, options)
 
 
 def chosen_recipe(reference: ModelReference) -> Recipe:

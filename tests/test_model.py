@@ -192,7 +192,7 @@ def test_wrong_use_raises_errors_of_the_tree(tmp_path: Path) -> None:
         load("toy-phi:gguf-q4_k_m", context_length=4096)
     (made,) = localq.convert("toy-llama", ["mlx-4bit"], models_dir=tmp_path)
     with pytest.raises(ModelReferenceError):
-        load(f"{made.artifact.path}:gguf-q8_0")
+        load(f"{made.path}:gguf-q8_0")
     assert issubclass(OptionError, localq.LocalqError)
 
 

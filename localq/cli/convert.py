@@ -42,7 +42,7 @@ def convert(
         if dry_run:
             planned = conversion.plan_conversion(source, recipes, listener)
         else:
-            made = conversion.convert(source, recipes, models_dir=models_dir, force=force, listener=listener)
+            made = conversion.make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
     if dry_run:
         _show_plan(planned, json)
     else:

@@ -56,7 +56,7 @@ def _artifacts(toy: str, models_dir: Path | None) -> list[Artifact]:
     recipes = [name for name in DEFAULT_RECIPES if has_backend(RECIPES[name].format)]
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
-        return [made.artifact for made in convert(toy, recipes, models_dir=models_dir, listener=listener)]
+        return convert(toy, recipes, models_dir=models_dir, listener=listener)
 
 
 def _score(artifact: Artifact, questions: list[tuple[str, str]]) -> _Score:

@@ -79,12 +79,25 @@ def convert(
     models_dir: Path | str | None = None,
     force: bool = False,
     listener: ConversionListener | None = None,
-) -> list[Converted]:
+) -> list[Artifact]:
     """Make the forms of a checkpoint that are not there yet; all of them anew with `force`.
 
     `source` is a model reference; a repository is pulled when it is not in the Hugging Face cache. The disk
     is checked for room for all forms before any work starts. Raises errors of the tree in `localq.errors`.
     """
+    made = make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
+    return [converted.artifact for converted in made]
+
+
+def make_forms(
+    source: str | ModelReference,
+    recipes: str | Sequence[str | Recipe],
+    *,
+    models_dir: Path | str | None = None,
+    force: bool = False,
+    listener: ConversionListener | None = None,
+) -> list[Converted]:
+    """As `convert`, and tells of each form whether it was there and how long it took."""
     listener = listener or ConversionListener()
     store = Store(models_dir)
     reference, wanted = _parse(source, recipes)

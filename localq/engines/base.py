@@ -100,7 +100,7 @@ def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:
     return next((i for i in range(limit) if cached[i] != prompt[i]), limit)
 
 
-def chunks(tokens: Sequence[int], start: int) -> Iterator[Sequence[int]]:
-    """`tokens` from `start` on, in pieces of at most PREFILL_CHUNK_TOKENS."""
-    for first in range(start, len(tokens), PREFILL_CHUNK_TOKENS):
-        yield tokens[first : first + PREFILL_CHUNK_TOKENS]
+def chunks(tokens: Sequence[int], start: int, size: int = PREFILL_CHUNK_TOKENS) -> Iterator[Sequence[int]]:
+    """`tokens` from `start` on, in pieces of at most `size`."""
+    for first in range(start, len(tokens), size):
+        yield tokens[first : first + size]

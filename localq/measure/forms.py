@@ -55,8 +55,8 @@ def find_forms(
             forms.append(_existing_form(cast(Path, reference.path)))
             continue
         recipes = _recipes(reference)
-        converted = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
-        forms += [form_of(item.artifact) for item in converted]
+        artifacts = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
+        forms += [form_of(artifact) for artifact in artifacts]
     return list(dict.fromkeys(forms))
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localq.conversion.convert import convert, plan_conversion
+from localq.conversion.convert import convert, make_forms, plan_conversion
 from localq.recipes import RECIPES, GgufRecipe
 from tests.conversion.make_converter_digests import DTYPES, FILE, describe
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint, write_weights
@@ -21,7 +21,7 @@ GGUF_RECIPES = [recipe for recipe in RECIPES.values() if isinstance(recipe, Gguf
 
 
 def make(folder: Path, recipe: str, models: Path) -> Path:
-    return convert(str(folder), [recipe], models_dir=models)[0].artifact.path
+    return convert(str(folder), [recipe], models_dir=models)[0].path
 
 
 def quantize(source: Path, target: Path, file_type_number: int) -> None:
@@ -113,7 +113,7 @@ def test_planned_size_is_the_size_that_is_written(tmp_path: Path) -> None:
     for recipe in ("gguf-q4_k_m", "gguf-q8_0", "mlx-4bit", "mlx-f32"):
         (planned,) = plan_conversion(str(folder), [recipe])
         (made,) = convert(str(folder), [recipe], models_dir=tmp_path / "models")
-        manifest = made.artifact.manifest
+        manifest = made.manifest
         assert planned.weight_bytes == manifest.weight_bytes
         header = manifest.bytes - manifest.weight_bytes
         assert 0 < header < 200_000
@@ -146,11 +146,10 @@ def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
 
 def test_weights_that_are_changed_are_converted_anew(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
-    first = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
-    again = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
+    first, again = (make_forms(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0] for _ in range(2))
     assert again.reused and again.artifact == first.artifact
     write_weights(folder, {k: np.zeros_like(v) for k, v in _tensors("llama-3").items()}, "BF16", 1)
-    changed = convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0]
+    (changed,) = make_forms(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")
     assert not changed.reused
     assert changed.artifact.manifest.revision != first.artifact.manifest.revision
 

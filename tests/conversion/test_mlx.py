@@ -19,7 +19,7 @@ from mlx.utils import tree_flatten  # noqa: E402
 
 
 def make(folder: Path, recipe: str, models: Path) -> Path:
-    return convert(str(folder), [recipe], models_dir=models)[0].artifact.path
+    return convert(str(folder), [recipe], models_dir=models)[0].path
 
 
 def parameters(model: object) -> dict[str, object]:
