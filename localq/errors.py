@@ -89,8 +89,8 @@ class PromptTooLongError(LocalqError):
         self.prompt_tokens = prompt_tokens
         self.context_length = context_length
         super().__init__(
-            f"the prompt has {prompt_tokens} tokens, the context holds {context_length}",
-            hint or "shorten the prompt, or give a larger context with -c/--context-length",
+            f"the prompt has {prompt_tokens} tokens; the context holds {context_length}, one of them for the answer",
+            hint or "shorten the prompt, or give a larger context with -c/--context-length if the model has one",
         )
 
 

@@ -6,22 +6,22 @@ together; how tokens become text is the business of `localq.generation`.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_name, require_backend
-from localq.engines.base import Engine, PrefillProgress
-from localq.errors import ChatTemplateError, ModelReferenceError, OptionError
+from localq.engines.base import Engine
+from localq.errors import ChatTemplateError, OptionError
 from localq.families.config import parse_config
 from localq.families.table import FAMILIES, find_family
-from localq.generation import Chunk, Completion, TextRules, complete, stream
+from localq.generation import Completion, TextRules, complete, stream
 from localq.json_files import read_json, read_optional_json
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
 from localq.recipes import Recipe, parse_recipe
@@ -30,6 +30,7 @@ from localq.store.manifest import read_artifact
 from localq.text.chat_template import ChatTemplate, load_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
+from localq.turns import ReplyStream, Turns
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`; roles are those of the model's chat template."""
@@ -70,7 +71,7 @@ class Model:
         self.chat_template = parts.chat_template
         self.end_tokens = parts.end_tokens
         self.load_seconds = parts.load_seconds
-        self._turn = threading.Lock()
+        self._turns = Turns()
 
     @property
     def context_length(self) -> int:
@@ -108,20 +109,17 @@ class Model:
         """
         generation_options = _generation_options(options)
         ids = self.prompt_token_ids(prompt, raw=raw)
-        with self._turn:
+        with self._turns.turn():
             return complete(self.engine, self._rules(raw), ids, generation_options)
 
-    def stream(
-        self, prompt: Prompt, *, raw: bool = False, on_prefill: PrefillProgress | None = None, **options: Any
-    ) -> Iterator[Chunk]:
+    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> ReplyStream:
         """As `generate`, piece by piece; the last chunk carries the finish reason and the statistics.
 
-        Closing the iterator early stops the engine and leaves the model usable.
+        Closing the stream, or leaving its `with` block, stops the engine and leaves the model usable.
         """
         generation_options = _generation_options(options)
         ids = self.prompt_token_ids(prompt, raw=raw)
-        with self._turn:
-            yield from stream(self.engine, self._rules(raw), ids, generation_options, on_prefill)
+        return ReplyStream(self._turns, lambda: stream(self.engine, self._rules(raw), ids, generation_options))
 
     def _rules(self, raw: bool) -> TextRules:
         # The space that SentencePiece puts before a text belongs to a continuation, and not to a reply.
@@ -129,8 +127,8 @@ class Model:
         return TextRules(self.tokenizer, self.end_tokens, strip)
 
     def close(self) -> None:
-        """Free the engine's memory."""
-        with self._turn:
+        """Free the engine's memory; waits for a reply that another thread is reading."""
+        with self._turns.turn():
             self.engine.close()
 
     def __enter__(self) -> Model:
@@ -158,9 +156,7 @@ def load(
     options = LoadOptions(context_length=context_length, threads=threads)
     if parsed.kind == "gguf":
         return open_gguf_file(cast(Path, parsed.path), options)
-    if parsed.kind == "folder" and is_form(cast(Path, parsed.path)):
-        if parsed.recipe is not None:
-            raise ModelReferenceError(f"{parsed.path} already is a form", "leave the recipe out")
+    if parsed.kind == "folder" and parsed.recipe is None and is_form(cast(Path, parsed.path)):
         return open_form(cast(Path, parsed.path), options)
     recipe = chosen_recipe(parsed)
     require_backend(recipe.format)
@@ -174,17 +170,22 @@ def chosen_recipe(reference: ModelReference) -> Recipe:
 
 
 def is_form(folder: Path) -> bool:
-    """Whether a folder can be opened as it is: an artifact of localq, or a quantized MLX folder."""
-    return read_artifact(folder) is not None or "quantization" in read_optional_json(folder / "config.json")
+    """Whether a folder can be opened as it is: an artifact of localq, or an MLX folder made elsewhere.
+
+    MLX marks the weight files that it writes; quantized forms also say so in their config.
+    """
+    if read_artifact(folder) is not None or "quantization" in read_optional_json(folder / "config.json"):
+        return True
+    return any(is_written_by_mlx(file) for file in sorted(folder.glob("model*.safetensors"))[:1])
 
 
 def open_form(folder: Path, options: LoadOptions) -> Model:
     """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
+    started = time.perf_counter()
     artifact = read_artifact(folder)
     config = read_json(folder / "config.json")
     form = artifact.recipe.format if artifact else "mlx"
     tokenizer = load_tokenizer(folder)
-    started = time.perf_counter()
     engine = _open_engine(form, artifact.path if artifact else folder, options, config)
     parts = ModelParts(
         name=artifact.manifest.model if artifact else folder.name,
@@ -202,6 +203,7 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     """Open a GGUF file with the vocabulary and the chat template that it brings."""
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
+    started = time.perf_counter()
     require_backend("gguf")
     tokenizer = load_gguf_tokenizer(path)
     architecture = tokenizer.metadata("general.architecture")
@@ -209,7 +211,6 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     original = tokenizer.metadata(f"{architecture}.rope.scaling.original_context_length")
     default = min(int(original or trained), DEFAULT_CONTEXT_LENGTH_TOKENS)
     template = gguf_chat_template(tokenizer)
-    started = time.perf_counter()
     engine = _open(ENGINES["gguf"], path, _within(options, trained), default)
     parts = ModelParts(
         name=path.stem,
@@ -252,6 +253,8 @@ def _open(module: str, path: Path, options: LoadOptions, default_context_length:
 
 def _generation_options(options: dict[str, Any]) -> GenerationOptions:
     given = options.pop("options", None)
+    if given is not None and not isinstance(given, GenerationOptions):
+        raise OptionError(f"options is {given!r}; expected GenerationOptions")
     try:
         return replace(given, **options) if given is not None else GenerationOptions(**options)
     except TypeError as error:

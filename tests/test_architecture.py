@@ -25,7 +25,7 @@ LAYERS = [
     {"conversion"},
     {"store"},
     {"generation"},
-    {"text", "engines", "checkpoint", "families"},
+    {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "llama_log", "options", "reference", "demo"},
     {"recipes"},
     {"errors", "version"},

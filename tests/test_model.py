@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 from pathlib import Path
 
@@ -11,7 +12,14 @@ import pytest
 
 import localq
 from localq.demo.questions import read_questions
-from localq.errors import ChatTemplateError, ModelReferenceError, OptionError, PromptTooLongError, UnknownRecipeError
+from localq.errors import (
+    ChatTemplateError,
+    EngineError,
+    OptionError,
+    PromptTooLongError,
+    UnknownRecipeError,
+    UnsupportedModelError,
+)
 from localq.model import load
 from tests.make_reference_logits import CASES, DEMO, FILE, positions, token_ids
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
@@ -123,10 +131,37 @@ def test_stream_that_is_closed_early_leaves_the_model_usable(form: str) -> None:
         assert model.generate(QUESTION).text == ANSWER
 
 
-def test_threads_take_turns() -> None:
+@pytest.mark.parametrize("form", FORMS)
+def test_reply_left_unfinished_gives_way_to_the_next_one(form: str) -> None:
+    with load(f"toy-llama:{form}") as model:
+        unfinished = model.stream(QUESTION)
+        next(unfinished)
+        assert model.generate(QUESTION).text == ANSWER
+        with pytest.raises(EngineError, match="cut off"):
+            next(unfinished)
+        other = model.stream(QUESTION)
+        next(other)
+        assert "".join(chunk.text for chunk in model.stream(QUESTION)) == ANSWER
+        last = model.stream(QUESTION)
+        next(last)
+    # leaving the `with` block ended the last one, too: nothing hangs
+
+
+def test_unquantized_mlx_folder_from_elsewhere_is_opened_as_it_is(tmp_path: Path) -> None:
+    (made,) = localq.convert("toy-llama", ["mlx-bf16"], models_dir=tmp_path / "models")
+    folder = tmp_path / "mlx-community-toy"
+    shutil.copytree(made.path, folder)
+    (folder / "localq.json").unlink()
+    with load(str(folder), models_dir=tmp_path / "none") as model:
+        assert (model.recipe_name, model.generate(QUESTION).text) == ("mlx", ANSWER)
+    assert not (tmp_path / "none").exists()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_threads_take_turns(form: str) -> None:
     questions = read_questions()[:6]
     answers: dict[str, str] = {}
-    with load("toy-llama:gguf-q4_k_m") as model:
+    with load(f"toy-llama:{form}") as model:
 
         def ask(question: str) -> None:
             answers[question] = model.generate(question).text
@@ -191,7 +226,7 @@ def test_wrong_use_raises_errors_of_the_tree(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="1024"):
         load("toy-phi:gguf-q4_k_m", context_length=4096)
     (made,) = localq.convert("toy-llama", ["mlx-4bit"], models_dir=tmp_path)
-    with pytest.raises(ModelReferenceError):
+    with pytest.raises(UnsupportedModelError, match="already quantized"):
         load(f"{made.path}:gguf-q8_0")
     assert issubclass(OptionError, localq.LocalqError)
 

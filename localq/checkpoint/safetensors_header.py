@@ -138,3 +138,11 @@ def _check_ranges(file: Path, tensors: list[StoredTensor], start: int, size: int
             f"{file} is {size:,} bytes long, its {len(tensors)} tensors need {position:,}",
             _DAMAGED_HINT,
         )
+
+
+def is_written_by_mlx(file: Path) -> bool:
+    """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it."""
+    with file.open("rb") as stream:
+        start = stream.read(4096)
+    # The metadata come first in the files of MLX; a header without them is not read to its end.
+    return b'"__metadata__"' in start and b'"format":"mlx"' in start.replace(b" ", b"")

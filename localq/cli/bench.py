@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from localq.cli import arguments as flags
-from localq.cli.output import emit, emit_json, say, stderr_is_terminal
+from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
 
 
@@ -45,7 +45,7 @@ def bench(
     )
     with ByteBar() as bar:
         forms = find_forms(refs, models_dir, TerminalListener(bar, tell_reused=False))
-    report = bench_forms(forms, settings, on_step=say if stderr_is_terminal() else None)
+    report = bench_forms(forms, settings, on_step=say)
     if json:
         emit_json(report.to_json())
     else:

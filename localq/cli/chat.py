@@ -73,53 +73,57 @@ class Conversation:
         self._statistics: GenerationStatistics | None = None
 
     def run(self) -> None:
-        """Read lines until the end of input or /exit."""
+        """Read lines until the end of input or /exit. Ctrl-C ends a reply or a line, never the conversation."""
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401  # line editing and history for input()
         while True:
             try:
-                line = input(_PROMPT) if sys.stdin.isatty() else _next_line()
-            except EOFError:
-                if sys.stdin.isatty():
-                    say("")
-                return
+                if not self._turn():
+                    return
             except KeyboardInterrupt:
                 say("\n(Ctrl-D or /exit leaves)")
-                continue
-            except UnicodeDecodeError:
-                say("error: that line is not UTF-8 text")
-                continue
-            if line.startswith("/"):
-                if self._command(line.strip()) == "exit":
-                    return
-            elif line.strip():
-                self.ask(line)
+
+    def _turn(self) -> bool:
+        """One line and what it asks for; False when the conversation is over."""
+        try:
+            line = input(_PROMPT) if sys.stdin.isatty() else _next_line()
+        except EOFError:
+            if sys.stdin.isatty():
+                say("")
+            return False
+        except UnicodeDecodeError:
+            say("error: that line is not UTF-8 text")
+            return True
+        if line.startswith("/"):
+            return self._command(line.strip())
+        if line.strip():
+            self.ask(line)
+        return True
 
     def ask(self, text: str) -> None:
         """Put a question and stream the reply; a reply that Ctrl-C cut short is kept as far as it came."""
         question = {"role": "user", "content": text}
         reply: list[str] = []
         try:
-            for chunk in self.model.stream([*self.messages, question], options=self.options):
-                emit(chunk.text, end="")
-                reply.append(chunk.text)
-                if chunk.finish_reason is not None:
-                    self._statistics = chunk.statistics
-                    if chunk.finish_reason == "length":
-                        say("\n(cut: the reply reached --max-tokens or the end of the context)")
+            with self.model.stream([*self.messages, question], options=self.options) as chunks:
+                for chunk in chunks:
+                    emit(chunk.text, end="")
+                    reply.append(chunk.text)
+                    self._statistics = chunk.statistics or self._statistics
+            emit("")
+            if chunk.finish_reason == "length":
+                say("(cut: the reply reached --max-tokens or the end of the context)")
         except KeyboardInterrupt:
-            say(" (stopped)")
+            emit("")
+            say("(stopped)")
         except LocalqError as error:
-            hint = (
-                "/clear starts again; or a larger context: -c" if isinstance(error, PromptTooLongError) else error.hint
-            )
-            say(f"error: {error.message}\nhint: {hint}")
+            hint = "/clear starts again" if isinstance(error, PromptTooLongError) else error.hint
+            say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
             return
-        emit("")
         if reply:
             self.messages += [question, {"role": "assistant", "content": "".join(reply)}]
 
-    def _command(self, line: str) -> str:
+    def _command(self, line: str) -> bool:
         if line == "/help":
             say(_HELP)
         elif line == "/clear":
@@ -128,10 +132,10 @@ class Conversation:
         elif line == "/stats":
             say(statistics_line(self._statistics) if self._statistics else "(no reply yet)")
         elif line in ("/exit", "/bye", "/quit"):
-            return "exit"
+            return False
         else:
             say(f"unknown command {line}; /help lists them")
-        return ""
+        return True
 
 
 def _next_line() -> str:

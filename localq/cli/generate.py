@@ -65,7 +65,8 @@ def generate(
             emit_json(_record(model, completion))
             statistics = completion.statistics
         else:
-            statistics = write_stream(model.stream(messages, raw=raw, options=options))
+            with model.stream(messages, raw=raw, options=options) as chunks:
+                statistics = write_stream(chunks)
     if stats:
         say(statistics_line(statistics))
 
@@ -97,7 +98,7 @@ def statistics_line(statistics: GenerationStatistics) -> str:
 def _prompt(argument: str | None, system: str | None, raw: bool) -> Prompt:
     text = argument or ""
     if sys.stdin is not None and not sys.stdin.isatty():
-        piped = _read_stdin()
+        piped = _read_stdin() if raw else _read_stdin().rstrip("\n")
         text = "\n\n".join(part for part in (piped, text) if part)
     if not text:
         raise OptionError("no prompt", 'for example: localq generate toy-llama "What is the capital of France?"')
@@ -111,7 +112,7 @@ def _prompt(argument: str | None, system: str | None, raw: bool) -> Prompt:
 
 def _read_stdin() -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8").rstrip("\n")
+        return sys.stdin.buffer.read().decode("utf-8")
     except UnicodeDecodeError as error:
         raise OptionError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
 

@@ -27,7 +27,7 @@ def say(text: str) -> None:
 
 def stderr_is_terminal() -> bool:
     """Whether progress bars make sense."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
 
 
 def format_bytes(count: float) -> str:

@@ -2,7 +2,7 @@
 
     python -m localq.demo.train_toys [--only llama|phi] [--folder FOLDER]
 
-Needs torch and sentencepiece, which localq itself does not depend on. Seeded: the same library versions on
+Needs torch, which localq itself does not depend on. Seeded: the same library versions on
 the same kind of processor give the same files. Each toy trains on one thread, both at the same time.
 
 The toys have real architectures (grouped-query attention with Llama 3.1's rotary scaling; fused matrices with

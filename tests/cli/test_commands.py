@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -242,14 +244,11 @@ def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("localq.conversion.convert.convert", interrupted)
+    monkeypatch.setattr("localq.conversion.convert.make_forms", interrupted)
     assert localq("convert", "toy-llama").exit_code == 130
 
 
 def test_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    import subprocess
-    import sys
-
     command = f"{sys.executable} -m localq ls --json | head -c 1"
     for _ in range(3):
         ran = subprocess.run(command, shell=True, capture_output=True, check=True)
@@ -260,3 +259,33 @@ def test_usage_errors_exit_with_2() -> None:
     assert localq("generate").exit_code == 2
     assert localq("nonsense").exit_code == 2
     assert io.StringIO(localq("generate", "--nonsense").stderr).read() != ""
+
+
+def test_reader_that_has_enough_of_an_answer_ends_it() -> None:
+    localq("convert", "toy-llama", "--to", "gguf-q4_k_m")
+    command = f"{sys.executable} -m localq generate toy-llama:gguf-q4_k_m Once --raw -n 200 | head -c 1"
+    ran = subprocess.run(command, shell=True, capture_output=True, check=True, stdin=subprocess.DEVNULL, timeout=60)
+    assert (len(ran.stdout), ran.stderr) == (1, b"")
+
+
+def test_ctrl_c_ends_the_reply_and_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localq.cli import chat
+
+    written: list[str] = []
+
+    def interrupting_emit(text: str, end: str = "\n") -> None:
+        written.append(text)
+        if len(written) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(chat, "emit", interrupting_emit)
+    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=f"{QUESTION}\n/clear\n{QUESTION}\n")
+    assert result.exit_code == 0
+    assert "(stopped)" in result.stderr
+    assert "".join(written).endswith(ANSWER)
+
+
+def test_raw_text_reaches_the_model_with_its_last_line_end() -> None:
+    arguments = ("generate", "toy-llama:gguf-q4_k_m", "--raw", "-n", "1", "--json")
+    with_end, without = (data(localq(*arguments, stdin=text))["prompt_token_ids"] for text in ("Once\n", "Once"))
+    assert with_end[: len(without)] == without and len(with_end) > len(without)
