@@ -6,6 +6,7 @@ together; how tokens become text is the business of `localq.generation`.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -141,7 +142,7 @@ class Model:
 
 
 def load(
-    reference: str | ModelReference,
+    reference: str | os.PathLike[str] | ModelReference,
     *,
     context_length: int | None = None,
     threads: int | None = None,
@@ -152,7 +153,7 @@ def load(
 
     Raises errors of the tree in `localq.errors`.
     """
-    parsed = parse_reference(reference) if isinstance(reference, str) else reference
+    parsed = reference if isinstance(reference, ModelReference) else parse_reference(reference)
     options = LoadOptions(context_length=context_length, threads=threads)
     if parsed.kind == "gguf":
         return open_gguf_file(cast(Path, parsed.path), options)

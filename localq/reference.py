@@ -6,6 +6,7 @@ each may be followed by `:RECIPE`. Reads the text and asks the file system what 
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,6 +21,11 @@ BUILT_IN_NAMES = ("toy-llama", "toy-phi")
 _DEMO_FOLDER = Path(__file__).parent / "demo"
 _REPO = re.compile(r"(?P<org>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _LOOKS_LIKE_PATH = (".", "/", "~")
+
+
+def is_local(name: str) -> bool:
+    """Whether a name is that of a converted checkpoint folder, as `localq ls` shows it, and no repository's."""
+    return name.startswith("local/")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,21 +52,23 @@ class ModelReference:
         return f"{shown}{revision}{recipe}"
 
 
-def parse_reference(text: str) -> ModelReference:
-    """Read a reference.
+def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
+    """Read a reference; a `Path` names a folder or a `.gguf` file, never a repository or a built-in.
 
     An existing folder or file wins over a repository of the same spelling, as in mlx_lm and transformers.
     Raises ModelReferenceError, ModelNotFoundError (a path with nothing there) or UnknownRecipeError.
     """
+    text = os.fspath(reference)
     model, recipe = _split_recipe(text)
     if not model:
         raise ModelReferenceError(f"{text!r} names no model", "for example: toy-llama, org/name, ./folder")
-    if model in BUILT_IN_NAMES:
+    is_path = not isinstance(reference, str)
+    if model in BUILT_IN_NAMES and not is_path:
         return ModelReference("built-in", model, _DEMO_FOLDER / model, recipe=recipe)
     path = _existing_path(model)
     if path is not None:
         return _path_reference(path, recipe)
-    if model.startswith(_LOOKS_LIKE_PATH) or model.endswith(".gguf"):
+    if is_path or model.startswith(_LOOKS_LIKE_PATH) or model.endswith(".gguf"):
         raise ModelNotFoundError(
             f"no folder or file {model}", "check the path; `localq ls` lists the models made so far"
         )

@@ -178,6 +178,15 @@ def test_a_reference_is_read_again_from_what_it_is_shown_as(empty_folder: Path, 
     assert parse_reference(str(reference)) == reference
 
 
+def test_a_path_object_names_a_folder_or_a_file_and_nothing_else(empty_folder: Path) -> None:
+    (empty_folder / "toy-phi").mkdir()
+    assert parse_reference(Path("toy-phi")) == parse_reference("./toy-phi")
+    assert parse_reference(Path("toy-phi:mlx-4bit")) == parse_reference("./toy-phi:mlx-4bit")
+    for absent in ("org/name", "toy-llama"):
+        with pytest.raises(ModelNotFoundError, match=f"no folder or file {absent}"):
+            parse_reference(Path(absent))
+
+
 @settings(max_examples=200, deadline=None, database=None, derandomize=True)
 @given(st.text(alphabet="ab/.:@~-_ \0é", max_size=12))
 def test_any_text_is_a_reference_or_an_error_of_localq(text: str) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from localq.checkpoint.safetensors_header import StoredTensor
 from localq.checkpoint.weights import FLOAT_DTYPES, Weights, find_weights
 from localq.errors import CheckpointError, UnsupportedModelError
-from localq.families.base import Family, TensorLayout
+from localq.families.base import Family, TensorLayout, is_rotary_table
 from localq.families.config import ModelConfig, architecture_of, parse_config
 from localq.families.table import find_family
 from localq.json_files import read_json
@@ -61,11 +61,7 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
 
     Raises CheckpointError or UnsupportedModelError that name the file, key or tensor.
     """
-    raw = read_json(folder / "config.json")
-    family = find_family(architecture_of(raw))
-    _refuse_quantized(raw.get("quantization_config") or raw.get("quantization"))
-    config = parse_config(raw)
-    family.check(config)
+    config, family = read_config(folder)
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
@@ -80,6 +76,19 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
     layouts = tuple(family.tensors(config))
     _check_tensors(weights, layouts, family, config)
     return Checkpoint(name, revision or fingerprint(folder, weights), folder, config, family, weights, layouts)
+
+
+def read_config(folder: Path) -> tuple[ModelConfig, Family]:
+    """What `config.json` says, and who converts it: enough to refuse a checkpoint before its weights are here.
+
+    Raises CheckpointError or UnsupportedModelError.
+    """
+    raw = read_json(folder / "config.json")
+    family = find_family(architecture_of(raw))
+    _refuse_quantized(raw.get("quantization_config") or raw.get("quantization"))
+    config = parse_config(raw)
+    family.check(config)
+    return config, family
 
 
 def fingerprint(folder: Path, weights: Weights) -> str:
@@ -123,7 +132,7 @@ def _check_tensors(weights: Weights, layouts: tuple[TensorLayout, ...], family: 
             )
     for name in weights.tensors:
         tied_head = name == "lm_head.weight" and config.tied_embeddings
-        if name not in expected and not family.is_ignored(name) and not tied_head:
+        if name not in expected and not is_rotary_table(name) and not tied_head:
             raise CheckpointError(
                 f"tensor {name} has no place in a {config.architecture}",
                 "is it an adapter, or a model with more than text? localq converts plain text models",

@@ -20,12 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.hub_errors import Failure, FailureKind, as_localq_error
-from localq.checkpoint.hub_files import INDEX, is_complete, needed_names, require_checkpoint
+from localq.checkpoint.hub_files import is_complete, needed_names, require_checkpoint
+from localq.checkpoint.weights import INDEX_NAME
 from localq.errors import DownloadError, LocalqError
 
 DownloadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
 the thread that pulls. Raising from it cancels the download."""
+FolderCheck = Callable[[Path], object]
 
 _DEFAULT_REVISION = "main"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
@@ -88,24 +90,27 @@ def find_snapshot(repo: str, revision: str | None = None) -> Snapshot | None:
     return Snapshot(folder, repo, commit) if is_complete(folder) else None
 
 
-def pull(repo: str, revision: str | None = None, progress: DownloadProgress | None = None) -> Snapshot:
+def pull(
+    repo: str, revision: str | None = None, progress: DownloadProgress | None = None, check: FolderCheck | None = None
+) -> Snapshot:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
     Files already there at their full length are not fetched again. When the hub can't be reached, a complete
-    snapshot in the cache will do. Raises ModelNotFoundError (no such repository or revision) or DownloadError
-    (everything else, among it a full disk and a repository without safetensors).
+    snapshot in the cache will do. `check` gets the snapshot's folder when config.json is there and the weights
+    have yet to travel: what it raises ends the pull. Raises ModelNotFoundError (no such repository or revision)
+    or DownloadError (everything else, among it a full disk and a repository without safetensors).
     """
     wanted = revision or _DEFAULT_REVISION
     try:
         with _quiet_client():
-            return _pull(repo, wanted, progress or (lambda done_bytes, total_bytes: None))
+            return _pull(repo, wanted, progress or (lambda done_bytes, total_bytes: None), check)
     except LocalqError:
         raise
     except Exception as error:
         raise as_localq_error(_classified(error, repo, wanted)) from error
 
 
-def _pull(repo: str, revision: str, progress: DownloadProgress) -> Snapshot:
+def _pull(repo: str, revision: str, progress: DownloadProgress, check: FolderCheck | None) -> Snapshot:
     from huggingface_hub import hf_hub_download
 
     try:
@@ -116,8 +121,11 @@ def _pull(repo: str, revision: str, progress: DownloadProgress) -> Snapshot:
             raise
         return cached
     require_checkpoint(repo, repository.files)
-    if INDEX in repository.files:
-        _fetch(repository, INDEX, _ignore_bytes)
+    _fetch(repository, "config.json", _ignore_bytes)
+    if check:
+        check(repository.folder)
+    if INDEX_NAME in repository.files:
+        _fetch(repository, INDEX_NAME, _ignore_bytes)
     names = needed_names(repo, repository.files, repository.folder)
     _require_room(repository, names)
     _fetch_all(repository, names, progress)
@@ -194,24 +202,16 @@ def _counter(on_bytes: Callable[[int], None]) -> Any:
         def __enter__(self) -> Counter:
             return self
 
-        def __exit__(self, *_: object) -> None:
-            pass
-
-        def close(self) -> None:
-            pass
-
         def update(self, new_bytes: float | None = 1) -> None:
             # Negative when a broken transfer starts again from zero.
             self._done_bytes += int(new_bytes or 0)
             on_bytes(self._done_bytes)
 
-        def update_transfer(self, new_bytes: float | None = 1) -> None:
-            """Bytes on the wire, where `update` has those on the disk; without it xet would make two bars."""
-
-        def set_postfix_str(self, *_: object, **__: object) -> None:
+        def _ignore(self, *_: object, **__: object) -> None:
             pass
 
-        set_transfer_postfix_str = set_postfix_str
+        # `update_transfer` is told the bytes on the wire; without it xet would make a second bar for them.
+        __exit__ = close = update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
 
     return Counter
 

@@ -9,13 +9,9 @@ import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
+from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
 from localq.errors import DownloadError
 
-INDEX = "model.safetensors.index.json"
-"""Names the weight file of every tensor, under `weight_map`; there when the weights are in several files."""
-
-_SINGLE_WEIGHTS = "model.safetensors"
-_TOKENIZERS = frozenset(("tokenizer.json", "tokenizer.model"))
 _OTHER_WEIGHTS = frozenset((".bin", ".ckpt", ".gguf", ".h5", ".npz", ".onnx", ".pt", ".pth", ".safetensors"))
 
 
@@ -24,19 +20,17 @@ def require_checkpoint(repo: str, names: Collection[str]) -> None:
 
     Raises DownloadError, which names what the repository has instead of safetensors.
     """
-    if INDEX not in names and _SINGLE_WEIGHTS not in names:
+    if INDEX_NAME not in names and SINGLE_NAME not in names:
         kinds = sorted({PurePosixPath(name).suffix for name in names} & _OTHER_WEIGHTS)
         found = f"its weights are {', '.join(kinds)}" if kinds else "nor any other weights"
         raise DownloadError(
-            f"{repo} has no {_SINGLE_WEIGHTS}; {found}",
+            f"{repo} has no {SINGLE_NAME}; {found}",
             "localq pulls checkpoints in safetensors; a .gguf file runs as it is once it is on this disk",
         )
     if "config.json" not in names:
         raise DownloadError(f"{repo} has no config.json", "look for the base model: this may be an adapter")
-    if _TOKENIZERS.isdisjoint(names):
-        raise DownloadError(
-            f"{repo} has neither tokenizer.json nor tokenizer.model", "look for a repository that has one"
-        )
+    if "tokenizer.json" not in names:
+        raise DownloadError(f"{repo} has no tokenizer.json", "look for a repository of the model that has one")
 
 
 def needed_names(repo: str, names: Collection[str], folder: Path) -> list[str]:
@@ -45,10 +39,10 @@ def needed_names(repo: str, names: Collection[str], folder: Path) -> list[str]:
     The small files first, the weights last: a download that breaks off is then plainly incomplete.
     Raises DownloadError when the index names a file that the repository lacks.
     """
-    weights = _weight_names(folder) if INDEX in names else {_SINGLE_WEIGHTS}
+    weights = _weight_names(folder) if INDEX_NAME in names else {SINGLE_NAME}
     missing = sorted(weights.difference(names))
     if missing:
-        raise DownloadError(f"{repo} lacks {missing[0]}, which its {INDEX} names", "its owner has to mend it")
+        raise DownloadError(f"{repo} lacks {missing[0]}, which its {INDEX_NAME} names", "its owner has to mend it")
     return sorted(name for name in names if _is_small_and_needed(name)) + sorted(weights)
 
 
@@ -58,26 +52,25 @@ def is_complete(folder: Path) -> bool:
     tokenizer_config.json counts as well: without it a chat template could be missing unnoticed.
     """
     try:
-        weights = _weight_names(folder) if (folder / INDEX).is_file() else {_SINGLE_WEIGHTS}
+        weights = _weight_names(folder) if (folder / INDEX_NAME).is_file() else {SINGLE_NAME}
     except DownloadError:
         return False
-    required = {"config.json", "tokenizer_config.json"} | weights
-    has_tokenizer = any((folder / name).is_file() for name in _TOKENIZERS)
-    return has_tokenizer and all((folder / name).is_file() for name in required)
+    required = {"config.json", "tokenizer.json", "tokenizer_config.json"} | weights
+    return all((folder / name).is_file() for name in required)
 
 
 def _is_small_and_needed(name: str) -> bool:
     path = PurePosixPath(name)
-    if len(path.parts) > 1 or (name.endswith(".index.json") and name != INDEX):
+    if len(path.parts) > 1 or (name.endswith(".index.json") and name != INDEX_NAME):
         return False
     return path.suffix in (".json", ".jinja") or name == "tokenizer.model"
 
 
 def _weight_names(folder: Path) -> set[str]:
     try:
-        names = set(json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"].values())
+        names = set(json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
         if names and all(PurePosixPath(name).suffix == ".safetensors" for name in names):
             return names
     except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DownloadError(f"{folder / INDEX} can't be read: {error!r}") from error
-    raise DownloadError(f"{folder / INDEX} names no .safetensors files")
+        raise DownloadError(f"{folder / INDEX_NAME} can't be read: {error!r}") from error
+    raise DownloadError(f"{folder / INDEX_NAME} names no .safetensors files")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from localq.checkpoint.folder import Checkpoint, open_checkpoint
+from collections.abc import Callable
+
+from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
 from localq.checkpoint.hub import DownloadProgress, Snapshot, find_snapshot, pull
-from localq.errors import CheckpointError
-from localq.reference import ModelReference
+from localq.errors import CheckpointError, ModelNotFoundError
+from localq.reference import ModelReference, is_local
 
 
 def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Checkpoint:
@@ -13,13 +15,23 @@ def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress 
 
     Raises CheckpointError, UnsupportedModelError, ModelNotFoundError or DownloadError.
     """
+    return _open(reference, lambda: fetch_snapshot(reference, on_download))
+
+
+def cached_checkpoint(reference: ModelReference) -> Checkpoint:
+    """As `resolve_checkpoint`, but asks no network: raises ModelNotFoundError for what is not in the cache."""
+    return _open(reference, lambda: _cached_snapshot(reference))
+
+
+def _open(reference: ModelReference, snapshot_of_repository: Callable[[], Snapshot]) -> Checkpoint:
     if reference.kind == "gguf":
         raise CheckpointError(
             f"{reference.path} is a converted file, not a checkpoint",
             "convert from the checkpoint in Hugging Face format that it was made from",
         )
     if reference.kind == "repo":
-        snapshot = fetch_snapshot(reference, on_download)
+        _refuse_local(reference.name)
+        snapshot = snapshot_of_repository()
         return open_checkpoint(snapshot.folder, reference.name, snapshot.revision)
     assert reference.path is not None
     return open_checkpoint(reference.path, reference.name)
@@ -27,5 +39,32 @@ def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress 
 
 def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
     """The snapshot of a repository: from the cache where it is complete, else pulled."""
+    return find_snapshot(reference.name, reference.revision) or pull_checkpoint(reference, on_download)
+
+
+def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
+    """Bring a repository into the cache, or up to date; one that localq can't convert is refused by its config.json.
+
+    Raises UnsupportedModelError or CheckpointError then, before the weights travel, ModelNotFoundError for a name
+    such as `local/model`, else as `hub.pull` does.
+    """
+    _refuse_local(reference.name)
+    return pull(reference.name, reference.revision, on_download, read_config)
+
+
+def _cached_snapshot(reference: ModelReference) -> Snapshot:
     cached = find_snapshot(reference.name, reference.revision)
-    return cached or pull(reference.name, reference.revision, on_download)
+    if cached is None:
+        raise ModelNotFoundError(
+            f"{reference} is not complete in the Hugging Face cache", f"`localq pull {reference}` brings it"
+        )
+    return cached
+
+
+def _refuse_local(repo: str) -> None:
+    """`local/name` is what the store calls a checkpoint folder: it finds forms that were made, never a repository."""
+    if is_local(repo):
+        raise ModelNotFoundError(
+            f"{repo} is no repository, but names a checkpoint folder that was converted; its forms are not here",
+            "`localq ls` lists what is there; to convert the folder, give its path",
+        )

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 INDEX_NAME = "model.safetensors.index.json"
+"""Names the weight file of every tensor, under `weight_map`; there when the weights are in several files."""
+
 SINGLE_NAME = "model.safetensors"
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 """Dtypes that weights can be read in."""

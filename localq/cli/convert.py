@@ -28,7 +28,9 @@ def convert(
     ] = None,
     models_dir: ModelsDir = None,
     force: Annotated[bool, typer.Option("--force", help="Make forms anew that are there already.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Tell the sizes, write nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Tell sizes and places; write and download nothing.")
+    ] = False,
     json: Json = False,
 ) -> None:
     """Convert a checkpoint; what an earlier run made is found again."""
@@ -37,16 +39,13 @@ def convert(
     from localq.recipes import DEFAULT_RECIPES
 
     recipes = to or DEFAULT_RECIPES
+    if dry_run:
+        _show_plan(conversion.plan_conversion(source, recipes, models_dir=models_dir, force=force), json)
+        return
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
-        if dry_run:
-            planned = conversion.plan_conversion(source, recipes, listener)
-        else:
-            made = conversion.make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
-    if dry_run:
-        _show_plan(planned, json)
-    else:
-        _show_converted(made, json)
+        made = conversion.make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
+    _show_converted(made, json)
 
 
 def _show_converted(made: list[Converted], json: bool) -> None:
@@ -82,18 +81,30 @@ def _record(converted: Converted) -> dict[str, Any]:
 
 def _show_plan(planned: list[PlannedForm], json: bool) -> None:
     if json:
-        emit_json(
-            [
-                {
-                    "model": form.model,
-                    "recipe": form.recipe.name,
-                    "weight_bytes": form.weight_bytes,
-                    "parameters": form.parameters,
-                    "bits_per_weight": form.bits_per_weight,
-                }
-                for form in planned
-            ]
-        )
+        emit_json([_planned_record(form) for form in planned])
         return
-    rows = [[form.recipe.name, format_bytes(form.weight_bytes), f"{form.bits_per_weight:.2f}"] for form in planned]
-    emit(format_table(["form", "weights", "bits/weight"], rows))
+    rows = [
+        [
+            f"{form.model}:{form.recipe.name}",
+            format_bytes(form.weight_bytes),
+            f"{form.bits_per_weight:.2f}",
+            "there already" if form.reused else "to be made",
+            str(form.path),
+        ]
+        for form in planned
+    ]
+    emit(format_table(["form", "weights", "bits/weight", "state", "path"], rows))
+
+
+def _planned_record(form: PlannedForm) -> dict[str, Any]:
+    """The keys of `_record`. `bytes` are those of the weights: what comes beside them is known when it is written."""
+    return {
+        "model": form.model,
+        "recipe": form.recipe.name,
+        "path": str(form.path),
+        "bytes": form.weight_bytes,
+        "parameters": form.parameters,
+        "bits_per_weight": form.bits_per_weight,
+        "seconds": 0 if form.reused else None,
+        "reused": form.reused,
+    }

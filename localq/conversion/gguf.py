@@ -58,8 +58,11 @@ def write_gguf(checkpoint: Checkpoint, plan: GgufPlan, file: Path, pool: WorkerP
     return output.written
 
 
-def write_header(checkpoint: Checkpoint, plan: GgufPlan, file: Path, *, with_vocabulary: bool = True) -> None:
-    """Metadata and tensor table, padded so that the first tensor may follow."""
+def write_header(checkpoint: Checkpoint, plan: GgufPlan, file: Path) -> None:
+    """Metadata with the vocabulary, and tensor table, padded so that the first tensor may follow.
+
+    Raises CheckpointError where the tokenizer can't be had as GGUF.
+    """
     from gguf import GGML_QUANT_VERSION, GGUFWriter
 
     family, config = checkpoint.family, checkpoint.config
@@ -68,9 +71,8 @@ def write_header(checkpoint: Checkpoint, plan: GgufPlan, file: Path, *, with_voc
     _add_metadata(writer, checkpoint)
     writer.add_file_type(plan.recipe.file_type_number)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    if with_vocabulary:
-        add_vocabulary(writer, checkpoint.folder, config.vocabulary_size)
-        writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], checkpoint.folder))
+    add_vocabulary(writer, checkpoint.folder, config.vocabulary_size)
+    writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], checkpoint.folder))
     for tensor in plan.tensors:
         _add_tensor_info(writer, tensor)
     writer.write_header_to_file()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from localq.errors import CheckpointError
 from localq.store.disk_errors import disk_errors
 
 
@@ -59,9 +60,13 @@ class HashedOutput:
 
 
 def hashed_copy(source: Path, target: Path) -> WrittenFile:
-    """Copy a small file."""
+    """Copy a small file of a checkpoint; raises CheckpointError when it can't be read."""
+    try:
+        data = source.read_bytes()
+    except OSError as error:
+        raise CheckpointError(f"{source} can't be read: {error.strerror or error}", "was it moved?") from error
     with HashedOutput(target) as output:
-        output.write(source.read_bytes())
+        output.write(data)
     return output.written
 
 

@@ -5,12 +5,13 @@ Memory is bounded by (pieces in flight) x (size of a piece), whatever the size o
 
 from __future__ import annotations
 
-import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from typing import TypeVar
+
+from localq.engines.availability import available_logical_cores
 
 Result = TypeVar("Result")
 
@@ -29,7 +30,7 @@ class WorkerPool:
     """Threads that compute pieces ahead of the one who consumes them."""
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or os.cpu_count() or 1
+        self.threads = threads or available_logical_cores()
         self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="localq-convert")
 
     def in_order(self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -155,7 +156,11 @@ def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
 
 
 def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
-    """Types and order as llama.cpp's quantizer would choose them, asked of the quantizer itself."""
+    """Types and order as llama.cpp's quantizer would choose them, asked of the quantizer itself.
+
+    It is asked with the whole header, so that a tokenizer that can't be had as GGUF is refused here, before
+    any work: raises CheckpointError then, and ConversionError for what the quantizer refuses.
+    """
     from localq.conversion.gguf import write_header
 
     family, config = checkpoint.family, checkpoint.config
@@ -167,10 +172,10 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
     for name, values in family.gguf_extra_tensors(config).items():
         unquantized[name] = GgufTensor(name, values.shape, "f32", values=values)
 
-    with tempfile.TemporaryDirectory(prefix="localq-plan-") as folder:
-        probe = Path(folder) / "probe.gguf"
-        source = GgufPlan(recipe, tuple(unquantized.values()))
-        write_header(checkpoint, source, probe, with_vocabulary=False)
+    source = GgufPlan(recipe, tuple(unquantized.values()))
+    with _temporary_folder() as folder:
+        probe = folder / "probe.gguf"
+        write_header(checkpoint, source, probe)
         with probe.open("r+b") as stream:  # a hole instead of weights: the dry run looks at the header only
             stream.truncate(probe.stat().st_size + source.weight_bytes)
         types = ggml.planned_types(probe, recipe.file_type_number)
@@ -182,6 +187,19 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
         )
     tensors = [_with_type(unquantized[name], type_name) for name, type_name in types.items()]
     return GgufPlan(recipe, tuple(tensors))
+
+
+@contextmanager
+def _temporary_folder() -> Iterator[Path]:
+    """Wrap no reading of the checkpoint whose errors are not translated yet: an OSError is blamed on this folder."""
+    try:
+        with tempfile.TemporaryDirectory(prefix="localq-plan-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ConversionError(
+            f"the plan of a GGUF file can't be written to the temporary folder: {error.strerror or error}",
+            "make room there, or point TMPDIR to a folder that has some",
+        ) from error
 
 
 def padded(nbytes: int) -> int:

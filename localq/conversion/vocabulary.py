@@ -62,8 +62,13 @@ class _Vocabulary:
 def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> None:
     """Write the tokenizer of a checkpoint folder into a GGUF header.
 
-    Raises CheckpointError for a tokenizer of another kind, or an unknown pre-tokenizer rule.
+    Raises CheckpointError for a tokenizer of another kind, an unknown pre-tokenizer rule, or a malformed file.
     """
+    with _malformed_files_named(folder):
+        _add_vocabulary(writer, folder, vocabulary_size)
+
+
+def _add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> None:
     from gguf import SpecialVocab
 
     tokenizer = read_json(folder / "tokenizer.json")
@@ -88,6 +93,8 @@ def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> No
     writer.add_token_types(vocabulary.types)
     with _quiet(SpecialVocab.__module__):
         special = SpecialVocab(folder, load_merges=not is_sentencepiece, n_vocab=vocabulary_size)
+        if not is_sentencepiece and not special.merges:
+            raise CheckpointError(f"{folder / 'tokenizer.json'} has no merges", "download tokenizer.json again")
         special.add_special_token = _framing(tokenizer)
         special.add_to_gguf(writer, quiet=True)
     prefix_space = read_optional_json(folder / "tokenizer_config.json").get("add_prefix_space")
@@ -101,8 +108,9 @@ def name_for_llama_cpp(name: str, folder: Path) -> str:
     `tokenizer.json` states that per token (`rstrip`); a GGUF file can't, so llama.cpp goes by the name: it must
     contain "phi-3" or "phi3" (src/llama-vocab.cpp). A folder called otherwise would give other prompt tokens.
     """
-    added = read_json(folder / "tokenizer.json").get("added_tokens", [])
-    swallows = any(token.get("rstrip") and token.get("special") for token in added)
+    with _malformed_files_named(folder):
+        added = read_json(folder / "tokenizer.json").get("added_tokens", [])
+        swallows = any(token.get("rstrip") and token.get("special") for token in added)
     is_marked = "phi-3" in name.lower() or "phi3" in name.lower()
     return f"{name} (Phi-3)" if swallows and not is_marked else name
 
@@ -129,14 +137,27 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
 def _framing(tokenizer: Mapping[str, Any]) -> dict[str, bool]:
     """Whether a text gets a special token in front (`bos`) and behind (`eos`).
 
-    The post-processor decides, as in `tokenizers`; `add_bos_token` of tokenizer_config.json may say otherwise.
+    The post-processor of `tokenizer.json` alone decides, as in `tokenizers`: localq tokenizes by it, whatever
+    `add_bos_token` of tokenizer_config.json says. `sep`, between the texts of a pair, has no use in a chat.
     """
     post_processor = tokenizer.get("post_processor") or {}
     for step in post_processor.get("processors", [post_processor]):
         if step.get("type") == "TemplateProcessing":
             single = step.get("single") or [{}]
             return {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1], "sep": False}
-    return {"bos": False, "eos": False}
+    return {"bos": False, "eos": False, "sep": False}
+
+
+@contextmanager
+def _malformed_files_named(folder: Path) -> Iterator[None]:
+    """Files that other tools wrote are read without asking at each key whether it is there, and of which type."""
+    try:
+        yield
+    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"the tokenizer of {folder} can't be read as Hugging Face writes it: {error!r}",
+            "download tokenizer.json and tokenizer_config.json again",
+        ) from error
 
 
 @contextmanager

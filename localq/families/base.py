@@ -44,9 +44,6 @@ class Family(Protocol):
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor that the checkpoint must have."""
 
-    def is_ignored(self, tensor_name: str) -> bool:
-        """Whether a tensor of the checkpoint is known to be needless, such as a saved rotary table."""
-
     def gguf_architecture(self) -> str:
         """`general.architecture`."""
 
@@ -120,6 +117,6 @@ def common_mlx_config(config: ModelConfig) -> dict[str, Any]:
     return mlx
 
 
-def ignored_rotary_table(tensor_name: str) -> bool:
-    """Rotary tables that old versions of transformers saved; every runtime computes its own."""
+def is_rotary_table(tensor_name: str) -> bool:
+    """Whether a tensor is one that old versions of transformers saved, and every runtime computes for itself."""
     return tensor_name.endswith(".rotary_emb.inv_freq")

@@ -13,7 +13,6 @@ from localq.families.base import (
     common_gguf_metadata,
     common_mlx_config,
     embedding_layouts,
-    ignored_rotary_table,
 )
 from localq.families.config import ModelConfig, positive_number
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
@@ -89,10 +88,6 @@ class Llama:
                     bias = (f"{source}.{name}.bias", shape[:1], f"{target}.{gguf}.bias")
                     layouts.append(TensorLayout(*bias, rope_head_count=rope_heads))
         return layouts
-
-    def is_ignored(self, tensor_name: str) -> bool:
-        """Saved rotary tables."""
-        return ignored_rotary_table(tensor_name)
 
     def gguf_architecture(self) -> str:
         """llama.cpp's name of it."""

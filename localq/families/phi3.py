@@ -13,7 +13,6 @@ from localq.families.base import (
     common_gguf_metadata,
     common_mlx_config,
     embedding_layouts,
-    ignored_rotary_table,
 )
 from localq.families.config import ModelConfig, positive_integer, positive_number
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
@@ -68,10 +67,6 @@ class Phi3:
                 source, target = f"model.layers.{layer}.{name}.weight", f"blk.{layer}.{gguf}.weight"
                 layouts.append(TensorLayout(source, shape, target))
         return layouts
-
-    def is_ignored(self, tensor_name: str) -> bool:
-        """Saved rotary tables."""
-        return ignored_rotary_table(tensor_name)
 
     def gguf_architecture(self) -> str:
         """llama.cpp's name of it."""

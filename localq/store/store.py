@@ -36,7 +36,7 @@ class Store:
 
     def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
         """The artifact of a model in that form; None where it was not made. Raises StoreError if it is damaged."""
-        artifact = read_artifact(self._model_folder(reference) / recipe.name)
+        artifact = read_artifact(self.place(reference, recipe))
         return artifact if artifact is not None and _is_of(artifact.manifest, reference) else None
 
     def forms(self, reference: ModelReference) -> list[Artifact]:
@@ -53,17 +53,23 @@ class Store:
         return [folder for model in self._models() for folder in _form_folders(model) if _is_damaged(folder)]
 
     def require(self, reference: ModelReference) -> list[Artifact]:
-        """The forms that a reference means: the one it names, or all. Raises ModelNotFoundError without any."""
-        forms = [form for form in self.forms(reference) if reference.recipe in (None, form.recipe)]
+        """The forms that a reference means: the one it names, or all. Raises ModelNotFoundError without any.
+
+        It may also be the path of an artifact in the store, a folder or its `.gguf` file.
+        """
+        folder = self._form_at(reference)
+        candidates = self.forms(reference) if folder is None else [read_artifact(folder)]
+        forms = [form for form in candidates if form is not None and reference.recipe in (None, form.recipe)]
         if not forms:
             raise self._nothing_there(reference)
         return forms
 
     def require_folders(self, reference: ModelReference) -> list[Path]:
         """As `require`, but the folders, and damaged ones too: what `localq rm` deletes."""
-        folders = _form_folders(self._model_folder(reference))
+        named = self._form_at(reference)
+        folders = _form_folders(self._model_folder(reference)) if named is None else [named]
         wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
-        own = [folder for folder in wanted if _is_damaged(folder) or self._is_form_of(folder, reference)]
+        own = [folder for folder in wanted if folder == named or _is_damaged(folder) or _is_form_of(folder, reference)]
         if not own:
             raise self._nothing_there(reference)
         return own
@@ -128,6 +134,10 @@ class Store:
                 return lock
             lock.release()  # while we waited, another checkpoint of the same name has taken the folder
 
+    def place(self, reference: ModelReference, recipe: Recipe) -> Path:
+        """The folder where a form lies, or would."""
+        return self._model_folder(reference) / recipe.name
+
     def publish(self, staging: Path, manifest: Manifest) -> Artifact:
         """Turn a finished staging folder into the artifact, in place of an earlier one. Files are synced already."""
         target = staging.parent / manifest.recipe
@@ -160,14 +170,23 @@ class Store:
             (model for model, manifests in zip(candidates, owners, strict=True) if not manifests), candidates[-1]
         )
 
+    def _form_at(self, reference: ModelReference) -> Path | None:
+        """The folder of the form whose path the reference is, as `localq convert` prints it; None for all else."""
+        if reference.path is None:
+            return None
+        folder = reference.path.parent if reference.kind == "gguf" else reference.path
+        if folder.parent.parent != self.folder.resolve() or folder not in _form_folders(folder.parent):
+            return None
+        if _is_damaged(folder):
+            return folder
+        manifest = _manifest(folder)
+        is_whole = reference.kind == "folder" or (manifest and manifest.main_file == reference.path.name)
+        return folder if manifest and is_whole else None
+
     def _nothing_there(self, reference: ModelReference) -> ModelNotFoundError:
         return ModelNotFoundError(
             f"{self.folder} has no {reference}", "`localq ls` lists what is there; `localq convert` makes it"
         )
-
-    def _is_form_of(self, folder: Path, reference: ModelReference) -> bool:
-        manifest = _manifest(folder)
-        return manifest is not None and _is_of(manifest, reference)
 
     def _models(self) -> list[Path]:
         children = self.folder.iterdir() if self.folder.is_dir() else ()
@@ -205,9 +224,14 @@ def _manifest(folder: Path) -> Manifest | None:
         return None
 
 
+def _is_form_of(folder: Path, reference: ModelReference) -> bool:
+    manifest = _manifest(folder)
+    return manifest is not None and _is_of(manifest, reference)
+
+
 def _is_of(manifest: Manifest, reference: ModelReference) -> bool:
-    """Whether it tells of this model. Only folders can share a name; other references are unique by theirs."""
-    return reference.kind != "folder" or manifest.source == source_of(reference)
+    """Whether it tells of this model. Only paths can share a name; other references are unique by theirs."""
+    return reference.path is None or reference.kind == "built-in" or manifest.source == source_of(reference)
 
 
 def shown_name(artifact_folder: Path) -> str:

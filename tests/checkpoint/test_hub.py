@@ -121,7 +121,7 @@ def test_what_was_never_pulled_is_not_found(server: HubServer, cache_folder: Pat
     [
         ("config.json",),
         ("tokenizer_config.json",),
-        ("tokenizer.json", "tokenizer.model"),
+        ("tokenizer.json",),
         SHARDS[:1],
         SHARDS[1:],
     ],

@@ -167,7 +167,7 @@ def test_too_small_a_disk_is_refused_before_the_weights_travel(
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=2_000_000))
     with pytest.raises(DownloadError, match=r"needs 0\.003 GB more in .*hub, which has 0\.002 GB free"):
         hub.pull(REPO)
-    assert server.fetched() == ["model.safetensors.index.json"]
+    assert server.fetched() == ["config.json", "model.safetensors.index.json"]
 
 
 def test_a_disk_that_fills_up_is_named_with_its_folder(
@@ -195,7 +195,7 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
         (["tiny.gguf", "README.md"], "no model.safetensors; its weights are .gguf"),
         (["README.md"], "no model.safetensors; nor any other weights"),
         (["model.safetensors", "tokenizer.json"], "no config.json"),
-        (["model.safetensors", "config.json"], "neither tokenizer.json nor tokenizer.model"),
+        (["model.safetensors", "config.json", "tokenizer.model"], "no tokenizer.json"),
     ],
 )
 def test_a_repository_that_is_no_checkpoint_is_refused_with_what_it_has(

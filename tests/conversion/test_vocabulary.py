@@ -1,4 +1,4 @@
-"""Which pre-tokenizer a byte-level BPE tokenizer has, by the rule that its file states."""
+"""Tokenizers as GGUF metadata: pre-tokenizers by their rules, special tokens around a text."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import tokenizers
 
-from localq.conversion.vocabulary import name_for_llama_cpp, pre_tokenizer_name
+from localq.conversion.vocabulary import add_vocabulary, name_for_llama_cpp, pre_tokenizer_name
 from localq.errors import CheckpointError
-from tests.tiny_tokenizers import LLAMA_3_SPLIT
+from tests.tiny_tokenizers import LLAMA_3_SPLIT, byte_level_backend, write_folder
 
 CL100K_SPLIT = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
@@ -74,3 +74,30 @@ def test_name_tells_llama_cpp_of_tokens_that_swallow_space(
     token = {"id": 1, "content": "<|user|>", "special": True, "rstrip": rstrip}
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": [token]}))
     assert name_for_llama_cpp(name, tmp_path) == expected
+
+
+@pytest.mark.parametrize(
+    ("single", "bos", "eos"),
+    [
+        (None, False, False),
+        ([{"SpecialToken": {}}, {"Sequence": {}}], True, False),
+        ([{"Sequence": {}}, {"SpecialToken": {}}], False, True),
+        ([{"Sequence": {}}], False, False),
+    ],
+)
+@pytest.mark.parametrize("in_a_sequence", [False, True])
+def test_special_tokens_around_a_text_are_those_of_the_post_processor(
+    single: list[dict[str, Any]] | None, bos: bool, eos: bool, in_a_sequence: bool, tmp_path: Path
+) -> None:
+    """Whatever tokenizer_config.json says: localq itself tokenizes by tokenizer.json alone."""
+    from gguf import GGUFWriter
+
+    folder = write_folder(tmp_path, byte_level_backend(), {"add_bos_token": not bos, "add_eos_token": not eos})
+    step = {"type": "ByteLevel"} if single is None else {"type": "TemplateProcessing", "single": single}
+    value = json.loads((folder / "tokenizer.json").read_text())
+    value["post_processor"] = {"type": "Sequence", "processors": [step]} if in_a_sequence else step
+    (folder / "tokenizer.json").write_text(json.dumps(value))
+    writer = GGUFWriter(None, "llama")
+    add_vocabulary(writer, folder, 768)
+    written = {name: writer.kv_data[0][f"tokenizer.ggml.add_{name}_token"].value for name in ("bos", "eos", "sep")}
+    assert written == {"bos": bos, "eos": eos, "sep": False}

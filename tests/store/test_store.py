@@ -158,6 +158,55 @@ def test_removing_what_is_gone_already_is_an_error_of_the_store(store: Store, ma
         store.remove(made.folder)
 
 
+@pytest.mark.parametrize("text", [*REFERENCES, "folder"])
+@pytest.mark.parametrize("part", ["the folder", "the file"])
+def test_a_form_is_found_by_its_path_as_well(store: Store, make: Make, tmp_path: Path, text: str, part: str) -> None:
+    made = make(folder_named(tmp_path, text) if text == "folder" else text)
+    make("toy-phi")
+    reference = parse_reference(str(made.folder if part == "the folder" else made.path))
+    assert store.require(reference) == [made]
+    assert store.require_folders(reference) == [made.folder]
+
+
+def test_a_form_is_found_by_its_path_through_a_link(make: Make, store: Store, tmp_path: Path) -> None:
+    made = make("toy-phi")
+    (tmp_path / "link").symlink_to(store.folder)
+    linked = Store(tmp_path / "link")
+    for spelling in (store, linked):
+        for seen in (store, linked):
+            path = seen.folder / made.path.relative_to(store.folder)
+            assert [form.path.name for form in spelling.require(parse_reference(path))] == ["model.gguf"]
+
+
+def test_a_damaged_form_can_be_named_by_its_path(store: Store, make: Make) -> None:
+    made = make("org/name", "mlx-4bit")
+    made.folder.joinpath("config.json").unlink()
+    reference = parse_reference(made.folder)
+    assert store.require_folders(reference) == [made.folder]
+    with pytest.raises(StoreError, match="config.json is missing"):
+        store.require(reference)
+
+
+def test_a_path_that_is_no_form_of_this_store_is_not_found(store: Store, make: Make, tmp_path: Path) -> None:
+    made, other = make("org/name"), Store(tmp_path / "other")
+    (made.folder / "stray.gguf").touch()
+    (made.folder.with_name("mlx-4bit")).mkdir()
+    wrong = [made.folder / "stray.gguf", made.folder.with_name("mlx-4bit"), made.folder.parent]
+    for asked, path in [*((store, path) for path in wrong), (other, made.folder), (other, made.path)]:
+        for look in (asked.require, asked.require_folders):
+            with pytest.raises(ModelNotFoundError):
+                look(parse_reference(path))
+    with pytest.raises(ModelNotFoundError):
+        store.require_folders(parse_reference(f"{made.folder}:mlx-4bit"))
+
+
+def test_a_file_is_not_taken_for_the_folder_whose_name_it_has(store: Store, make: Make, tmp_path: Path) -> None:
+    make(folder_named(tmp_path / "checkpoints", "model.gguf"))
+    (tmp_path / "model.gguf").touch()
+    with pytest.raises(ModelNotFoundError):
+        store.require_folders(parse_reference(tmp_path / "model.gguf"))
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated", "longer"])
 @pytest.mark.parametrize("text", ["org/name@v1.0", "folder with a space"])
 def test_damaged_files_are_named_with_the_command_that_helps(
