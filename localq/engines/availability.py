@@ -1,7 +1,8 @@
-"""Which backends this platform has. Imports none of them."""
+"""Which backends and how many cores there are for this process. Imports no backend to say which there are."""
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -33,3 +34,18 @@ def default_recipe_name() -> str:
         if mx.metal.is_available():
             return "mlx-4bit"
     return "gguf-q4_k_m"
+
+
+def available_logical_cores() -> int:
+    """Logical cores that this process may run on: fewer than there are within `taskset` or a container's CPU set."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def available_cores() -> int:
+    """Physical cores that this process may run on, as far as the system says; else its logical ones."""
+    import psutil
+
+    logical_cores = available_logical_cores()
+    return min(psutil.cpu_count(logical=False) or logical_cores, logical_cores)

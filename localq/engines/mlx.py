@@ -6,6 +6,7 @@ otherwise than the tokenizer that they come with. Knows no text.
 
 from __future__ import annotations
 
+import functools
 import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,7 @@ from localq.engines.base import (
     shared_prefix_tokens,
 )
 from localq.engines.mlx_sampling import Sampler
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError, PromptTooLongError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
@@ -40,20 +41,28 @@ _TOKENS_BETWEEN_CLEARS = 256
 def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
     """Load an MLX folder on MLX's default device.
 
-    Raises BackendUnavailableError without mlx and mlx_lm, EngineError when mlx_lm can't load the folder.
+    Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for a number of threads, EngineError
+    when mlx_lm can't load the folder.
     """
     require_backend("mlx")
+    if options.threads is not None:
+        raise UnsupportedOptionError(
+            f"MLX chooses its own number of threads; it can't be given {options.threads}",
+            "leave --threads out, or take a gguf form",
+        )
     import mlx.core as mx
     from mlx_lm.utils import load_model
 
     context_length = options.context_length or default_context_length
+    _wire_memory()
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         model, _ = load_model(folder, lazy=True, model_config=_longrope_for(config, context_length))
-        if mx.default_device().type == mx.DeviceType.cpu:
+        if not _on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)
-        mx.eval(model.parameters())
+        # The state has more than the parameters: also rotary frequencies, which only this thread could compute later.
+        mx.eval(model.state)
     except Exception as error:
         raise EngineError(f"MLX could not load {folder}: {type(error).__name__}: {error}") from error
     return MlxEngine(model, config["vocab_size"], context_length)
@@ -90,17 +99,17 @@ class MlxEngine:
         check_prompt(prompt, self._vocabulary_size, self._context_length)
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         report = on_progress or (lambda done, total: None)
-        with _wired_memory():
-            # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
-            for chunk in chunks(prompt[:-1], reused, _chunk_tokens()):
-                with self._pass(chunk):
-                    mx.eval([layer.state for layer in self._cache])
-                mx.clear_cache()
-                report(len(self._tokens), len(prompt))
-            with self._pass(prompt[-1:]) as logits:
-                mx.eval(logits)
-            self._newest_logits = logits[-1]
-            report(len(prompt), len(prompt))
+        # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
+        for chunk in chunks(prompt[:-1], reused, _chunk_tokens()):
+            with self._pass(chunk):
+                mx.eval([layer.state for layer in self._cache])
+            mx.clear_cache()
+            report(len(self._tokens), len(prompt))
+        with self._pass(prompt[-1:]) as rows:
+            newest = rows[-1]
+            mx.eval(newest)
+        self._newest_logits = newest
+        report(len(prompt), len(prompt))
         return reused
 
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
@@ -111,28 +120,25 @@ class MlxEngine:
         sampler = Sampler(options, self._tokens)
         limit = min(options.max_tokens, self._context_length - len(self._tokens))
         runs_ahead = _runs_ahead()
-        with _wired_memory():
+        with self._errors_translated():
             token = sampler.draw(logits)
-            for left in reversed(range(limit)):
-                following = self._following(token, sampler) if left and runs_ahead else None
-                with self._errors_translated():
-                    token_id = int(token.item())  # type: ignore[arg-type]
-                if left % _TOKENS_BETWEEN_CLEARS == 0:
-                    mx.clear_cache()
-                if following is not None:
-                    token = self._commit(token_id, following)
-                yield token_id
-                if left and following is None:
-                    token = self._commit(token_id, self._following(token, sampler))
+        for left in reversed(range(limit)):
+            following = self._following(token, sampler) if left and runs_ahead else None
+            with self._errors_translated():
+                token_id = int(token.item())  # type: ignore[arg-type]
+            if left % _TOKENS_BETWEEN_CLEARS == 0:
+                mx.clear_cache()
+            if following is not None:
+                token = self._commit(token_id, following)
+            yield token_id
+            if left and following is None:
+                token = self._commit(token_id, self._following(token, sampler))
 
     def _following(self, token: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
         """Begin the pass that computes `token`; gives the next token and the logits it was drawn from."""
-        import mlx.core as mx
-
         with self._errors_translated():
             logits = self._forward(token)[-1]
             following = sampler.draw(logits)
-            mx.async_eval(following, logits)  # type: ignore[no-untyped-call, unused-ignore]
         return following, logits
 
     def _commit(self, token_id: int, following: tuple[mx.array, mx.array]) -> mx.array:
@@ -149,6 +155,7 @@ class MlxEngine:
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """See `Engine.all_logits`."""
+        import mlx.core as mx
         import numpy as np
 
         self._require_open()
@@ -157,19 +164,24 @@ class MlxEngine:
             raise PromptTooLongError(len(tokens), self._context_length)
         self._drop_cache()
         logits = np.empty((len(tokens), self._vocabulary_size), dtype=np.float32)
-        with _wired_memory():
-            for chunk in chunks(tokens, 0):
-                first = len(self._tokens)
-                with self._pass(chunk) as rows:
-                    logits[first : first + len(chunk)] = rows
-                self._newest_logits = rows[-1]
+        for chunk in chunks(tokens, 0):
+            first = len(self._tokens)
+            with self._pass(chunk) as rows:
+                logits[first : first + len(chunk)] = rows
+                newest = rows[-1]
+                mx.eval(newest)
+            self._newest_logits = newest
         return logits
 
     def close(self) -> None:
         """See `Engine.close`."""
+        import mlx.core as mx
+
         self._model = self._newest_logits = None
         self._cache = []
         self._tokens = []
+        # MLX keeps the buffers of arrays that are gone for new ones.
+        mx.clear_cache()
 
     def _keep(self, token_count: int) -> int:
         """Forget all but the first tokens of the cache; returns how many could be kept."""
@@ -232,17 +244,20 @@ class MlxEngine:
         return self._newest_logits
 
 
-def _chunk_tokens() -> int:
+def _on_gpu() -> bool:
+    """Whether MLX computes on a GPU. There may be one that it was told not to use."""
     import mlx.core as mx
 
-    return PREFILL_CHUNK_TOKENS if mx.metal.is_available() else _CPU_CHUNK_TOKENS
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _chunk_tokens() -> int:
+    return PREFILL_CHUNK_TOKENS if _on_gpu() else _CPU_CHUNK_TOKENS
 
 
 def _runs_ahead() -> bool:
     """A pass that nobody asks for in the end is cheap on a GPU that would idle; on a CPU it costs a token's time."""
-    import mlx.core as mx
-
-    return bool(mx.metal.is_available())
+    return _on_gpu()
 
 
 def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:
@@ -265,19 +280,15 @@ def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, A
     return {"rope_scaling": {**scaling, **short}}
 
 
-@contextmanager
-def _wired_memory() -> Iterator[None]:
-    """Keep the model's memory on the GPU from being paged out meanwhile, where Metal allows it."""
+@functools.cache
+def _wire_memory() -> None:
+    """Let MLX keep its memory on the GPU from being paged out, where Metal allows it.
+
+    The limit is the process's. It is set once and stays: it takes no memory by itself, and engines that each set it
+    and put it back would take it from one another.
+    """
     import mlx.core as mx
 
     most_bytes = mx.device_info().get("max_recommended_working_set_size")
-    if most_bytes is None:
-        yield
-        return
-    before = mx.set_wired_limit(int(most_bytes))
-    try:
-        yield
-    finally:
-        # Not to be changed while something computes.
-        mx.synchronize()
-        mx.set_wired_limit(before)
+    if most_bytes is not None:
+        mx.set_wired_limit(int(most_bytes))

@@ -19,7 +19,10 @@ _SEED_BITS = 32
 
 
 class Sampler:
-    """Draws token after token by `options`, with random numbers of its own."""
+    """Draws token after token by `options`, with random numbers of its own.
+
+    What it keeps is evaluated: an array that is not can be computed in no other thread than the one that made it.
+    """
 
     def __init__(self, options: GenerationOptions, context: Sequence[int]) -> None:
         """`context` are the tokens so far, prompt included; the repeat penalty looks at the newest of them."""
@@ -31,7 +34,10 @@ class Sampler:
         self._key = mx.random.key(secrets.randbits(_SEED_BITS) if options.seed is None else options.seed)
 
     def draw(self, logits: mx.array) -> mx.array:
-        """The next token's id, shape (1,), not evaluated yet: it may go straight into the next forward pass."""
+        """The next token's id, shape (1,), being evaluated, and with it the logits.
+
+        It may go straight into the next forward pass.
+        """
         import mlx.core as mx
 
         logits = filtered(logits, self._options, self._recent)
@@ -43,6 +49,7 @@ class Sampler:
         token = token.astype(mx.int32)
         if self._penalizes:
             self._recent = mx.concatenate([self._recent, token])[-REPEAT_PENALTY_WINDOW_TOKENS:]
+        mx.async_eval(token, self._key, self._recent)  # type: ignore[no-untyped-call, unused-ignore]
         return token
 
 

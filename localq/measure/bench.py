@@ -34,7 +34,7 @@ class BenchSettings:
     context_length: int | None = None
     """Of every form, in tokens; None takes the least that holds both the prompt run and the generation run."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None takes the default of `LoadOptions`. MLX chooses its own."""
+    """CPU threads for the GGUF forms; None takes the default of `LoadOptions`. MLX chooses its own."""
 
     def __post_init__(self) -> None:
         _require_at_least(1, "prompt_tokens", self.prompt_tokens)
@@ -99,7 +99,8 @@ class BenchReport:
 
     machine: Machine
     settings: BenchSettings
-    """As used: nothing in it is None."""
+    """As used: `context_length` is a number. `threads` stays None where none was given: llama.cpp's number may then
+    differ from form to form."""
     results: tuple[FormResult, ...]
 
     def to_json(self) -> dict[str, Any]:
@@ -175,9 +176,8 @@ class _Measured:
 
     @classmethod
     def load(cls, form: Form, worker: WorkerProcess, settings: BenchSettings) -> _Measured:
-        answer = worker.ask(
-            "load", path=str(form.path), context_length=settings.context_length, threads=settings.threads
-        )
+        threads = settings.threads if form.format == "gguf" else None
+        answer = worker.ask("load", path=str(form.path), context_length=settings.context_length, threads=threads)
         return cls(form, worker, answer["load_seconds"])
 
     def repeat(self, repetition: int, settings: BenchSettings) -> None:

@@ -29,6 +29,11 @@ class Form:
     """None where localq did not make the form, so that no manifest says it."""
 
     @property
+    def format(self) -> str:
+        """`mlx` or `gguf`."""
+        return self.recipe.partition("-")[0]
+
+    @property
     def name(self) -> str:
         """As references are written: `toy-phi:mlx-4bit`."""
         return f"{self.model}:{self.recipe}"

@@ -18,6 +18,9 @@ from localq.version import __version__
 _LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
 _SAMPLE_SECONDS = 0.5
 
+_STATUS = Path("/proc/self/status")
+_CPU_INFORMATION = Path("/proc/cpuinfo")
+
 _RUSAGE_INFO_V4 = 4
 _RUSAGE_WORDS = 64  # room for later versions of the struct; version 4 has 38 words
 _LIFETIME_MAX_PHYS_FOOTPRINT = 30  # its word in `struct rusage_info_v4` of sys/resource.h
@@ -48,8 +51,8 @@ def describe_machine() -> Machine:
     """Ask the operating system; takes half a second."""
     import psutil
 
-    physical_cores = psutil.cpu_count(logical=False) or 1
-    logical_cores = psutil.cpu_count() or physical_cores
+    logical_cores = psutil.cpu_count() or 1
+    physical_cores = psutil.cpu_count(logical=False) or logical_cores  # not every ARM system tells them apart
     busy_cores = psutil.cpu_percent(_SAMPLE_SECONDS) / 100 * logical_cores
     return Machine(
         cpu=_cpu(),
@@ -68,36 +71,43 @@ def describe_machine() -> Machine:
 def peak_memory_bytes() -> int:
     """Most memory that this process had so far.
 
-    Linux: the peak resident set (`VmHWM` of proc(5)), pages of a memory-mapped model file included. Not
-    `ru_maxrss`, which a new program inherits from the process that started it.
+    Linux: the peak resident set (`VmHWM` of proc(5)), pages of a memory-mapped model file included. Where a
+    sandbox does not tell it, `ru_maxrss`, which a new program inherits from the process that started it: it may be
+    too large.
 
     macOS: the larger one of the peak resident set and the peak physical footprint. The footprint counts Metal
     buffers but no clean pages of a mapped file, the resident set the other way round; memory in both must not
     count twice. Pages of a mapped file that only the GPU touched may be missing.
     """
-    if sys.platform == "darwin":
-        import resource
+    import resource
 
+    most_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if platform.system() == "Darwin":
         usage = (ctypes.c_uint64 * _RUSAGE_WORDS)()
         failed = ctypes.CDLL("/usr/lib/libSystem.B.dylib").proc_pid_rusage(os.getpid(), _RUSAGE_INFO_V4, usage)
         footprint = 0 if failed else int(usage[_LIFETIME_MAX_PHYS_FOOTPRINT])
-        return max(footprint, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    status = Path("/proc/self/status").read_text(encoding="ascii", errors="replace")
-    match = re.search(r"^VmHWM:\s*(\d+) kB$", status, re.MULTILINE)
-    assert match is not None, "Linux has this line for every process that runs a program"
-    return int(match[1]) * 1024
+        return max(footprint, most_resident)  # bytes there, kilobytes elsewhere
+    match = re.search(r"^VmHWM:\s*(\d+) kB$", _text_of(_STATUS), re.MULTILINE)
+    return (int(match[1]) if match else most_resident) * 1024
 
 
 def _cpu() -> str:
-    if sys.platform == "darwin":
+    if platform.system() == "Darwin":
         asked = subprocess.run(
             ["sysctl", "-n", "machdep.cpu.brand_string"], capture_output=True, text=True, check=False
         )
         return asked.stdout.strip() or platform.machine()
-    information = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    # Linux on ARM has no such line.
-    match = re.search(r"^model name\s*:\s*(.+)$", information, re.MULTILINE)
-    return match[1].strip() if match else platform.machine()
+    # Linux on ARM has no such line, and some sandboxes have no such file.
+    match = re.search(r"^model name\s*:\s*(.+)$", _text_of(_CPU_INFORMATION), re.MULTILINE)
+    return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
+
+
+def _text_of(file: Path) -> str:
+    """Empty where the file can't be read."""
+    try:
+        return file.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
 
 
 def _versions() -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import site
 import subprocess
 import sys
 import tempfile
@@ -22,14 +23,12 @@ class WorkerProcess:
         """`name` is the form that it measures, for messages."""
         self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
-        package_root = str(Path(__file__).parents[2])
-        inherited = os.environ.get("PYTHONPATH")
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "localq.measure.worker"],  # -P: no module of the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([package_root, *([inherited] if inherited else [])])},
+            env=_environment(Path(__file__).parents[2]),
             encoding="utf-8",
             # Ctrl-C in the terminal goes to localq alone, which ends its workers.
             start_new_session=True,
@@ -82,3 +81,15 @@ class WorkerProcess:
         reason = f": {said.splitlines()[-1]}" if said else ""
         hint = "perhaps memory ran out: measure fewer or smaller forms at once" if status == -signal.SIGKILL else ""
         return EngineError(f"the process that measured {self._name} {how}{reason}", hint)
+
+
+def _environment(package_root: Path) -> dict[str, str]:
+    """What the worker inherits. Its Python finds localq in the folder that this one runs from.
+
+    Nothing is added where Python looks there by itself: what stands on PYTHONPATH comes before the standard library,
+    and an installed package's folder is full of other packages.
+    """
+    if str(package_root) in (*site.getsitepackages(), site.getusersitepackages()):
+        return dict(os.environ)
+    paths = [str(package_root), os.environ.get("PYTHONPATH", "")]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}

@@ -92,7 +92,7 @@ def _caption(report: BenchReport) -> list[str]:
 
 def _threads(chosen: int | None) -> str:
     if chosen is None:
-        return "a thread per physical core, on one alone for a very small model"
+        return "a thread per available core, on one alone for a very small model"
     return f"{chosen} thread{'s' if chosen > 1 else ''}"
 
 

@@ -83,7 +83,7 @@ class Worker:
         assert command == "peak_memory", command
         return {"peak_memory_bytes": peak_memory_bytes()}
 
-    def _load(self, path: str, context_length: int, threads: int) -> dict[str, Any]:
+    def _load(self, path: str, context_length: int, threads: int | None) -> dict[str, Any]:
         self._measured = MeasuredModel(Path(path), LoadOptions(context_length, threads))
         return {"load_seconds": self._measured.model.load_seconds}
 

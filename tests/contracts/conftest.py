@@ -40,6 +40,7 @@ class TinyModel:
 
     def open(self, name: str, context_length: int) -> Engine:
         if name == "mlx":
+            pytest.importorskip("mlx_lm")  # not on every platform
             return mlx.open_engine(self.mlx_folder, LoadOptions(), context_length)
         return llamacpp.open_engine(self.gguf_file, LoadOptions(threads=1), context_length)
 

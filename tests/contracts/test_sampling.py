@@ -6,7 +6,6 @@ import ctypes
 from dataclasses import replace
 from typing import Any
 
-import mlx.core as mx
 import numpy as np
 import pytest
 from llama_cpp import llama_cpp as api
@@ -14,6 +13,9 @@ from llama_cpp import llama_cpp as api
 from localq.engines.llamacpp_sampling import sampler_chain
 from localq.engines.mlx_sampling import Sampler, filtered
 from localq.options import REPEAT_PENALTY_WINDOW_TOKENS, GenerationOptions
+
+pytest.importorskip("mlx.core")  # not on every platform
+import mlx.core as mx
 
 PLAIN = GenerationOptions(temperature=1.0, seed=3)
 # Longer than the window, with repetitions inside it and tokens that have already left it.

@@ -1,12 +1,17 @@
-"""What is particular to the llama.cpp engine: the reasons it gives when a file can't be loaded."""
+"""What is particular to the llama.cpp engine: the reasons it gives when a file can't be loaded, where it computes."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import gguf
+import numpy as np
 import pytest
 
+from localq.engines import llamacpp
 from localq.engines.llamacpp import open_engine
 from localq.errors import EngineError
 from localq.options import LoadOptions
@@ -38,3 +43,56 @@ def test_a_failed_load_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pyt
     with pytest.raises(EngineError):
         open_engine(tmp_path / "nowhere.gguf", LoadOptions(), 32)
     assert capfd.readouterr() == ("", "")
+
+
+def test_an_interrupted_load_frees_what_was_loaded(
+    gguf_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = llamacpp._api()
+    captures = 0
+
+    @contextmanager
+    def interrupted_once() -> Iterator[list[str]]:
+        nonlocal captures
+        captures += 1
+        yield []
+        if captures == 1:
+            raise KeyboardInterrupt
+
+    freed: list[tuple[str, bool]] = []
+    for name in ("llama_free", "llama_model_free"):
+        free = getattr(api, name)
+        monkeypatch.setattr(api, name, lambda it, name=name, free=free: (freed.append((name, bool(it))), free(it)))
+    monkeypatch.setattr(llamacpp, "captured_llama_log", interrupted_once)
+    with pytest.raises(KeyboardInterrupt):
+        open_engine(gguf_file("gguf-q8_0"), LoadOptions(), 32)
+    assert freed == [("llama_free", True), ("llama_model_free", True)]
+
+
+def test_a_float32_file_is_kept_from_the_gpu_and_no_other_one(
+    gguf_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = llamacpp._api()
+    load, loaded = api.llama_model_load_from_file, []
+
+    def recording_load(path: bytes, parameters: Any) -> Any:
+        if not parameters.vocab_only:
+            loaded.append((parameters.n_gpu_layers, bool(parameters.devices)))
+        return load(path, parameters)
+
+    def logits(recipe: str) -> np.ndarray:
+        engine = open_engine(gguf_file(recipe), LoadOptions(threads=1), 32)
+        engine.prefill([5, 6, 7])
+        try:
+            return engine.logits()
+        finally:
+            engine.close()
+
+    expected = logits("gguf-f32")
+    monkeypatch.setattr(api, "llama_supports_gpu_offload", lambda: True)
+    monkeypatch.setattr(api, "llama_model_load_from_file", recording_load)
+    assert np.array_equal(logits("gguf-f32"), expected)
+    assert loaded == [(0, True)]
+    logits("gguf-q8_0")
+    logits("gguf-bf16")
+    assert loaded[1:] == [(-1, False)] * 2

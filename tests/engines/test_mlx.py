@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pytest
+
+from localq.engines.mlx import _chunk_tokens, _longrope_for, _runs_ahead, _wire_memory, open_engine
+from localq.errors import EngineError, UnsupportedOptionError
+from localq.options import GenerationOptions, LoadOptions
+
+pytest.importorskip("mlx_lm")  # not on every platform
 import mlx.core as mx
 import mlx.nn as nn
-import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
-
-from localq.engines.mlx import _longrope_for, open_engine
-from localq.errors import EngineError
-from localq.options import GenerationOptions, LoadOptions
 
 LONGROPE = {"type": "longrope", "short_factor": [1.0, 1.5], "long_factor": [2.0, 9.0]}
 CONFIG: dict[str, Any] = {"original_max_position_embeddings": 4096, "rope_scaling": LONGROPE}
@@ -60,7 +63,7 @@ def test_other_rotary_embeddings_are_left_alone(scaling: dict[str, Any] | None) 
     assert _longrope_for({"rope_scaling": scaling}, 100) == {}
 
 
-@pytest.mark.skipif(mx.metal.is_available(), reason="on the GPU a model keeps its dtype")
+@pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="on the GPU a model keeps its dtype")
 @pytest.mark.parametrize("quantization", [{}, {"group_size": 32, "bits": 4}])
 def test_the_cpu_computes_in_float32(tmp_path: Path, quantization: dict[str, int]) -> None:
     save_llama(tmp_path, mx.bfloat16, **quantization)
@@ -104,3 +107,60 @@ def test_running_ahead_gives_the_same_tokens_and_a_cache_that_can_be_used(
     ids.close()
     engine.prefill([*prompt, *expected[:2]])
     assert list(engine.generate(GenerationOptions(max_tokens=6))) == expected[2:]
+
+
+def test_a_number_of_threads_is_refused(tmp_path: Path) -> None:
+    save_llama(tmp_path, mx.float32)
+    with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be given 3") as caught:
+        open_engine(tmp_path, LoadOptions(threads=3), 32)
+    assert "--threads" in caught.value.hint
+
+
+@pytest.mark.parametrize(("kind", "on_gpu"), [(mx.cpu, False), (mx.gpu, True)])
+def test_the_device_that_mlx_computes_on_decides_and_not_the_one_that_is_there(
+    kind: mx.DeviceType, on_gpu: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(mx, "default_device", lambda: mx.Device(kind))
+    monkeypatch.setattr(mx.metal, "is_available", lambda: not on_gpu)
+    assert _runs_ahead() == on_gpu
+    assert (_chunk_tokens() == 512) == on_gpu
+
+
+def test_memory_is_wired_once_for_the_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_llama(tmp_path, mx.float32)
+    limits: list[int] = []
+    monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 30})
+    monkeypatch.setattr(mx, "set_wired_limit", limits.append)
+    _wire_memory.cache_clear()
+    try:
+        engines = [open_engine(tmp_path, LoadOptions(), 32) for _ in range(2)]
+        for engine in engines:
+            engine.prefill([1, 2, 3])
+            list(engine.generate(GenerationOptions(max_tokens=3)))
+            engine.close()
+    finally:
+        _wire_memory.cache_clear()
+    assert limits == [1 << 30]
+
+
+def test_closing_gives_back_the_buffers_that_mlx_keeps(tmp_path: Path) -> None:
+    save_llama(tmp_path, mx.float32)
+    engine = open_engine(tmp_path, LoadOptions(), 32)
+    engine.prefill([1, 2, 3])
+    del engine._model.layers[:]  # something for MLX to keep
+    assert mx.get_cache_memory() > 0
+    engine.close()
+    assert mx.get_cache_memory() == 0
+
+
+def test_threads_may_take_turns_where_a_pass_is_queued_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    save_llama(tmp_path, mx.float32)
+    monkeypatch.setattr("localq.engines.mlx._runs_ahead", lambda: True)
+    options = GenerationOptions(max_tokens=12, temperature=1.0, repeat_penalty=1.2, seed=4)
+    engine = open_engine(tmp_path, LoadOptions(), 64)
+    engine.prefill([5, 6, 7])
+    expected = list(engine.generate(options))
+    engine.prefill([5, 6, 7])
+    reply = engine.generate(options)
+    with ThreadPoolExecutor(1) as one, ThreadPoolExecutor(1) as other:
+        assert [(one, other)[turn % 2].submit(next, reply).result() for turn in range(12)] == expected

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pytest
@@ -16,6 +17,7 @@ import pytest
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.measure.bench import BenchReport, BenchSettings, bench_forms, summarize
 from localq.measure.forms import Form
+from localq.measure.process import WorkerProcess
 
 _SETTINGS = BenchSettings(prompt_tokens=24, generated_tokens=6, repetitions=2)
 _CHECKOUT = Path(__file__).parents[2]
@@ -141,6 +143,22 @@ def test_an_error_in_a_worker_comes_over_with_its_hint(forms: list[Form]) -> Non
     with pytest.raises(LocalqError, match=r"gguf-q4_k_m: a context of 601 tokens .* model's 512") as caught:
         bench_forms([forms[1]], settings)
     assert "-p" in caught.value.hint
+
+
+def test_a_number_of_threads_is_for_gguf_forms(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, object] = {}
+    ask = WorkerProcess.ask
+
+    def recording_ask(worker: WorkerProcess, command: str, **arguments: object) -> dict[str, Any]:
+        if command == "load":
+            given[worker._name] = arguments["threads"]
+        return ask(worker, command, **arguments)
+
+    monkeypatch.setattr(WorkerProcess, "ask", recording_ask)
+    settings = BenchSettings(prompt_tokens=4, generated_tokens=2, repetitions=1, threads=2)
+    report = bench_forms(forms, settings)
+    assert list(given.values()) == [None, 2]
+    assert report.to_json()["settings"]["threads"] == 2
 
 
 def test_forms_that_cannot_be_in_memory_together_are_refused(forms: list[Form]) -> None:

@@ -13,6 +13,7 @@ from localq.store.manifest import read_artifact
 
 def test_a_model_without_a_recipe_stands_for_both_default_forms(forms: list[Form]) -> None:
     assert [form.recipe for form in forms] == ["mlx-4bit", "gguf-q4_k_m"]
+    assert [form.format for form in forms] == ["mlx", "gguf"]
     assert {form.model for form in forms} == {"local/tiny"}
 
 
@@ -41,6 +42,7 @@ def test_foreign_files_are_forms_of_unknown_bits(forms: list[Form], tmp_path: Pa
     file = shutil.copy(next(gguf.path.glob("*.gguf")), tmp_path / "foreign.gguf")
     found = find_forms([str(folder), str(file)])
     assert [form.name for form in found] == ["foreign-mlx:mlx", "foreign:gguf"]
+    assert [form.format for form in found] == ["mlx", "gguf"]
     assert [form.bits_per_weight for form in found] == [None, None]
     assert [form.artifact_bytes for form in found] == [mlx.artifact_bytes, file.stat().st_size]
 

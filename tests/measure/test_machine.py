@@ -3,10 +3,13 @@ from __future__ import annotations
 import subprocess
 import sys
 from importlib.metadata import version
+from pathlib import Path
 
 import psutil
+import pytest
 
 import localq
+from localq.measure import machine as machine_module
 from localq.measure.machine import describe_machine, peak_memory_bytes
 
 _BALLAST_BYTES = 256 << 20
@@ -51,3 +54,25 @@ def test_a_machine_says_its_cores_memory_and_versions() -> None:
     assert machine.busy == (machine.busy_cores > machine.physical_cores / 2)
     assert machine.versions["localq"] == localq.__version__
     assert machine.versions["llama-cpp-python"] == version("llama-cpp-python")
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there is no /proc that could be missing")
+@pytest.mark.parametrize("content", [None, "Name:\tpython\nVmRSS:\t 10 kB\n"])
+def test_a_sandbox_without_proc_still_has_a_peak_and_a_cpu(
+    content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = tmp_path / "proc"
+    if content is not None:
+        file.write_text(content)
+    monkeypatch.setattr(machine_module, "_STATUS", file)
+    monkeypatch.setattr(machine_module, "_CPU_INFORMATION", file)
+    assert peak_memory_bytes() >= psutil.Process().memory_info().rss * 0.99
+    assert describe_machine().cpu
+    monkeypatch.setattr("platform.processor", lambda: "")
+    monkeypatch.setattr("platform.machine", lambda: "")
+    assert describe_machine().cpu == "unknown"
+
+
+def test_where_physical_cores_are_not_known_the_logical_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else None)
+    assert describe_machine().physical_cores == 6

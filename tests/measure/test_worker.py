@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import os
+import site
 from collections.abc import Generator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +11,7 @@ import pytest
 from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError
 from localq.measure.forms import Form
-from localq.measure.process import WorkerProcess
+from localq.measure.process import WorkerProcess, _environment
 from localq.measure.worker import MeasuredModel, Worker, plain_token_ids, random_prompt
 from localq.options import GenerationOptions, LoadOptions
 from localq.text.tokenizer import load_tokenizer
@@ -91,7 +93,7 @@ def test_a_generation_that_ends_early_is_an_error(forms: list[Form], monkeypatch
 
 @pytest.mark.parametrize("index", [0, 1], ids=["mlx", "gguf"])
 def test_a_real_form_is_measured(forms: list[Form], index: int) -> None:
-    measured = MeasuredModel(forms[index].path, _OPTIONS)
+    measured = MeasuredModel(forms[index].path, LoadOptions(context_length=128))
     statistics = measured.measure(0, prompt_tokens=20, generated_tokens=5)
     measured.model.close()
     assert (statistics.prompt_tokens, statistics.cached_prompt_tokens, statistics.generated_tokens) == (20, 0, 5)
@@ -119,3 +121,14 @@ def test_a_worker_process_does_not_need_localq_to_be_installed(tmp_path: Path, m
     monkeypatch.delenv("PYTHONPATH", raising=False)
     with WorkerProcess("a form") as worker:
         assert worker.ask("peak_memory")["peak_memory_bytes"] > 1 << 20
+
+
+def test_a_folder_of_installed_packages_is_not_put_before_the_standard_library(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/of/the/user")
+    assert _environment(tmp_path)["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/of/the/user"
+    monkeypatch.setattr(site, "getsitepackages", lambda: [str(tmp_path)])
+    assert _environment(tmp_path)["PYTHONPATH"] == "/of/the/user"
+    monkeypatch.delenv("PYTHONPATH")
+    assert "PYTHONPATH" not in _environment(tmp_path)
