@@ -39,12 +39,6 @@ Message = Mapping[str, Any]
 Prompt = str | Sequence[Message]
 """One user message (or raw text), or a conversation."""
 
-ENGINES = {
-    "mlx": "localq.engines.mlx",
-    "gguf": "localq.engines.llamacpp",
-}
-"""Form -> module with `open_engine(path, options, default_context_length)`. A new engine is one line here."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelParts:
@@ -212,7 +206,7 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     original = tokenizer.metadata(f"{architecture}.rope.scaling.original_context_length")
     default = min(int(original or trained), DEFAULT_CONTEXT_LENGTH_TOKENS)
     template = gguf_chat_template(tokenizer)
-    engine = _open(ENGINES["gguf"], path, _within(options, trained), default)
+    engine = _open("gguf", path, _within(options, trained), default)
     parts = ModelParts(
         name=path.stem,
         recipe_name="gguf",
@@ -226,7 +220,6 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
 
 
 def _open_engine(form: str, path: Path, options: LoadOptions, config: Mapping[str, Any]) -> Engine:
-    require_backend(form)
     architecture = (config.get("architectures") or [""])[0]
     if architecture in FAMILIES:
         parsed = parse_config(config)
@@ -235,7 +228,7 @@ def _open_engine(form: str, path: Path, options: LoadOptions, config: Mapping[st
     else:
         maximum = int(config.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH_TOKENS))
         default = min(maximum, DEFAULT_CONTEXT_LENGTH_TOKENS)
-    return _open(ENGINES[form], path, _within(options, maximum), default)
+    return _open(form, path, _within(options, maximum), default)
 
 
 def _within(options: LoadOptions, maximum: int) -> LoadOptions:
@@ -247,8 +240,8 @@ def _within(options: LoadOptions, maximum: int) -> LoadOptions:
     return options
 
 
-def _open(module: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
-    engine = import_module(module).open_engine(path, options, default_context_length)
+def _open(form: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
+    engine = import_module(require_backend(form).engine_module).open_engine(path, options, default_context_length)
     return cast(Engine, engine)
 
 

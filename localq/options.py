@@ -64,7 +64,8 @@ class LoadOptions:
     context_length: int | None = None
     """Tokens of prompt and reply together; None takes the model's own default."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None takes one per physical core, and one alone for a very small model."""
+    """CPU threads for llama.cpp; None takes one per physical core that this process may use, and
+    one alone for a very small model. MLX chooses its own and refuses a number."""
 
     def __post_init__(self) -> None:
         for name, value in (("context_length", self.context_length), ("threads", self.threads)):

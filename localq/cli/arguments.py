@@ -20,7 +20,7 @@ ContextLength = Annotated[
     typer.Option("-c", "--context-length", metavar="N", help="Tokens of prompt and reply (default: 8192 or less)."),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="CPU threads for llama.cpp (default: the physical cores).")
+    int | None, typer.Option("--threads", metavar="N", help="CPU threads for llama.cpp (default: its cores).")
 ]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to generate.")]

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
-from localq.cli.output import emit, emit_json, format_bytes, format_table
+from localq.cli.output import emit, emit_json, format_bytes, format_table, say
 
 if TYPE_CHECKING:
     from localq.conversion.convert import Converted, PlannedForm
@@ -36,9 +36,11 @@ def convert(
     """Convert a checkpoint; what an earlier run made is found again."""
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion import convert as conversion
-    from localq.recipes import DEFAULT_RECIPES
+    from localq.engines.availability import default_recipe_names, has_backend
 
-    recipes = to or DEFAULT_RECIPES
+    recipes = to or default_recipe_names()
+    if not to and not has_backend("mlx"):
+        say("MLX does not run on this platform: making the GGUF form alone")
     if dry_run:
         _show_plan(conversion.plan_conversion(source, recipes, models_dir=models_dir, force=force), json)
         return

@@ -50,13 +50,11 @@ def demo(models_dir: flags.ModelsDir = None) -> None:
 def _artifacts(toy: str, models_dir: Path | None) -> list[Artifact]:
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion.convert import convert
-    from localq.engines.availability import has_backend
-    from localq.recipes import DEFAULT_RECIPES, RECIPES
+    from localq.engines.availability import default_recipe_names
 
-    recipes = [name for name in DEFAULT_RECIPES if has_backend(RECIPES[name].format)]
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
-        return convert(toy, recipes, models_dir=models_dir, listener=listener)
+        return convert(toy, default_recipe_names(), models_dir=models_dir, listener=listener)
 
 
 def _score(artifact: Artifact, questions: list[tuple[str, str]]) -> _Score:

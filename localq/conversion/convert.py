@@ -17,9 +17,9 @@ from localq.conversion.mlx import write_mlx
 from localq.conversion.output import WrittenFile, hashed_copy
 from localq.conversion.pieces import worker_pool
 from localq.conversion.plan import GgufPlan, Plan, make_plan
-from localq.engines.availability import require_backend
+from localq.engines.availability import default_recipe_names, require_backend
 from localq.errors import ModelNotFoundError, ModelReferenceError
-from localq.recipes import DEFAULT_RECIPES, MlxRecipe, Recipe, parse_recipe
+from localq.recipes import MlxRecipe, Recipe, parse_recipe
 from localq.reference import ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, FileRecord, Manifest
 from localq.store.store import Store, shown_name, source_of
@@ -79,7 +79,7 @@ class PlannedForm:
 
 def convert(
     source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] = DEFAULT_RECIPES,
+    recipes: str | Sequence[str | Recipe] | None = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
@@ -87,6 +87,7 @@ def convert(
 ) -> list[Artifact]:
     """Make the forms of a checkpoint that are not there yet; all of them anew with `force`.
 
+    Without `recipes`: MLX 4-bit and GGUF Q4_K_M, as far as this platform runs them.
     `source` is a model reference; a repository is pulled when it is not in the Hugging Face cache. The disk
     is checked for room for all forms before any work starts. Raises errors of the tree in `localq.errors`.
     """
@@ -96,7 +97,7 @@ def convert(
 
 def make_forms(
     source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe],
+    recipes: str | Sequence[str | Recipe] | None = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
@@ -120,7 +121,7 @@ def make_forms(
 
 def plan_conversion(
     source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] = DEFAULT_RECIPES,
+    recipes: str | Sequence[str | Recipe] | None = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
@@ -167,7 +168,7 @@ class _Survey:
 
 def _survey(
     source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe],
+    recipes: str | Sequence[str | Recipe] | None,
     store: Store,
     force: bool,
     open_checkpoint: Callable[[ModelReference], Checkpoint],
@@ -202,14 +203,17 @@ def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
 
 
 def _parse(
-    source: str | os.PathLike[str] | ModelReference, recipes: str | Sequence[str | Recipe]
+    source: str | os.PathLike[str] | ModelReference, recipes: str | Sequence[str | Recipe] | None
 ) -> tuple[ModelReference, list[Recipe]]:
     reference = source if isinstance(source, ModelReference) else parse_reference(source)
     if reference.recipe is not None:
         raise ModelReferenceError(
             f"{reference} names a form; convert takes the checkpoint and --to {reference.recipe.name}"
         )
-    recipes = [recipes] if isinstance(recipes, str) else recipes
+    if recipes is None:
+        recipes = default_recipe_names()
+    elif isinstance(recipes, str):
+        recipes = [recipes]
     parsed = [parse_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
     return reference, list({recipe.name: recipe for recipe in parsed}.values())
 

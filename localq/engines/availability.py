@@ -4,26 +4,48 @@ from __future__ import annotations
 
 import os
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 
 from localq.errors import BackendUnavailableError
+from localq.recipes import DEFAULT_RECIPES, RECIPES
 
-_BACKENDS = {
-    "mlx": ("mlx_lm", "MLX needs Apple silicon or Linux: use a gguf form, such as :gguf-q4_k_m"),
-    "gguf": ("llama_cpp", "pip install llama-cpp-python"),
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What runs the forms of one format."""
+
+    engine_module: str
+    """Has `open_engine(path, options, default_context_length)`."""
+    library: str
+    """The package that must be installed."""
+    hint: str
+    """What to do without it."""
+
+
+BACKENDS = {
+    "mlx": Backend("localq.engines.mlx", "mlx_lm", "MLX needs Apple silicon or Linux: use a gguf form (gguf-q4_k_m)"),
+    "gguf": Backend("localq.engines.llamacpp", "llama_cpp", "pip install llama-cpp-python"),
 }
+"""By format. A new engine is one file and one line here."""
 
 
 def has_backend(form: str) -> bool:
     """Whether the library that runs `mlx` or `gguf` forms is installed."""
-    return find_spec(_BACKENDS[form][0]) is not None
+    return find_spec(BACKENDS[form].library) is not None
 
 
-def require_backend(form: str) -> None:
-    """Raise BackendUnavailableError where `mlx` or `gguf` forms can't be made or run."""
+def require_backend(form: str) -> Backend:
+    """The backend of `mlx` or `gguf` forms; raises BackendUnavailableError where it is not installed."""
+    backend = BACKENDS[form]
     if not has_backend(form):
-        library, hint = _BACKENDS[form]
-        raise BackendUnavailableError(f"this platform has no {library}, which {form} forms need", hint)
+        raise BackendUnavailableError(f"this platform has no {backend.library}, which {form} forms need", backend.hint)
+    return backend
+
+
+def default_recipe_names() -> tuple[str, ...]:
+    """The forms that `convert` makes and `bench` compares when they are not told: those that can run here."""
+    return tuple(name for name in DEFAULT_RECIPES if has_backend(RECIPES[name].format))
 
 
 def default_recipe_name() -> str:

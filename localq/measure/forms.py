@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from localq.conversion.convert import ConversionListener, convert
-from localq.engines.availability import has_backend
+from localq.engines.availability import default_recipe_names
 from localq.model import is_form
-from localq.recipes import DEFAULT_RECIPES, Recipe, parse_recipe
+from localq.recipes import Recipe, parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.manifest import Artifact, read_artifact
 
@@ -68,7 +68,7 @@ def find_forms(
 def _recipes(reference: ModelReference) -> list[Recipe]:
     if reference.recipe is not None:
         return [reference.recipe]
-    return [recipe for recipe in map(parse_recipe, DEFAULT_RECIPES) if has_backend(recipe.format)]
+    return [parse_recipe(name) for name in default_recipe_names()]
 
 
 def _existing_form(path: Path) -> Form:

@@ -9,11 +9,10 @@ import re
 import subprocess
 import sys
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
-from localq.version import __version__
+from localq.version import library_versions
 
 _LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
 _SAMPLE_SECONDS = 0.5
@@ -61,7 +60,7 @@ def describe_machine() -> Machine:
         memory_bytes=psutil.virtual_memory().total,
         os=platform.platform(),
         python=platform.python_version(),
-        versions=_versions(),
+        versions=library_versions(_LIBRARIES),
         metal=_has_metal(),
         busy_cores=round(busy_cores, 2),
         busy=busy_cores > physical_cores / 2,
@@ -108,16 +107,6 @@ def _text_of(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _versions() -> dict[str, str]:
-    versions = {"localq": __version__}
-    for name in _LIBRARIES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _has_metal() -> bool:
