@@ -26,7 +26,7 @@ LAYERS = [
     {"store"},
     {"generation"},
     {"text", "engines", "checkpoint", "families", "turns"},
-    {"json_files", "llama_log", "options", "reference", "demo"},
+    {"json_files", "tables", "llama_log", "options", "reference", "demo"},
     {"recipes"},
     {"errors", "version"},
 ]

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
-from localq.cli.output import emit, emit_json, format_bytes, format_table, say
+from localq.cli.output import emit, emit_json, say
+from localq.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
     from localq.conversion.convert import Converted, PlannedForm

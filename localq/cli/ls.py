@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from localq.cli.arguments import Json, ModelsDir
-from localq.cli.output import emit, emit_json, format_bytes, format_table, say
+from localq.cli.output import emit, emit_json, say
+from localq.tables import format_bytes, format_table
 
 
 def ls(models_dir: ModelsDir = None, json: Json = False) -> None:

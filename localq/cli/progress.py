@@ -5,10 +5,11 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Any
 
-from localq.cli.output import format_bytes, say, stderr_is_terminal
+from localq.cli.output import say, stderr_is_terminal
 from localq.conversion.convert import ConversionListener
 from localq.recipes import Recipe
 from localq.store.manifest import Artifact
+from localq.tables import format_bytes
 
 
 class ByteBar:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from localq.cli.arguments import Json, ModelsDir, Reference
-from localq.cli.output import emit, emit_json, format_bytes
+from localq.cli.output import emit, emit_json
+from localq.tables import format_bytes
 
 
 def rm(ref: Reference, models_dir: ModelsDir = None, json: Json = False) -> None:

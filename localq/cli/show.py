@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from localq.cli.arguments import Json, ModelsDir, Reference
-from localq.cli.output import emit, emit_json, format_bytes
+from localq.cli.output import emit, emit_json
+from localq.tables import format_bytes
 
 if TYPE_CHECKING:
     from localq.store.manifest import Artifact

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
 from typing import Literal
 
 from localq.measure.bench import BenchReport, BenchSettings, FormResult, Summary
+from localq.tables import format_bytes, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 
@@ -43,7 +43,7 @@ def render_table(report: BenchReport, style: TableStyle = "text") -> str:
         return _csv(report)
     header = _header(report.settings)
     rows = [_row(result) for result in report.results]
-    lines = _markdown(header, rows) if style == "md" else _aligned(header, rows)
+    lines = _markdown(header, rows) if style == "md" else format_table(header, rows, _TEXT_COLUMNS).splitlines()
     return "\n".join([*lines, "", *_caption(report)])
 
 
@@ -67,12 +67,12 @@ def _row(result: FormResult) -> list[str]:
         result.form.model,
         result.form.recipe,
         "-" if bits is None else f"{bits:.2f}",
-        _size(result.form.artifact_bytes),
+        format_bytes(result.form.artifact_bytes),
         _duration(result.load_seconds),
         _duration(result.time_to_first_token_seconds),
         _rate(result.prompt_tokens_per_second),
         _rate(result.generated_tokens_per_second),
-        _size(result.peak_memory_bytes),
+        format_bytes(result.peak_memory_bytes),
     ]
 
 
@@ -80,7 +80,7 @@ def _caption(report: BenchReport) -> list[str]:
     machine, settings = report.machine, report.settings
     versions = ", ".join(f"{name} {version}" for name, version in machine.versions.items())
     lines = [
-        f"{machine.cpu}, {machine.physical_cores} cores, {_size(machine.memory_bytes)}, "
+        f"{machine.cpu}, {machine.physical_cores} cores, {format_bytes(machine.memory_bytes)}, "
         f"{'Metal' if machine.metal else 'no Metal'}; {machine.os}, Python {machine.python}; {versions}.",
         f"Median ± standard deviation; repetitions after a warm-up: {settings.repetitions}; "
         f"llama.cpp on {_threads(settings.threads)}.",
@@ -96,22 +96,10 @@ def _threads(chosen: int | None) -> str:
     return f"{chosen} thread{'s' if chosen > 1 else ''}"
 
 
-def _aligned(header: list[str], rows: list[list[str]]) -> list[str]:
-    table = [header, *rows]
-    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
-    return ["  ".join(_padded(row, widths)).rstrip() for row in table]
-
-
 def _markdown(header: list[str], rows: list[list[str]]) -> list[str]:
     rule = ["---" if index < _TEXT_COLUMNS else "---:" for index in range(len(header))]
     escaped = [[cell.replace("|", r"\|") for cell in row] for row in rows]
     return [f"| {' | '.join(row)} |" for row in (header, rule, *escaped)]
-
-
-def _padded(row: Sequence[str], widths: Sequence[int]) -> list[str]:
-    cells = list(zip(row, widths, strict=True))
-    texts = [cell.ljust(width) for cell, width in cells[:_TEXT_COLUMNS]]
-    return texts + [cell.rjust(width) for cell, width in cells[_TEXT_COLUMNS:]]
 
 
 def _csv(report: BenchReport) -> str:
@@ -148,7 +136,3 @@ def _rate(rate: Summary) -> str:
 
 def _duration(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.0f} ms"
-
-
-def _size(count: int) -> str:
-    return f"{count / 2**30:.2f} GiB" if count >= 2**30 else f"{count / 2**20:.2f} MiB"

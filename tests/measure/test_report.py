@@ -44,11 +44,12 @@ _REPORT = BenchReport(
 
 def test_plain_text_is_aligned_and_says_all() -> None:
     assert render_table(_REPORT).splitlines() == [
-        "model  form      bits/weight      size    load  first token        pp64 t/s      tg16 t/s  peak memory",
-        "toy    mlx-4bit         4.50  1.50 GiB  250 ms       1.50 s  100.00 ± 15.28  10.00 ± 1.53   700.00 MiB",
-        "a|b    gguf                -  1.50 GiB  250 ms       1.50 s           70.00          7.00   700.00 MiB",
+        "model  form      bits/weight     size    load  first token        pp64 t/s      tg16 t/s  peak memory",
+        "-----  --------  -----------  -------  ------  -----------  --------------  ------------  -----------",
+        "toy    mlx-4bit         4.50  1.61 GB  250 ms       1.50 s  100.00 ± 15.28  10.00 ± 1.53    734.00 MB",
+        "a|b    gguf                -  1.61 GB  250 ms       1.50 s           70.00          7.00    734.00 MB",
         "",
-        "Test CPU, 4 cores, 16.00 GiB, no Metal; TestOS 1, Python 3.11.0; localq 9.9, mlx 0.1.",
+        "Test CPU, 4 cores, 17.18 GB, no Metal; TestOS 1, Python 3.11.0; localq 9.9, mlx 0.1.",
         "Median ± standard deviation; repetitions after a warm-up: 3; llama.cpp on 4 threads.",
     ]
 
