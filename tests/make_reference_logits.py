@@ -12,6 +12,8 @@ from pathlib import Path
 
 import numpy as np
 
+from localq.demo.questions import read_held_out_text
+
 FILE = Path(__file__).with_name("reference_logits.npz")
 DEMO = Path(__file__).parents[1] / "localq" / "demo"
 CASES = {"toy-llama-short": 200, "toy-llama-long": 700, "toy-phi-short": 250, "toy-phi-long": 700}
@@ -23,7 +25,7 @@ def token_ids(toy: str, count: int) -> list[int]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_file(str(DEMO / toy / "tokenizer.json"))
-    return list(tokenizer.encode((DEMO / "heldout.txt").read_text(encoding="utf-8")).ids[:count])
+    return list(tokenizer.encode(read_held_out_text()).ids[:count])
 
 
 def positions(count: int) -> np.ndarray:

@@ -29,8 +29,8 @@ def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int
 class WorkerPool:
     """Threads that compute pieces ahead of the one who consumes them."""
 
-    def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or available_logical_cores()
+    def __init__(self) -> None:
+        self.threads = available_logical_cores()
         self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="localq-convert")
 
     def in_order(self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
@@ -53,9 +53,9 @@ class WorkerPool:
 
 
 @contextmanager
-def worker_pool(threads: int | None = None) -> Iterator[WorkerPool]:
+def worker_pool() -> Iterator[WorkerPool]:
     """A pool that is closed at the end, also after an error or Ctrl-C."""
-    pool = WorkerPool(threads)
+    pool = WorkerPool()
     try:
         yield pool
     finally:
