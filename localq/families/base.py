@@ -5,11 +5,13 @@ A family knows shapes and names. It reads no file and quantizes nothing.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
 from localq.errors import UnsupportedModelError
 from localq.families.config import ModelConfig
+from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,25 +23,43 @@ MetadataValue = str | bool | int | float
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """One tensor of a checkpoint and what it is called in a GGUF file."""
+    """One tensor of a model: where it is in the checkpoint, and what it is called in a GGUF file."""
 
     name: str
     shape: tuple[int, ...]
-    """As in the checkpoint: (rows, columns) of a matrix, (length,) of a vector."""
+    """(rows, columns) of a matrix, (length,) of a vector, (number, rows, columns) of a stack."""
     gguf_name: str
     rope_head_count: int | None = None
     """Heads whose rows change order: Hugging Face rotates the halves of a head against each other, GGUF's
     Llama rotates neighbours. None where the order stays."""
+    parts: tuple[str, ...] = ()
+    """The checkpoint's tensors of shape `shape[1:]` that are stacked to this one, such as a layer's experts.
+    Empty where the checkpoint has the tensor under its name."""
+    mlx_name: str | None = None
+    """Its name in an MLX folder, where it differs from `name`."""
+    is_float32_in_gguf: bool = False
+    """A matrix that llama.cpp keeps in single precision whatever the checkpoint's, such as a router's."""
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names that the checkpoint must have."""
+        return self.parts or (self.name,)
 
 
 class Family(Protocol):
-    """What is particular to one architecture."""
+    """What is particular to one architecture. Families inherit what most of them do alike."""
 
     name: str
     """For people: `Llama`, `Phi-3`."""
+    formats: tuple[str, ...] = ("mlx", "gguf")
+    """The forms that have a runtime for it; the GGUF methods of others raise UnsupportedModelError."""
 
     def check(self, config: ModelConfig) -> None:
         """Raise UnsupportedModelError or CheckpointError for a variant that can't be converted rightly."""
+
+    def caveats(self, config: ModelConfig) -> tuple[str, ...]:
+        """Sentences on where a runtime differs from the model's reference, for people to read."""
+        return ()
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor that the checkpoint must have."""
@@ -52,39 +72,78 @@ class Family(Protocol):
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
         """Tensors that GGUF wants and the checkpoint has not, such as rotary frequency factors."""
+        return {}
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
         """`config.json` of an MLX artifact: the checkpoint's own, with what mlx_lm needs put right."""
+        return common_mlx_config(config)
 
     def default_context_length(self, config: ModelConfig) -> int:
-        """Tokens that a context has when nobody asks for another length."""
+        """Tokens that a context has when nobody asks for another length: the maximum, at most 8,192."""
+        return min(config.max_position_embeddings, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
-def check_common(family: str, config: ModelConfig, model_type: str, rope_types: tuple[str, ...]) -> None:
-    """Refuse what no family's runtimes honour. MLX chooses its class by the model type, GGUF by the architecture."""
-    activation = config.raw.get("hidden_act", "silu")
-    traits = [
-        ("model type", config.model_type, (model_type,)),
-        ("activation", activation, ("silu",)),
-        ("rotary scaling", config.rope.type, rope_types),
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the runtimes' class for a family is made for. Each tuple lists what is supported."""
+
+    model_type: str
+    """MLX chooses its class by it."""
+    rope_types: tuple[str, ...]
+    activation: str = "silu"
+    own_head_dim: bool = False
+    """Whether the width of a head may be another than hidden_size / num_attention_heads."""
+    partial_rotary: bool = False
+    """Whether a part of each head may be rotated."""
+    tied_embeddings: tuple[bool, ...] = (True, False)
+
+
+def check_traits(family: str, config: ModelConfig, traits: Traits) -> None:
+    """Refuse what the family's runtimes don't honour, by its name and with what they do."""
+    natural_head_dim = config.hidden_size / config.head_count
+    compared: list[tuple[str, Any, tuple[Any, ...]]] = [
+        ("model type", config.model_type, (traits.model_type,)),
+        ("activation", config.raw.get("hidden_act", traits.activation), (traits.activation,)),
+        ("rotary scaling", config.rope.type, traits.rope_types),
+        ("tied embeddings", config.tied_embeddings, traits.tied_embeddings),
     ]
-    for trait, value, supported in traits:
-        if value not in supported:
-            raise UnsupportedModelError(
-                f"{family} with {trait} {value!r} is not supported", f"supported: {', '.join(supported)}"
-            )
+    if not traits.own_head_dim:
+        compared.append(("head width", config.head_dim, (natural_head_dim,)))
+    if not traits.partial_rotary:
+        compared.append(("rotated share of each head", config.rope.partial_rotary_factor, (1.0,)))
+    for trait, value, supported in compared:
+        refuse_unless(family, trait, value, supported)
 
 
-def embedding_layouts(config: ModelConfig) -> list[TensorLayout]:
-    """The tensors outside the layers, equal in all families without biases."""
-    outer = (config.vocabulary_size, config.hidden_size)
-    layouts = [
-        TensorLayout("model.embed_tokens.weight", outer, "token_embd.weight"),
-        TensorLayout("model.norm.weight", (config.hidden_size,), "output_norm.weight"),
-    ]
-    if not config.tied_embeddings:
-        layouts.append(TensorLayout("lm_head.weight", outer, "output.weight"))
+def refuse_unless(family: str, trait: str, value: object, supported: tuple[object, ...]) -> None:
+    """Raise UnsupportedModelError that names the trait, its value and the values that are supported."""
+    if value not in supported:
+        shown = ", ".join(f"{one:g}" if isinstance(one, float) else str(one) for one in supported)
+        raise UnsupportedModelError(f"{family} with {trait} {value!r} is not supported", f"supported: {shown}")
+
+
+Module = tuple[str, tuple[int, ...], str]
+"""Name in the checkpoint, shape of the weight, name in a GGUF file: of a projection or a norm."""
+
+
+def layouts_of(modules: Iterable[Module], *, biased: bool) -> list[TensorLayout]:
+    """Weights of modules, each followed by its bias where they have one."""
+    layouts = []
+    for name, shape, gguf_name in modules:
+        layouts.append(TensorLayout(f"{name}.weight", shape, f"{gguf_name}.weight"))
+        if biased:
+            layouts.append(TensorLayout(f"{name}.bias", shape[:1], f"{gguf_name}.bias"))
     return layouts
+
+
+def outer_layouts(config: ModelConfig, *, norm: str = "model.norm", biased: bool = False) -> list[TensorLayout]:
+    """The tensors outside the layers: embedding, last norm, and the output layer where it is not the embedding."""
+    vocabulary = (config.vocabulary_size, config.hidden_size)
+    modules: list[Module] = [(norm, (config.hidden_size,), "output_norm")]
+    if not config.tied_embeddings:
+        modules.append(("lm_head", vocabulary, "output"))
+    embedding = TensorLayout("model.embed_tokens.weight", vocabulary, "token_embd.weight")
+    return [embedding, *layouts_of(modules, biased=biased)]
 
 
 def common_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, MetadataValue]:
@@ -96,8 +155,6 @@ def common_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, Me
         f"{architecture}.feed_forward_length": config.intermediate_size,
         f"{architecture}.attention.head_count": config.head_count,
         f"{architecture}.attention.head_count_kv": config.kv_head_count,
-        f"{architecture}.attention.layer_norm_rms_epsilon": config.norm_epsilon,
-        f"{architecture}.rope.freq_base": config.rope.theta,
     }
 
 
@@ -105,12 +162,15 @@ def common_mlx_config(config: ModelConfig) -> dict[str, Any]:
     """The checkpoint's config with the keys of both transformers generations.
 
     mlx_lm's Llama and Phi classes read only `rope_theta` and `rope_scaling`, and its Llama ties the
-    embeddings where the key is missing, so both are always written out.
+    embeddings where the key is missing, so these are always written out.
     """
     mlx: dict[str, Any] = {k: v for k, v in config.raw.items() if k not in ("quantization", "quantization_config")}
+    mlx["architectures"] = [config.architecture]
+    mlx["max_position_embeddings"] = config.max_position_embeddings
     mlx["tie_word_embeddings"] = config.tied_embeddings
     mlx["num_key_value_heads"] = config.kv_head_count
     mlx["rope_theta"] = config.rope.theta
+    mlx["partial_rotary_factor"] = config.rope.partial_rotary_factor
     mlx.pop("rope_scaling", None)  # mlx_lm's Phi-3 takes a scaling of type `default` for a broken one
     if config.rope.type != "default":
         mlx["rope_scaling"] = {**config.rope.parameters, "type": config.rope.type, "rope_type": config.rope.type}

@@ -1,7 +1,8 @@
 """A checkpoint's `config.json`, read into one shape whichever transformers version wrote it.
 
 transformers 4 writes `rope_theta` and `rope_scaling` (with `type` or `rope_type`) at the top level;
-transformers 5 writes `rope_parameters`. Both end up in `Rope`. Knows no weights and no architecture.
+transformers 5 writes `rope_parameters`. Both end up in `Rope`. Knows no weights, and of the architectures
+only how their configs spell the same things.
 """
 
 from __future__ import annotations
@@ -13,9 +14,43 @@ from typing import Any
 
 from localq.errors import CheckpointError
 
-_DEFAULT_ROPE_THETA = 10_000.0  # transformers' default where a config says nothing
+HINT = "take config.json from the model's page again"
+
+_FLOAT16_BYTES = 2
 _ORIGINAL_CONTEXT = "original_max_position_embeddings"
-_HINT = "take config.json from the model's page again"
+
+_NAMES: dict[str, dict[str, str]] = {
+    "phi": {"rms_norm_eps": "layer_norm_eps"},
+    "phi3small": {
+        "rms_norm_eps": "layer_norm_epsilon",
+        "intermediate_size": "ff_intermediate_size",
+        "rope_theta": "rope_embedding_base",
+    },
+}
+"""Model type -> what it calls the keys that the others have alike."""
+
+_DEFAULTS: dict[str, dict[str, Any]] = {
+    "llama": {"max_position_embeddings": 2048},
+    "phi": {"partial_rotary_factor": 0.5},
+    "phimoe": {"rope_theta": 1_000_000.0},
+    "phi3small": {"tie_word_embeddings": True},
+}
+"""Model type -> what its class in transformers takes where a config says nothing, unlike `_COMMON_DEFAULTS`."""
+
+_COMMON_DEFAULTS: dict[str, Any] = {
+    "partial_rotary_factor": 1.0,
+    "rope_theta": 10_000.0,
+    "tie_word_embeddings": False,
+}
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "phi": "PhiForCausalLM",
+    "phi3": "Phi3ForCausalLM",
+    "phi3small": "Phi3SmallForCausalLM",
+    "phimoe": "PhimoeForCausalLM",
+}
+"""Model type -> the class that generates text, which is what transformers' AutoModelForCausalLM opens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +59,7 @@ class Rope:
 
     theta: float
     type: str
-    """`default`, `linear`, `llama3` or `longrope`, as transformers calls them."""
+    """`default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`, as transformers calls them."""
     parameters: Mapping[str, Any]
     """The rest of the scaling settings, as the checkpoint gives them."""
     partial_rotary_factor: float = 1.0
@@ -57,10 +92,28 @@ class ModelConfig:
         """Context in tokens that the model was first trained on: below the maximum for LongRoPE models."""
         return int(self.rope.parameters.get(_ORIGINAL_CONTEXT, self.max_position_embeddings))
 
+    @property
+    def rotated_width(self) -> int:
+        """Dimensions of each head that are rotated."""
+        return int(self.head_dim * self.rope.partial_rotary_factor)
+
+    @property
+    def kv_cache_bytes_per_token(self) -> int:
+        """Memory that a context takes for each of its tokens, with keys and values in half precision.
+
+        2 (key and value) x layers x key-value heads x width of a head x 2 bytes.
+        """
+        return 2 * self.layer_count * self.kv_head_count * self.head_dim * _FLOAT16_BYTES
+
 
 def architecture_of(raw: Mapping[str, Any]) -> str:
-    """The class name in `architectures`; raises CheckpointError where there is none."""
+    """The class name in `architectures`; where that is missing, the model type's class that generates text.
+
+    Raises CheckpointError where neither is told.
+    """
     names = raw.get("architectures")
+    if names is None and (name := _CLASSES.get(str(raw.get("model_type")))):
+        return name
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
             'config.json has no "architectures"',
@@ -71,32 +124,37 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
 
 def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a config; raises CheckpointError that names the missing or impossible key."""
-    head_count = positive_integer(raw, "num_attention_heads")
-    hidden_size = positive_integer(raw, "hidden_size")
+    model_type: str = _key(raw, "model_type", str)
+    names = _NAMES.get(model_type, {})
+    settings = {**_COMMON_DEFAULTS, **_DEFAULTS.get(model_type, {}), **_told(raw)}
+    head_count = positive_integer(settings, "num_attention_heads")
+    hidden_size = positive_integer(settings, "hidden_size")
     config = ModelConfig(
         architecture=architecture_of(raw),
-        model_type=_key(raw, "model_type", str),
+        model_type=model_type,
         hidden_size=hidden_size,
-        intermediate_size=positive_integer(raw, "intermediate_size"),
-        layer_count=positive_integer(raw, "num_hidden_layers"),
+        intermediate_size=positive_integer(settings, names.get("intermediate_size", "intermediate_size")),
+        layer_count=positive_integer(settings, "num_hidden_layers"),
         head_count=head_count,
-        kv_head_count=positive_integer(raw, "num_key_value_heads", head_count),
-        head_dim=positive_integer(raw, "head_dim", hidden_size // head_count),
-        vocabulary_size=positive_integer(raw, "vocab_size"),
-        max_position_embeddings=positive_integer(raw, "max_position_embeddings"),
-        norm_epsilon=positive_number(raw, "rms_norm_eps"),
-        rope=_parse_rope(raw),
-        # The Llama and Phi classes of transformers don't tie unless the config says so.
-        tied_embeddings=_boolean(raw, "tie_word_embeddings", False),
+        kv_head_count=positive_integer(settings, "num_key_value_heads", head_count),
+        head_dim=positive_integer(settings, "head_dim", hidden_size // head_count),
+        vocabulary_size=positive_integer(settings, "vocab_size"),
+        max_position_embeddings=positive_integer(settings, "max_position_embeddings"),
+        norm_epsilon=positive_number(settings, names.get("rms_norm_eps", "rms_norm_eps")),
+        rope=_parse_rope(settings, names.get("rope_theta", "rope_theta")),
+        tied_embeddings=_key(settings, "tie_word_embeddings", bool),
         raw=raw,
     )
     if head_count % config.kv_head_count:
         message = (
             f'config.json: "num_key_value_heads" is {config.kv_head_count}, which does not divide {head_count} heads'
         )
-        raise CheckpointError(message, _HINT)
+        raise CheckpointError(message, HINT)
     if config.head_dim % 2:
-        raise CheckpointError(f'config.json: "head_dim" is {config.head_dim}; rotary embedding needs pairs', _HINT)
+        raise CheckpointError(f'config.json: "head_dim" is {config.head_dim}; rotary embedding needs pairs', HINT)
+    if config.rotated_width % 2 or not config.rotated_width:
+        message = f"config.json: each head rotates {config.rotated_width} dimensions; rotary embedding needs pairs"
+        raise CheckpointError(message, HINT)
     return config
 
 
@@ -110,28 +168,34 @@ def positive_number(settings: Mapping[str, Any], name: str, default: float | Non
     return float(_positive(settings, name, (int, float), default))
 
 
-def _parse_rope(raw: Mapping[str, Any]) -> Rope:
-    scaling = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the keys that are null: they mean the same as missing ones."""
+    return {key: value for key, value in settings.items() if value is not None}
+
+
+def _parse_rope(settings: Mapping[str, Any], theta_name: str) -> Rope:
+    scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
-        raise CheckpointError(f"config.json: rope_scaling is {scaling!r}, not an object", _HINT)
-    parameters = {key: value for key, value in scaling.items() if value is not None}
+        raise CheckpointError(f"config.json: rope_scaling is {scaling!r}, not an object", HINT)
+    parameters = _told(scaling)
     kind = parameters.get("rope_type") or parameters.get("type")
     if kind is None and parameters.keys() - {"rope_theta", "partial_rotary_factor", _ORIGINAL_CONTEXT}:
-        raise CheckpointError('config.json: rope_scaling has no "rope_type"', _HINT)
-    settings = {**raw, **parameters}
-    partial = positive_number(settings, "partial_rotary_factor", 1.0)
+        raise CheckpointError('config.json: rope_scaling has no "rope_type"', HINT)
+    outside = settings.get(_ORIGINAL_CONTEXT)
+    if outside is not None:
+        positive_integer(settings, _ORIGINAL_CONTEXT)
+        if parameters.setdefault(_ORIGINAL_CONTEXT, outside) != outside:
+            inside = parameters[_ORIGINAL_CONTEXT]
+            message = f'config.json: "{_ORIGINAL_CONTEXT}" is {outside}, and {inside} in rope_scaling'
+            raise CheckpointError(message, HINT)
+    if _ORIGINAL_CONTEXT in parameters:
+        positive_integer(parameters, _ORIGINAL_CONTEXT)
+    both = {**settings, **parameters}
+    partial = positive_number(both, "partial_rotary_factor")
     if partial > 1:
-        raise CheckpointError(f'config.json: "partial_rotary_factor" is {partial}, more than 1', _HINT)
-    if settings.get(_ORIGINAL_CONTEXT) is not None:
-        parameters[_ORIGINAL_CONTEXT] = positive_integer(settings, _ORIGINAL_CONTEXT)
-        outside = raw.get(_ORIGINAL_CONTEXT, parameters[_ORIGINAL_CONTEXT])
-        if outside not in (None, parameters[_ORIGINAL_CONTEXT]):
-            message = (
-                f'config.json: "{_ORIGINAL_CONTEXT}" is {outside}, and {parameters[_ORIGINAL_CONTEXT]} in rope_scaling'
-            )
-            raise CheckpointError(message, _HINT)
+        raise CheckpointError(f'config.json: "partial_rotary_factor" is {partial}, more than 1', HINT)
     return Rope(
-        theta=positive_number(settings, "rope_theta", _DEFAULT_ROPE_THETA),
+        theta=positive_number(both, theta_name),
         type="longrope" if kind == "su" else str(kind or "default"),
         parameters=parameters,
         partial_rotary_factor=partial,
@@ -143,9 +207,9 @@ def _key(settings: Mapping[str, Any], name: str, kind: type | tuple[type, ...], 
     if value is None:
         value = default
     if value is None:
-        raise CheckpointError(f'config.json has no "{name}"', f"the file is incomplete: {_HINT}")
+        raise CheckpointError(f'config.json has no "{name}"', f"the file is incomplete: {HINT}")
     if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-        raise CheckpointError(f'config.json: "{name}" is {value!r}', _HINT)
+        raise CheckpointError(f'config.json: "{name}" is {value!r}', HINT)
     return value
 
 
@@ -154,9 +218,5 @@ def _positive(
 ) -> int | float:
     value: int | float = _key(settings, name, kind, default)
     if not 0 < value < math.inf:
-        raise CheckpointError(f'config.json: "{name}" is {value}', _HINT)
+        raise CheckpointError(f'config.json: "{name}" is {value}', HINT)
     return value
-
-
-def _boolean(settings: Mapping[str, Any], name: str, default: bool) -> bool:
-    return bool(_key(settings, name, bool, default))

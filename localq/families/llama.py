@@ -1,21 +1,26 @@
-"""Llama 2, 3, 3.1, 3.2 (text) and 3.3, and whatever else is a LlamaForCausalLM."""
+"""Llama 1, 2, 3, 3.1, 3.2 (text) and 3.3, CodeLlama, and whatever else has Llama's network, such as llamafied Phi-4."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import (
+    Family,
     MetadataValue,
+    Module,
     TensorLayout,
-    check_common,
+    Traits,
+    check_traits,
     common_gguf_metadata,
     common_mlx_config,
-    embedding_layouts,
+    layouts_of,
+    outer_layouts,
+    refuse_unless,
 )
-from localq.families.config import ModelConfig, positive_number
-from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
+from localq.families.config import HINT, ModelConfig, positive_number
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,69 +29,61 @@ if TYPE_CHECKING:
 _ROPE_PARAMETERS: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
+    "dynamic": ("factor",),
+    "yarn": ("factor", "original_max_position_embeddings"),
     "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
 }
 """Rotary scalings and the settings that each needs."""
 
-_Projection = tuple[str, tuple[int, int], str, int | None]  # name, shape, GGUF name, heads whose rows are rotated
+_YARN_SETTINGS: dict[str, Any] = {
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "truncate": True,
+    "extrapolation_factor": 1,
+    "mscale": 1,
+    "mscale_all_dim": 0,
+}
+"""YaRN's other settings with the values that both runtimes take whatever the checkpoint says."""
+_TRAITS = Traits("llama", tuple(_ROPE_PARAMETERS), own_head_dim=True)
 
 
-class Llama:
+class Llama(Family):
     """Separate q, k and v projections, RMS norms, SwiGLU."""
 
     name = "Llama"
 
     def check(self, config: ModelConfig) -> None:
         """Refuse the variants that the two runtimes don't run, or not alike."""
-        check_common(self.name, config, "llama", tuple(_ROPE_PARAMETERS))
-        if config.rope.partial_rotary_factor != 1:
+        check_traits(self.name, config, _TRAITS)
+        if "draft_vocab_size" in config.raw:
             raise UnsupportedModelError(
-                f"Llama that rotates {config.rope.partial_rotary_factor} of each head is not supported", "supported: 1"
+                "this Llama is a draft head for speculative decoding, not a model of its own",
+                "convert the model that it drafts for",
             )
+        layer_types = config.raw.get("layer_types") or []
+        for layer_type in layer_types if isinstance(layer_types, list) else [layer_types]:
+            refuse_unless(self.name, "layer type", layer_type, ("full_attention",))
         for name in _ROPE_PARAMETERS[config.rope.type]:
             positive_number(config.rope.parameters, name)
         if config.rope.type == "llama3":
-            low, high = (config.rope.parameters[f"{band}_freq_factor"] for band in ("low", "high"))
-            if low >= high:
-                raise CheckpointError(
-                    f"config.json: low_freq_factor is {low}, not below the high_freq_factor {high}",
-                    "take config.json from the model's page again",
-                )
+            _check_llama3(config)
+        if config.rope.type == "yarn":
+            _check_yarn(config)
+
+    def caveats(self, config: ModelConfig) -> tuple[str, ...]:
+        """Where the context ends."""
+        if config.rope.type != "dynamic":
+            return ()
+        return (
+            f"Dynamic rotary scaling begins beyond {config.max_position_embeddings} tokens, "
+            "where the two runtimes differ: contexts end there.",
+        )
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor, with biases where the config asks for them."""
-        layouts = embedding_layouts(config)
+        layouts = outer_layouts(config)
         for layer in range(config.layer_count):
-            layouts += self._layer(config, f"model.layers.{layer}", f"blk.{layer}")
-        return layouts
-
-    def _layer(self, config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
-        hidden, inner = config.hidden_size, config.intermediate_size
-        query, key = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
-        heads, kv_heads = config.head_count, config.kv_head_count
-        attention: list[_Projection] = [
-            ("self_attn.q_proj", (query, hidden), "attn_q", heads),
-            ("self_attn.k_proj", (key, hidden), "attn_k", kv_heads),
-            ("self_attn.v_proj", (key, hidden), "attn_v", None),
-            ("self_attn.o_proj", (hidden, query), "attn_output", None),
-        ]
-        feed_forward: list[_Projection] = [
-            ("mlp.gate_proj", (inner, hidden), "ffn_gate", None),
-            ("mlp.up_proj", (inner, hidden), "ffn_up", None),
-            ("mlp.down_proj", (hidden, inner), "ffn_down", None),
-        ]
-        layouts = [
-            TensorLayout(f"{source}.input_layernorm.weight", (hidden,), f"{target}.attn_norm.weight"),
-            TensorLayout(f"{source}.post_attention_layernorm.weight", (hidden,), f"{target}.ffn_norm.weight"),
-        ]
-        biased = [(attention, config.raw.get("attention_bias")), (feed_forward, config.raw.get("mlp_bias"))]
-        for projections, has_bias in biased:
-            for name, shape, gguf, rope_heads in projections:
-                weight = (f"{source}.{name}.weight", shape, f"{target}.{gguf}.weight")
-                layouts.append(TensorLayout(*weight, rope_head_count=rope_heads))
-                if has_bias:
-                    bias = (f"{source}.{name}.bias", shape[:1], f"{target}.{gguf}.bias")
-                    layouts.append(TensorLayout(*bias, rope_head_count=rope_heads))
+            layouts += _layer(config, f"model.layers.{layer}", f"blk.{layer}")
         return layouts
 
     def gguf_architecture(self) -> str:
@@ -96,13 +93,17 @@ class Llama:
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """As llama.cpp's converter writes them (conversion/llama.py)."""
         metadata = common_gguf_metadata("llama", config)
+        metadata["llama.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
+        metadata["llama.rope.freq_base"] = config.rope.theta
         metadata["llama.vocab_size"] = config.vocabulary_size
         metadata["llama.rope.dimension_count"] = config.head_dim
         metadata["llama.attention.key_length"] = config.head_dim
         metadata["llama.attention.value_length"] = config.head_dim
-        if config.rope.type == "linear":
-            metadata["llama.rope.scaling.type"] = "linear"
+        if config.rope.type in ("linear", "yarn"):
+            metadata["llama.rope.scaling.type"] = config.rope.type
             metadata["llama.rope.scaling.factor"] = float(config.rope.parameters["factor"])
+        if config.rope.type == "yarn":
+            metadata["llama.rope.scaling.original_context_length"] = config.original_context_length
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
@@ -112,12 +113,63 @@ class Llama:
         return {"rope_freqs.weight": _llama3_frequency_factors(config)}
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """The common one: mlx_lm's Llama needs nothing else."""
-        return common_mlx_config(config)
+        """Without the list of layer types, by which mlx_lm would count the layers."""
+        mlx = common_mlx_config(config)
+        mlx.pop("layer_types", None)
+        return mlx
 
-    def default_context_length(self, config: ModelConfig) -> int:
-        """The model's maximum, at most 8,192 tokens."""
-        return min(config.max_position_embeddings, DEFAULT_CONTEXT_LENGTH_TOKENS)
+
+def _layer(config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query, key = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
+    rotated: list[tuple[Module, int]] = [
+        ((f"{source}.self_attn.q_proj", (query, hidden), f"{target}.attn_q"), config.head_count),
+        ((f"{source}.self_attn.k_proj", (key, hidden), f"{target}.attn_k"), config.kv_head_count),
+    ]
+    attention: list[Module] = [
+        (f"{source}.self_attn.v_proj", (key, hidden), f"{target}.attn_v"),
+        (f"{source}.self_attn.o_proj", (hidden, query), f"{target}.attn_output"),
+    ]
+    feed_forward: list[Module] = [
+        (f"{source}.mlp.gate_proj", (inner, hidden), f"{target}.ffn_gate"),
+        (f"{source}.mlp.up_proj", (inner, hidden), f"{target}.ffn_up"),
+        (f"{source}.mlp.down_proj", (hidden, inner), f"{target}.ffn_down"),
+    ]
+    norms: list[Module] = [
+        (f"{source}.input_layernorm", (hidden,), f"{target}.attn_norm"),
+        (f"{source}.post_attention_layernorm", (hidden,), f"{target}.ffn_norm"),
+    ]
+    biased = bool(config.raw.get("attention_bias"))
+    layouts = layouts_of(norms, biased=False)
+    for module, heads in rotated:
+        layouts += [replace(layout, rope_head_count=heads) for layout in layouts_of([module], biased=biased)]
+    layouts += layouts_of(attention, biased=biased)
+    return layouts + layouts_of(feed_forward, biased=bool(config.raw.get("mlp_bias")))
+
+
+def _check_llama3(config: ModelConfig) -> None:
+    low, high = (config.rope.parameters[f"{band}_freq_factor"] for band in ("low", "high"))
+    if low >= high:
+        raise CheckpointError(
+            f"config.json: low_freq_factor is {low}, not below the high_freq_factor {high}",
+            HINT,
+        )
+
+
+def _check_yarn(config: ModelConfig) -> None:
+    """Refuse the settings of YaRN that one of the runtimes does not read.
+
+    Both derive the scale of queries and keys from the factor, as transformers does where the config says nothing.
+    """
+    parameters = config.rope.parameters
+    for name, taken in _YARN_SETTINGS.items():
+        refuse_unless("Llama", f"YaRN's {name}", parameters.get(name, taken), (taken,))
+    derived = 0.1 * math.log(max(1.0, parameters["factor"])) + 1
+    for name in ("attention_factor", "attn_factor"):
+        if not math.isclose(positive_number(parameters, name, derived), derived, rel_tol=1e-6):
+            raise UnsupportedModelError(
+                f"Llama with YaRN's {name} {parameters[name]} is not supported", f"supported: {derived:.6f}"
+            )
 
 
 def _llama3_frequency_factors(config: ModelConfig) -> NDArray[np.float32]:

@@ -2,58 +2,54 @@
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any
 
-from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import (
+    Family,
     MetadataValue,
+    Module,
     TensorLayout,
-    check_common,
+    Traits,
+    check_traits,
     common_gguf_metadata,
     common_mlx_config,
-    embedding_layouts,
+    layouts_of,
+    outer_layouts,
 )
-from localq.families.config import ModelConfig, positive_integer, positive_number
+from localq.families.config import ModelConfig, positive_integer
+from localq.families.longrope import attention_factor, check_longrope, factor_tensors
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_ROPE_TYPES = ("default", "longrope")
-_FIXED_SCALES = ("factor", "attention_factor", "short_mscale", "long_mscale")
-_HINT = "take config.json from the model's page again"
+_TRAITS = Traits("phi3", ("default", "longrope"), partial_rotary=True)
+_DERIVED_SCALES = ("factor", "attention_factor", "short_mscale", "long_mscale")
 
 
-class Phi3:
+class Phi3(Family):
     """Fused qkv and gate-up projections, RMS norms, SwiGLU, LongRoPE in the long-context members."""
 
     name = "Phi-3"
 
     def check(self, config: ModelConfig) -> None:
         """Refuse the variants that the two runtimes don't run, or not alike."""
-        check_common(self.name, config, "phi3", _ROPE_TYPES)
-        if config.head_dim * config.head_count != config.hidden_size:
-            raise UnsupportedModelError(
-                f"Phi-3 with heads of width {config.head_dim} is not supported",
-                f"supported: hidden_size / num_attention_heads, {config.hidden_size / config.head_count:g}",
-            )
-        if _rotated_width(config) % 2:
-            raise CheckpointError(
-                f"config.json: each head rotates {_rotated_width(config)} dimensions; rotary embedding needs pairs",
-                _HINT,
-            )
+        check_traits(self.name, config, _TRAITS)
         if config.raw.get("sliding_window"):
             positive_integer(config.raw, "sliding_window")
         if config.rope.type == "longrope":
-            _check_longrope(config)
+            check_longrope(config, config.rotated_width, _DERIVED_SCALES)
+
+    def caveats(self, config: ModelConfig) -> tuple[str, ...]:
+        """The sliding window, where it is shorter than the context."""
+        return sliding_window_caveats(config)
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor; the family has no biases."""
         hidden, inner = config.hidden_size, config.intermediate_size
         query, key = config.head_count * config.head_dim, config.kv_head_count * config.head_dim
-        projections = [
+        modules: list[Module] = [
             ("self_attn.qkv_proj", (query + 2 * key, hidden), "attn_qkv"),
             ("self_attn.o_proj", (hidden, query), "attn_output"),
             ("mlp.gate_up_proj", (2 * inner, hidden), "ffn_up"),
@@ -61,11 +57,10 @@ class Phi3:
             ("input_layernorm", (hidden,), "attn_norm"),
             ("post_attention_layernorm", (hidden,), "ffn_norm"),
         ]
-        layouts = embedding_layouts(config)
+        layouts = outer_layouts(config)
         for layer in range(config.layer_count):
-            for name, shape, gguf in projections:
-                source, target = f"model.layers.{layer}.{name}.weight", f"blk.{layer}.{gguf}.weight"
-                layouts.append(TensorLayout(source, shape, target))
+            placed = [(f"model.layers.{layer}.{name}", shape, f"blk.{layer}.{gguf}") for name, shape, gguf in modules]
+            layouts += layouts_of(placed, biased=False)
         return layouts
 
     def gguf_architecture(self) -> str:
@@ -74,78 +69,42 @@ class Phi3:
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """As llama.cpp's converter writes them (conversion/phi.py)."""
-        metadata = common_gguf_metadata("phi3", config)
-        metadata["phi3.rope.scaling.original_context_length"] = config.original_context_length
-        metadata["phi3.rope.dimension_count"] = _rotated_width(config)
-        # Zero marks Phi-4, the member without a sliding window; the runtime attends in full in any case.
-        metadata["phi3.attention.sliding_window"] = config.raw.get("sliding_window") or 0
+        metadata = phi3_gguf_metadata("phi3", config)
         if config.rope.type == "longrope":
-            metadata["phi3.rope.scaling.attn_factor"] = _attention_factor(config)
+            metadata["phi3.rope.scaling.attn_factor"] = attention_factor(config)
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
         """LongRoPE's two lists of frequency divisors."""
-        import numpy as np
-
-        if config.rope.type != "longrope":
-            return {}
-        return {
-            f"rope_factors_{kind}.weight": np.array(config.rope.parameters[f"{kind}_factor"], dtype=np.float32)
-            for kind in ("long", "short")
-        }
+        return factor_tensors(config)
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """With the keys that mlx_lm's Phi-3 looks for at the top level."""
-        mlx = common_mlx_config(config)
-        mlx["partial_rotary_factor"] = config.rope.partial_rotary_factor
-        mlx["original_max_position_embeddings"] = config.original_context_length
-        return mlx
+        """With the original context at the top level, where mlx_lm's Phi-3 looks for it."""
+        return {**common_mlx_config(config), "original_max_position_embeddings": config.original_context_length}
 
     def default_context_length(self, config: ModelConfig) -> int:
         """The original context of a LongRoPE model, where its short factors hold; at most 8,192 tokens."""
         return min(config.original_context_length, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
-def _rotated_width(config: ModelConfig) -> int:
-    """Rotated dimensions of each head."""
-    return int(config.rope.partial_rotary_factor * config.hidden_size) // config.head_count
+def phi3_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, MetadataValue]:
+    """What the architectures that llama.cpp runs with Phi-3's graph have alike."""
+    metadata = common_gguf_metadata(architecture, config)
+    metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
+    metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
+    metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
+    metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
+    # Zero marks a member without a sliding window, such as Phi-4; the runtime attends in full in any case.
+    metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
+    return metadata
 
 
-def _attention_factor(config: ModelConfig) -> float:
-    """LongRoPE's scale on queries and keys: sqrt(1 + ln(max / original) / ln(original)).
-
-    Source: transformers' `_compute_longrope_parameters`.
-    """
-    scale = config.max_position_embeddings / config.original_context_length
-    if scale <= 1.0:
-        return 1.0
-    return math.sqrt(1 + math.log(scale) / math.log(config.original_context_length))
-
-
-def _check_longrope(config: ModelConfig) -> None:
-    parameters = config.rope.parameters
-    original = positive_integer(parameters, "original_max_position_embeddings")
-    if original == 1:
-        raise CheckpointError('config.json: "original_max_position_embeddings" is 1', _HINT)
-    for name in _FIXED_SCALES:
-        # Both runtimes derive the scale from the two context lengths, whatever stands here.
-        derived = config.max_position_embeddings / original if name == "factor" else None
-        if parameters.get(name, derived) != derived:
-            raise UnsupportedModelError(
-                f"LongRoPE with {name} {parameters[name]!r} is not supported",
-                "supported: the scale that follows from the original and the longest context",
-            )
-    expected = _rotated_width(config) // 2
-    for name in ("short_factor", "long_factor"):
-        factors = parameters.get(name)
-        if not isinstance(factors, list):
-            raise CheckpointError(f'config.json: rope_scaling has no "{name}", which LongRoPE needs', _HINT)
-        if len(factors) != expected:
-            raise CheckpointError(
-                f"config.json: {name} has {len(factors)} numbers; the head's rotated width asks for {expected}", _HINT
-            )
-        for number, factor in enumerate(factors):
-            positive_number({f"{name}[{number}]": factor}, f"{name}[{number}]")
+def sliding_window_caveats(config: ModelConfig) -> tuple[str, ...]:
+    """For models that were trained to look back no further than their window, which no runtime honours."""
+    window = config.raw.get("sliding_window") or config.max_position_embeddings
+    if window >= config.max_position_embeddings:
+        return ()
+    return (f"The model was trained to look back {window} tokens; both runtimes let it look back on all.",)
 
 
 FAMILY = Phi3()

@@ -96,6 +96,9 @@ def main() -> None:
             target = Path(scratch) / f"{name}.gguf"
             _convert(folder, target, with_vocabulary=name in _TOYS)
             digests[name] = describe(target)
+            if name not in _TOYS:  # phi2's class writes one key of the vocabulary among the hyperparameters
+                metadata = digests[name]["metadata"]
+                digests[name]["metadata"] = {k: v for k, v in metadata.items() if not k.startswith("tokenizer.")}
     FILE.write_text(json.dumps(digests, indent=1) + "\n", encoding="utf-8")
 
 

@@ -13,7 +13,7 @@ from localq.families.config import ModelConfig, parse_config
 from localq.families.llama import FAMILY
 from tests.tiny_checkpoints import CONFIGS, tensor_shapes
 
-NAMES = [name for name in CONFIGS if name.startswith("llama")]
+NAMES = [name for name, config in CONFIGS.items() if config["model_type"] == "llama"]
 LLAMA_3_2 = CONFIGS["llama-3.2"]["rope_scaling"]
 
 
@@ -73,6 +73,16 @@ def test_the_mlx_config_says_that_embeddings_are_untied_where_the_checkpoint_is_
     assert FAMILY.mlx_config(parse_config(raw))["tie_word_embeddings"] is False
 
 
+def test_a_list_of_layer_types_does_not_count_the_layers_in_mlx() -> None:
+    assert "layer_types" not in FAMILY.mlx_config(config_of("llama-3", layer_types=["full_attention"]))
+
+
+def test_the_first_llama_has_the_context_and_the_rotary_base_of_transformers() -> None:
+    config = config_of("llama-1")
+    assert (config.max_position_embeddings, config.rope.theta, config.kv_head_count) == (2048, 10000.0, 4)
+    assert FAMILY.mlx_config(config)["max_position_embeddings"] == 2048
+
+
 SCALINGS = [
     pytest.param(128, LLAMA_3_2, id="small"),
     pytest.param(128, {**LLAMA_3_2, "factor": 8.0, "original_max_position_embeddings": 8192}, id="Llama 3.1"),
@@ -128,12 +138,61 @@ def test_a_head_width_of_its_own_is_in_the_metadata() -> None:
     assert {metadata[f"llama.{key}"] for key in ("rope.dimension_count", "attention.key_length")} == {32}
 
 
-@pytest.mark.parametrize("kind", ["yarn", "dynamic", "longrope", "su", "mystery", "5"])
+@pytest.mark.parametrize("kind", ["longrope", "su", "proportional", "mystery", "5"])
 def test_other_rotary_scalings_are_refused_by_name(kind: str) -> None:
     shown = "longrope" if kind == "su" else kind
     with pytest.raises(UnsupportedModelError, match=f"'{shown}'") as caught:
         FAMILY.check(config_of("llama-3", rope_scaling={"rope_type": kind, "factor": 2.0}))
     assert "llama3" in caught.value.hint
+
+
+YARN = CONFIGS["llama-yarn"]["rope_scaling"]
+
+
+def test_yarn_is_in_the_metadata() -> None:
+    metadata = FAMILY.gguf_metadata(config_of("llama-yarn"))
+    assert metadata["llama.rope.scaling.type"] == "yarn"
+    assert metadata["llama.rope.scaling.factor"] == 4.0
+    assert metadata["llama.rope.scaling.original_context_length"] == 128
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "taken"),
+    [
+        ("beta_fast", 24, 32),
+        ("beta_slow", 2.0, 1.0),
+        ("truncate", False, True),
+        ("mscale", 0.7, 1.0),
+        ("mscale_all_dim", 1.0, 0),
+        ("extrapolation_factor", 2.0, 1),
+        ("attention_factor", 1.0, 0.1 * math.log(4) + 1),
+    ],
+)
+def test_a_setting_of_yarn_that_a_runtime_does_not_read_is_refused(key: str, value: Any, taken: Any) -> None:
+    FAMILY.check(config_of("llama-yarn", rope_scaling={**YARN, key: taken}))
+    with pytest.raises(UnsupportedModelError, match=f"{key}.*{value}") as caught:
+        FAMILY.check(config_of("llama-yarn", rope_scaling={**YARN, key: value}))
+    assert caught.value.hint
+
+
+@pytest.mark.parametrize("key", ["factor", "original_max_position_embeddings"])
+def test_yarn_without_what_it_needs_is_refused_by_the_missing_key(key: str) -> None:
+    scaling = {name: value for name, value in YARN.items() if name != key}
+    with pytest.raises(CheckpointError, match=key):
+        FAMILY.check(config_of("llama-yarn", rope_scaling=scaling))
+
+
+def test_dynamic_scaling_is_plain_rotation_up_to_the_models_own_context_and_says_so() -> None:
+    rope_utils = pytest.importorskip("mlx_lm.models.rope_utils")
+    mx = pytest.importorskip("mlx.core")
+    config = config_of("llama-dynamic")
+    dynamic = rope_utils.initialize_rope(64, 10000.0, False, FAMILY.mlx_config(config)["rope_scaling"], 512)
+    plain = rope_utils.initialize_rope(64, 10000.0, False)
+    values = mx.array(np.random.RandomState(0).standard_normal((1, 1, 512, 64)).astype(np.float32))
+    np.testing.assert_array_equal(np.array(dynamic(values)), np.array(plain(values)))
+    (sentence,) = FAMILY.caveats(config)
+    assert "512 tokens" in sentence
+    assert FAMILY.caveats(config_of("llama-3")) == ()
 
 
 @pytest.mark.parametrize("key", ["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"])
@@ -170,6 +229,9 @@ def test_a_frequency_band_that_is_empty_is_refused(low: float, high: float) -> N
         ({"hidden_act": "gelu"}, "'gelu'"),
         ({"model_type": "mistral"}, "'mistral'"),
         ({"partial_rotary_factor": 0.5}, "0.5"),
+        ({"draft_vocab_size": 32000}, "draft"),
+        ({"layer_types": 5}, "5"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     ],
 )
 def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:

@@ -13,7 +13,7 @@ from localq.families.config import ModelConfig, parse_config
 from localq.families.phi3 import FAMILY
 from tests.tiny_checkpoints import CONFIGS, tensor_shapes
 
-NAMES = [name for name in CONFIGS if name.startswith("phi")]
+NAMES = [name for name, config in CONFIGS.items() if config["model_type"] == "phi3"]
 LONGROPE = CONFIGS["phi-3.5"]["rope_scaling"]
 
 
@@ -148,7 +148,7 @@ def test_a_longrope_factor_that_says_what_both_lengths_say_is_accepted() -> None
     ("changes", "named"),
     [
         ({"hidden_act": "gelu"}, "'gelu'"),
-        ({"model_type": "phi"}, "'phi'"),
+        ({"model_type": "llama"}, "'llama'"),
         ({"head_dim": 32}, "32"),
         ({"partial_rotary_factor": 0.3}, "19"),
         ({"partial_rotary_factor": 1.5}, "1.5"),
@@ -160,6 +160,12 @@ def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[
     with pytest.raises(CheckpointError, match=named) as caught:
         FAMILY.check(config_of("phi-4", **changes))
     assert caught.value.hint
+
+
+def test_a_window_that_no_runtime_honours_is_told() -> None:
+    (sentence,) = FAMILY.caveats(config_of("phi-3-4k", sliding_window=100))
+    assert "100 tokens" in sentence
+    assert FAMILY.caveats(config_of("phi-3-4k", sliding_window=512)) == FAMILY.caveats(config_of("phi-4")) == ()
 
 
 def test_the_default_context_is_the_original_one_up_to_8192_tokens() -> None:

@@ -1,0 +1,143 @@
+"""Phi-3.5-MoE and Phi-mini-MoE, under both class names: Microsoft's and that of transformers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from localq.errors import CheckpointError
+from localq.families.base import (
+    Family,
+    MetadataValue,
+    Module,
+    TensorLayout,
+    Traits,
+    check_traits,
+    common_mlx_config,
+    layouts_of,
+    outer_layouts,
+    refuse_unless,
+)
+from localq.families.config import HINT, ModelConfig, positive_integer, positive_number
+from localq.families.longrope import attention_factor, check_longrope, factor_tensors
+from localq.families.phi3 import phi3_gguf_metadata, sliding_window_caveats
+from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+_TRAITS = Traits("phimoe", ("default", "longrope"), tied_embeddings=(False,))
+_EXPERTS_PER_TOKEN = 2  # sparsemixer, the reference's routing, takes exactly these
+_LLAMA_CPP_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
+_GGUF_CAVEAT = (
+    "llama.cpp runs PhiMoE with softmax routing and RMS norms; it was trained with sparsemixer routing and layer "
+    "norms, and MLX runs it so. Answers from GGUF differ noticeably from the reference, whatever the precision."
+)
+_GGUF_SCALE_CAVEAT = (
+    "GGUF has LongRoPE's scale as llama.cpp's converter derives it, {derived:.3f}; the model states {stated:.3f}."
+)
+
+
+class PhiMoe(Family):
+    """Layer norms, biases in the attention, and for each token two of a layer's feed-forward networks (experts)."""
+
+    name = "PhiMoE"
+
+    def check(self, config: ModelConfig) -> None:
+        """Refuse the variants that the two runtimes don't run, or not alike."""
+        check_traits(self.name, config, _TRAITS)
+        for key in ("attention_bias", "lm_head_bias"):
+            refuse_unless(self.name, key, config.raw.get(key, True), (True,))
+        routed = config.raw.get("num_experts_per_tok", _EXPERTS_PER_TOKEN)
+        refuse_unless(self.name, "num_experts_per_tok", routed, (_EXPERTS_PER_TOKEN,))
+        if not _EXPERTS_PER_TOKEN <= _expert_count(config) <= _LLAMA_CPP_MOST_EXPERTS:
+            raise CheckpointError(f'config.json: "num_local_experts" is {_expert_count(config)}', HINT)
+        if config.raw.get("sliding_window"):
+            positive_integer(config.raw, "sliding_window")
+        if config.rope.type == "longrope":
+            check_longrope(config, config.rotated_width, ("factor", "attention_factor"))
+            # A GGUF file has room for one scale.
+            long = positive_number(config.rope.parameters, "long_mscale")
+            short = positive_number(config.rope.parameters, "short_mscale")
+            refuse_unless(self.name, f"long_mscale {long} and short_mscale", short, (long,))
+
+    def caveats(self, config: ModelConfig) -> tuple[str, ...]:
+        """What llama.cpp does otherwise: with random weights, three in four of the likeliest tokens are others."""
+        stated, derived = config.rope.parameters.get("short_mscale"), attention_factor(config)
+        scale = _GGUF_SCALE_CAVEAT.format(derived=derived, stated=stated) if stated not in (None, derived) else ""
+        return (_GGUF_CAVEAT, *filter(None, [scale]), *sliding_window_caveats(config))
+
+    def tensors(self, config: ModelConfig) -> list[TensorLayout]:
+        """Every tensor; the experts' are stacked, as both runtimes want them."""
+        layouts = outer_layouts(config, biased=True)
+        for layer in range(config.layer_count):
+            layouts += _layer(config, f"model.layers.{layer}", f"blk.{layer}")
+        return layouts
+
+    def gguf_architecture(self) -> str:
+        """llama.cpp's name of it."""
+        return "phimoe"
+
+    def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
+        """As llama.cpp's converter writes them (conversion/phi.py)."""
+        metadata = phi3_gguf_metadata("phimoe", config)
+        metadata["phimoe.expert_count"] = _expert_count(config)
+        metadata["phimoe.expert_used_count"] = _EXPERTS_PER_TOKEN
+        if config.rope.type == "longrope":
+            metadata["phimoe.rope.scaling.attn_factor"] = attention_factor(config)
+        return metadata
+
+    def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
+        """LongRoPE's two lists of frequency divisors."""
+        return factor_tensors(config)
+
+    def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
+        """With the original context at the top level, where mlx_lm's PhiMoE looks for it."""
+        return {**common_mlx_config(config), "original_max_position_embeddings": config.original_context_length}
+
+    def default_context_length(self, config: ModelConfig) -> int:
+        """The original context, where LongRoPE's short factors hold; at most 8,192 tokens."""
+        return min(config.original_context_length, DEFAULT_CONTEXT_LENGTH_TOKENS)
+
+
+def _expert_count(config: ModelConfig) -> int:
+    return positive_integer(config.raw, "num_local_experts")
+
+
+def _layer(config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
+    hidden, key = config.hidden_size, config.kv_head_count * config.head_dim
+    modules: list[Module] = [
+        (f"{source}.self_attn.q_proj", (hidden, hidden), f"{target}.attn_q"),
+        (f"{source}.self_attn.k_proj", (key, hidden), f"{target}.attn_k"),
+        (f"{source}.self_attn.v_proj", (key, hidden), f"{target}.attn_v"),
+        (f"{source}.self_attn.o_proj", (hidden, hidden), f"{target}.attn_output"),
+        (f"{source}.input_layernorm", (hidden,), f"{target}.attn_norm"),
+        (f"{source}.post_attention_layernorm", (hidden,), f"{target}.ffn_norm"),
+    ]
+    return layouts_of(modules, biased=True) + _experts(config, f"{source}.block_sparse_moe", target)
+
+
+def _experts(config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
+    """The router, and each projection of all experts as one stack, named as mlx_lm has it."""
+    count, hidden, inner = _expert_count(config), config.hidden_size, config.intermediate_size
+    projections = [
+        ("w1", "gate_proj", (inner, hidden), "ffn_gate_exps"),
+        ("w3", "up_proj", (inner, hidden), "ffn_up_exps"),
+        ("w2", "down_proj", (hidden, inner), "ffn_down_exps"),
+    ]
+    router = TensorLayout(
+        f"{source}.gate.weight", (count, hidden), f"{target}.ffn_gate_inp.weight", is_float32_in_gguf=True
+    )
+    stacks = [
+        TensorLayout(
+            f"{source}.switch_mlp.{name}.weight",
+            (count, *shape),
+            f"{target}.{gguf_name}.weight",
+            parts=tuple(f"{source}.experts.{expert}.{part}.weight" for expert in range(count)),
+        )
+        for part, name, shape, gguf_name in projections
+    ]
+    return [router, *stacks]
+
+
+FAMILY = PhiMoe()

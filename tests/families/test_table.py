@@ -1,0 +1,71 @@
+"""Every architecture is found, or refused by name with what would work."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from localq.errors import CheckpointError, UnsupportedModelError
+from localq.families.table import FAMILIES, family_of, find_family
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_architecture_of_the_table_has_a_family(architecture: str) -> None:
+    family = find_family(architecture)
+    assert family.name and "mlx" in family.formats
+    if "gguf" in family.formats:
+        assert family.gguf_architecture()
+
+
+@pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "MistralForCausalLM", "Qwen3ForCausalLM"])
+def test_an_unknown_architecture_is_refused_with_all_that_are_known(architecture: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"'{architecture}'") as caught:
+        find_family(architecture)
+    assert all(name in caught.value.hint for name in FAMILIES)
+    assert "ready-made" in caught.value.hint
+
+
+@pytest.mark.parametrize(
+    ("architecture", "what"),
+    [
+        ("MixFormerSequentialForCausalLM", "old form"),
+        ("Phi4FlashForCausalLM", "state-space"),
+        ("LlamaForCausalLMEagle3", "draft"),
+        ("Eagle3Speculator", "draft"),
+        ("LlamaForSequenceClassification", "scores"),
+        ("PhiForTokenClassification", "scores"),
+        ("Phi3ForSequenceClassification", "scores"),
+        ("MllamaForConditionalGeneration", "more than text"),
+        ("Llama4ForConditionalGeneration", "more than text"),
+        ("Llama4ForCausalLM", "Llama 4"),
+        ("Phi3VForCausalLM", "more than text"),
+        ("Phi4MMForCausalLM", "more than text"),
+        ("Phi4MultimodalForCausalLM", "more than text"),
+        ("Phi4ForCausalLMV", "more than text"),
+        ("LlavaForConditionalGeneration", "more than text"),
+        ("LlavaLlamaForCausalLM", "more than text"),
+    ],
+)
+def test_what_is_near_is_refused_by_what_it_is(architecture: str, what: str) -> None:
+    with pytest.raises(UnsupportedModelError, match=f"'{architecture}'.*{what}") as caught:
+        find_family(architecture)
+    assert caught.value.hint
+
+
+def test_the_first_form_of_phi_2_is_known_by_its_model_type() -> None:
+    with pytest.raises(UnsupportedModelError, match="phi-msft") as caught:
+        family_of({"architectures": ["PhiForCausalLM"], "model_type": "phi-msft", "n_embd": 2560})
+    assert "newest revision" in caught.value.hint
+
+
+@pytest.mark.parametrize("model_type", ["llama", "phi", "phi3", "phi3small", "phimoe"])
+def test_without_a_class_name_the_model_type_tells_the_family(model_type: str) -> None:
+    family = family_of({"model_type": model_type})
+    assert type(family).__module__ == f"localq.families.{model_type}"
+
+
+@pytest.mark.parametrize("raw", [{}, {"model_type": "mistral"}, {"architectures": []}, {"architectures": "Llama"}])
+def test_a_config_that_names_nothing_is_refused(raw: dict[str, Any]) -> None:
+    with pytest.raises(CheckpointError, match="architectures"):
+        family_of(raw)
