@@ -78,3 +78,64 @@ def sentencepiece_backend() -> tokenizers.Tokenizer:
     backend.add_special_tokens(["<|endoftext|>", "<|user|>", "<|assistant|>", "<|end|>"])
     backend.post_processor = beginning_of_text(backend, "<s>")
     return backend
+
+
+# As Phi-4 has it in tiktoken's own spelling, and as Phi-4-mini has it.
+CL100K_SPLIT = (
+    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
+)
+O200K_SPLIT = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def split_by(rule: str, behavior: str = "isolated", invert: bool = False) -> pre_tokenizers.PreTokenizer:
+    """A pre-tokenizer as Llama 3 and Phi-4 have it."""
+    split = pre_tokenizers.Split(tokenizers.Regex(rule), behavior, invert)
+    return pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def bpe_backend(pre_tokenizer: pre_tokenizers.PreTokenizer) -> tokenizers.Tokenizer:
+    """A byte-level BPE with any pre-tokenizer; no token in front of a text."""
+    backend = tokenizers.Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizer
+    backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=500, initial_alphabet=alphabet, show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    backend.add_special_tokens(["<|endoftext|>", "<|user|>", "<|end|>"])
+    return backend
+
+
+def phi_2_backend() -> tokenizers.Tokenizer:
+    """GPT-2's rule, and runs of white space as tokens of their own, as Phi-1, 1.5 and 2 have them."""
+    backend = bpe_backend(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    backend.add_tokens([tokenizers.AddedToken(" " * count, normalized=True) for count in range(31, 1, -1)])
+    backend.add_tokens([tokenizers.AddedToken("\t" * count, normalized=True) for count in range(9, 1, -1)])
+    return backend
+
+
+def sentencepiece_model(file: Path, **settings: Any) -> Path:
+    """A SentencePiece model file, trained as Llama 2's was but for `settings`."""
+    import sentencepiece
+
+    defaults = {
+        "model_type": "bpe",
+        "vocab_size": 420,
+        "byte_fallback": True,
+        "character_coverage": 1.0,
+        "split_digits": True,
+        "allow_whitespace_only_pieces": True,
+        "normalization_rule_name": "identity",
+        "remove_extra_whitespaces": False,
+        "pad_id": -1,
+        "num_threads": 1,
+        "minloglevel": 2,
+    }
+    with file.open("wb") as stream:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter(SENTENCES), model_writer=stream, **{**defaults, **settings}
+        )
+    return file

@@ -1,141 +1,152 @@
 """A checkpoint's tokenizer as GGUF metadata.
 
 llama.cpp knows two kinds for Llama and Phi: SentencePiece ("llama": pieces with scores) and byte-level BPE
-("gpt2": pieces and merges, and the name of a pre-tokenizer rule). The pre-tokenizer is recognised by the
-rule that `tokenizer.json` states, so that a fine-tune with added tokens is recognised like its base.
+("gpt2": pieces and merges, and the name of a pre-tokenizer rule). localq itself tokenizes by `tokenizer.json`;
+these metadata make other programs do alike, so what they can't say is refused.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import re
+import shutil
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.errors import CheckpointError
-from localq.json_files import read_json, read_optional_json
+from localq.conversion.pre_tokenizers import pre_tokenizer_name, require_known_name
+from localq.conversion.sentencepiece_tokens import adds_space_prefix, sentencepiece_table
+from localq.conversion.token_table import TokenTable, looks_special
+from localq.errors import CheckpointError, OptionError
+from localq.json_files import read_optional_json
+from localq.text.sentencepiece_model import TokenType
+from localq.text.tokenizer_json import malformed_tokenizers_named, read_tokenizer_json
 
 if TYPE_CHECKING:
-    from gguf import GGUFWriter
+    from gguf import GGUFWriter, SpecialVocab
 
-# `enum llama_token_type` in llama.h
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
+_SENTENCEPIECE_PRE_TOKENIZER = "default"  # llama.cpp looks at no other for this kind
+_CODE_LLAMA_SIZE, _CODE_LLAMA_END_OF_TEXT = 32016, (32010, "▁<EOT>")
 
-_UNUSED_SCORE, _ADDED_SCORE = -10000.0, -1000.0  # llama.cpp's conventions for SentencePiece vocabularies
-
-_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA_3_RULE = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
-# The same rule as tiktoken's cl100k_base spells it: `\s*` takes all line ends but the last one anyway.
-_CL100K_RULE = (
-    r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
-)
-_GPT_4O_RULE = (
-    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+" + _CONTRACTIONS + "?"
-    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*" + _CONTRACTIONS + "?"
-    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_SWALLOWING_NAME = re.compile(r"phi-?3", re.IGNORECASE)
+_SWALLOWING_NEEDS = {"<unk>", "<s>", "</s>", "<|endoftext|>"}
 
 
-@dataclass(slots=True)
-class _Vocabulary:
-    """Pieces by id, with what llama.cpp wants to know of each."""
-
-    pieces: list[bytes]
-    scores: list[float]
-    types: list[int]
-
-    @classmethod
-    def of_unused(cls, size: int) -> _Vocabulary:
-        pieces = [f"[PAD{token_id}]".encode() for token_id in range(size)]
-        return cls(pieces, [_UNUSED_SCORE] * size, [_UNUSED] * size)
-
-    def put(self, token_id: int, piece: bytes, score: float, kind: int) -> None:
-        if token_id < len(self.pieces):
-            self.pieces[token_id], self.scores[token_id], self.types[token_id] = piece, score, kind
-
-
-def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> None:
+def add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int, pre_tokenizer: str | None = None) -> None:
     """Write the tokenizer of a checkpoint folder into a GGUF header.
 
-    Raises CheckpointError for a tokenizer of another kind, an unknown pre-tokenizer rule, or a malformed file.
+    `vocabulary_size` is the number of rows of the embedding. A `pre_tokenizer`, one of llama.cpp's names, is
+    written as it is: nobody then asks whether llama.cpp splits text like `tokenizers`. Raises CheckpointError
+    for a tokenizer of another kind, one that llama.cpp can't match, or a malformed file; OptionError for a name
+    that llama.cpp does not know.
     """
-    with _malformed_files_named(folder):
-        _add_vocabulary(writer, folder, vocabulary_size)
-
-
-def _add_vocabulary(writer: GGUFWriter, folder: Path, vocabulary_size: int) -> None:
-    from gguf import SpecialVocab
-
-    tokenizer = read_json(folder / "tokenizer.json")
-    model = tokenizer.get("model", {})
-    if model.get("type") != "BPE":
-        raise CheckpointError(
-            f"{folder / 'tokenizer.json'} has a tokenizer of type {model.get('type')!r}",
-            "localq writes GGUF vocabularies for BPE tokenizers, as Llama and Phi have them",
-        )
-    is_sentencepiece = bool(model.get("byte_fallback"))
-    if is_sentencepiece:
-        vocabulary = _sentencepiece_vocabulary(folder, tokenizer, vocabulary_size)
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_list(vocabulary.pieces)
-        writer.add_token_scores(vocabulary.scores)
-    else:
-        vocabulary = _byte_level_vocabulary(tokenizer, vocabulary_size)
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(pre_tokenizer_name(tokenizer))
-        writer.add_token_list(vocabulary.pieces)
-    writer.add_token_types(vocabulary.types)
-    with _quiet(SpecialVocab.__module__):
-        special = SpecialVocab(folder, load_merges=not is_sentencepiece, n_vocab=vocabulary_size)
-        if not is_sentencepiece and not special.merges:
-            raise CheckpointError(f"{folder / 'tokenizer.json'} has no merges", "download tokenizer.json again")
-        special.add_special_token = _framing(tokenizer)
-        special.add_to_gguf(writer, quiet=True)
-    prefix_space = read_optional_json(folder / "tokenizer_config.json").get("add_prefix_space")
-    if isinstance(prefix_space, bool):
-        writer.add_add_space_prefix(prefix_space)
+    if pre_tokenizer is not None:
+        require_known_name(pre_tokenizer)
+    with malformed_tokenizers_named(folder):
+        tokenizer = read_tokenizer_json(folder)
+        model = tokenizer["model"]
+        if model.get("type") != "BPE":
+            raise CheckpointError(
+                f"{folder / 'tokenizer.json'} has a tokenizer of type {model.get('type')!r}",
+                "localq writes GGUF vocabularies for BPE tokenizers, as Llama and Phi have them",
+            )
+        add = _add_sentencepiece if model.get("byte_fallback") else _add_byte_level
+        table = add(writer, folder, tokenizer, vocabulary_size, pre_tokenizer)
+        _add_special_tokens(writer, folder, tokenizer, table)
 
 
 def name_for_llama_cpp(name: str, folder: Path) -> str:
-    """`general.name`: the model's name, marked as a Phi-3 where its special tokens swallow white space behind them.
+    """`general.name`: the model's name, marked as a Phi-3 if its special tokens swallow white space behind them.
 
-    `tokenizer.json` states that per token (`rstrip`); a GGUF file can't, so llama.cpp goes by the name: it must
-    contain "phi-3" or "phi3" (src/llama-vocab.cpp). A folder called otherwise would give other prompt tokens.
+    `tokenizer.json` states that per token (`rstrip`); a GGUF file can't, so llama.cpp goes by the name. One with
+    "phi-3" or "phi3" in it (src/llama-vocab.cpp) gives the trait to all special tokens but Phi-3's `<unk>`, `<s>`
+    and `<|endoftext|>`, and does not load without these and `</s>`. A model of that name without the trait, or
+    without those tokens, is written "phi 3".
     """
-    with _malformed_files_named(folder):
-        added = read_json(folder / "tokenizer.json").get("added_tokens", [])
-        swallows = any(token.get("rstrip") and token.get("special") for token in added)
-    is_marked = "phi-3" in name.lower() or "phi3" in name.lower()
-    return f"{name} (Phi-3)" if swallows and not is_marked else name
+    with malformed_tokenizers_named(folder):
+        tokenizer = read_tokenizer_json(folder)
+        added = tokenizer.get("added_tokens", [])
+        known = {token["content"] for token in added}.union(tokenizer.get("model", {}).get("vocab", ()))
+        swallows = any(token.get("rstrip") and token.get("special") for token in added) and known >= _SWALLOWING_NEEDS
+    if not swallows:
+        return _SWALLOWING_NAME.sub(lambda match: f"{match[0][:3]} 3", name)
+    return name if _SWALLOWING_NAME.search(name) else f"{name} (Phi-3)"
 
 
-def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """llama.cpp's name for the pre-tokenizer rule of a byte-level BPE `tokenizer.json`.
+def _add_byte_level(
+    writer: GGUFWriter, folder: Path, tokenizer: Mapping[str, Any], size: int, pre_tokenizer: str | None
+) -> TokenTable:
+    table = TokenTable(size)
+    for text, token_id in tokenizer["model"]["vocab"].items():
+        table.put(token_id, text, 0.0, TokenType.NORMAL)
+    for token in tokenizer.get("added_tokens", []):
+        is_control = token.get("special") or looks_special(token["content"])
+        kind = TokenType.CONTROL if is_control else TokenType.USER_DEFINED
+        table.put(token["id"], token["content"], 0.0, kind)
+    table.check()
+    merges = [_merge_line(merge) for merge in tokenizer["model"]["merges"]]
+    if not merges:
+        raise CheckpointError(f"{folder / 'tokenizer.json'} has no merges", "download tokenizer.json again")
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre(pre_tokenizer or pre_tokenizer_name(tokenizer, writer.arch))
+    writer.add_token_list(table.texts)
+    writer.add_token_types(table.types)
+    writer.add_token_merges(merges)
+    if _stated_prefix(folder) is not None:
+        writer.add_add_space_prefix(False)
+    return table
 
-    Llama 3 and Phi-4 split alike; they differ in that Llama 3 takes a whole word that is in the vocabulary
-    before it merges (`ignore_merges`), as llama.cpp does under the name `llama-bpe` and not under `dbrx`.
-    """
-    rule = _split_rule(tokenizer.get("pre_tokenizer") or {})
-    # Possessive quantifiers (`?+`, `++`) are only a faster spelling of the same rules.
-    plain = re.sub(r"(?<=[?+*])\+", "", rule)
-    if plain in (_LLAMA_3_RULE, _CL100K_RULE):
-        return "llama-bpe" if tokenizer["model"].get("ignore_merges") else "dbrx"
-    if plain == _GPT_4O_RULE:
-        return "gpt-4o"
-    raise CheckpointError(
-        f"tokenizer.json splits text by a rule that localq does not know: {rule or 'none'}",
-        "an MLX form needs no such rule: --to mlx-4bit",
-    )
+
+def _add_sentencepiece(
+    writer: GGUFWriter, folder: Path, tokenizer: Mapping[str, Any], size: int, pre_tokenizer: str | None
+) -> TokenTable:
+    if pre_tokenizer not in (None, _SENTENCEPIECE_PRE_TOKENIZER):
+        raise OptionError(
+            f"the tokenizer of {folder} is of SentencePiece's kind, which has no pre-tokenizer {pre_tokenizer!r}",
+            f"leave the option out; {_SENTENCEPIECE_PRE_TOKENIZER!r} is what such a vocabulary gets",
+        )
+    table = sentencepiece_table(folder, tokenizer, size, writer.arch)
+    table.check()
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre(_SENTENCEPIECE_PRE_TOKENIZER)
+    writer.add_token_list(table.texts)
+    writer.add_token_scores(table.scores)
+    writer.add_token_types(table.types)
+    stated = _stated_prefix(folder)
+    has_prefix = adds_space_prefix(tokenizer) if pre_tokenizer is None else stated is not False
+    if stated is not None or not has_prefix:  # llama.cpp takes it for granted
+        writer.add_add_space_prefix(has_prefix)
+    return table
 
 
-def _framing(tokenizer: Mapping[str, Any]) -> dict[str, bool]:
-    """Whether a text gets a special token in front (`bos`) and behind (`eos`).
+def _stated_prefix(folder: Path) -> bool | None:
+    """`add_prefix_space` of tokenizer_config.json; where it is stated, llama.cpp's converter writes the key."""
+    stated = read_optional_json(folder / "tokenizer_config.json").get("add_prefix_space")
+    return stated if isinstance(stated, bool) else None
+
+
+def _merge_line(merge: str | list[str]) -> str:
+    """A pair of pieces as in a merges file; a space within a piece is written in the byte alphabet."""
+    return merge if isinstance(merge, str) else " ".join(part.replace(" ", "Ġ") for part in merge)
+
+
+def _add_special_tokens(writer: GGUFWriter, folder: Path, tokenizer: Mapping[str, Any], table: TokenTable) -> None:
+    """Ids of the special tokens, which of them frame a text, and the chat template."""
+    special = _special_vocabulary(folder, tokenizer, table.size)
+    framing = _framing(tokenizer)
+    special.special_token_ids |= framing
+    special.add_special_token = {"bos": "bos" in framing, "eos": "eos" in framing, "sep": False}
+    end_of_text_id, end_of_text = _CODE_LLAMA_END_OF_TEXT
+    if table.size == _CODE_LLAMA_SIZE and table.matches_whole(end_of_text_id, end_of_text):
+        special.special_token_ids["eot"] = end_of_text_id
+    special.add_to_gguf(writer, quiet=True)
+
+
+def _framing(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """The special tokens that a text gets in front (`bos`) and behind (`eos`).
 
     The post-processor of `tokenizer.json` alone decides, as in `tokenizers`: localq tokenizes by it, whatever
     `add_bos_token` of tokenizer_config.json says. `sep`, between the texts of a pair, has no use in a chat.
@@ -143,21 +154,30 @@ def _framing(tokenizer: Mapping[str, Any]) -> dict[str, bool]:
     post_processor = tokenizer.get("post_processor") or {}
     for step in post_processor.get("processors", [post_processor]):
         if step.get("type") == "TemplateProcessing":
-            single = step.get("single") or [{}]
-            return {"bos": "SpecialToken" in single[0], "eos": "SpecialToken" in single[-1], "sep": False}
-    return {"bos": False, "eos": False, "sep": False}
+            names = [part["SpecialToken"]["id"] if "SpecialToken" in part else None for part in step["single"]]
+            before, behind = names[: names.index(None)], names[names.index(None) + 1 :]
+            ids = {name: step["special_tokens"][name]["ids"] for name in (*before, *behind) if name is not None}
+            if len(before) > 1 or len(behind) > 1 or any(len(token_ids) != 1 for token_ids in ids.values()):
+                raise CheckpointError(
+                    f"tokenizer.json frames a text with {', '.join(ids)}; llama.cpp adds one token at each end at most",
+                    "an MLX form has no such limit: --to mlx-4bit",
+                )
+            return {kind: ids[name[0]][0] for kind, name in (("bos", before), ("eos", behind)) if name}
+    return {}
 
 
-@contextmanager
-def _malformed_files_named(folder: Path) -> Iterator[None]:
-    """Files that other tools wrote are read without asking at each key whether it is there, and of which type."""
-    try:
-        yield
-    except (KeyError, IndexError, TypeError, AttributeError, ValueError, OSError) as error:
-        raise CheckpointError(
-            f"the tokenizer of {folder} can't be read as Hugging Face writes it: {error!r}",
-            "download tokenizer.json and tokenizer_config.json again",
-        ) from error
+def _special_vocabulary(folder: Path, tokenizer: Mapping[str, Any], size: int) -> SpecialVocab:
+    """What the gguf package reads of a folder: ids of special tokens, and the chat template."""
+    from gguf import SpecialVocab
+
+    with _quiet(SpecialVocab.__module__):
+        if (folder / "tokenizer.json").is_file():
+            return SpecialVocab(folder, n_vocab=size)
+        with tempfile.TemporaryDirectory(prefix="localq-tokenizer-") as completed:
+            for file in (*folder.glob("*config.json"), *folder.glob("chat_template.*")):
+                shutil.copy(file, completed)
+            (Path(completed) / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+            return SpecialVocab(completed, n_vocab=size)
 
 
 @contextmanager
@@ -170,96 +190,3 @@ def _quiet(logger_name: str) -> Iterator[None]:
         yield
     finally:
         logger.setLevel(level)
-
-
-def _split_rule(pre_tokenizer: Mapping[str, Any]) -> str:
-    steps = pre_tokenizer.get("pretokenizers", [pre_tokenizer])
-    rules = [step.get("pattern", {}).get("Regex", "") for step in steps if step.get("type") == "Split"]
-    return "".join(rules) if len(rules) == 1 else ""
-
-
-def _byte_level_vocabulary(tokenizer: Mapping[str, Any], size: int) -> _Vocabulary:
-    vocabulary = _Vocabulary.of_unused(size)
-    for piece, token_id in tokenizer["model"]["vocab"].items():
-        vocabulary.put(token_id, piece.encode(), 0.0, _NORMAL)
-    for token_id, piece, is_special in _added_tokens(tokenizer, {}, {}):
-        vocabulary.put(token_id, piece.encode(), 0.0, _added_type(piece, is_special))
-    return vocabulary
-
-
-def _sentencepiece_vocabulary(folder: Path, tokenizer: Mapping[str, Any], size: int) -> _Vocabulary:
-    vocabulary = _Vocabulary.of_unused(size)
-    model_file = folder / "tokenizer.model"
-    entries = _model_file_entries(model_file) if model_file.exists() else _merge_rank_entries(tokenizer)
-    for token_id, (entry, score, kind) in enumerate(entries):
-        vocabulary.put(token_id, entry.encode(), score, kind)
-    added = read_optional_json(folder / "added_tokens.json")
-    configured = read_optional_json(folder / "tokenizer_config.json").get("added_tokens_decoder", {})
-    for token_id, piece, is_special in _added_tokens(tokenizer, added, configured):
-        kind = _added_type(piece, is_special)
-        text = piece.replace("▁", " ") if kind == _USER_DEFINED else piece
-        vocabulary.put(token_id, text.encode(), _ADDED_SCORE, kind)
-    return vocabulary
-
-
-def _model_file_entries(file: Path) -> Iterator[tuple[str, float, int]]:
-    """Pieces, scores and types of a SentencePiece model, by id."""
-    from sentencepiece import SentencePieceProcessor
-
-    try:
-        processor = SentencePieceProcessor(model_file=str(file))
-    except (RuntimeError, OSError) as error:
-        raise CheckpointError(f"{file} can't be read as a SentencePiece model", "download the file again") from error
-    kinds = [
-        (processor.IsUnknown, _UNKNOWN),
-        (processor.IsControl, _CONTROL),
-        (processor.IsUnused, _UNUSED),
-        (processor.IsByte, _BYTE),
-    ]
-    for token_id in range(processor.vocab_size()):
-        kind = next((kind for test, kind in kinds if test(token_id)), _NORMAL)
-        yield processor.IdToPiece(token_id), processor.GetScore(token_id), kind
-
-
-def _merge_rank_entries(tokenizer: Mapping[str, Any]) -> Iterator[tuple[str, float, int]]:
-    """The same from `tokenizer.json` alone, where a fine-tune was saved without its SentencePiece model.
-
-    SentencePiece merges the pair with the best score first, `tokenizers` the pair that stands first in
-    `merges`; so a piece's score is the negated rank of the first merge that makes it.
-    """
-    model = tokenizer["model"]
-    ranks: dict[str, int] = {}
-    merges: list[str | list[str]] = model["merges"]
-    for rank, merge in enumerate(merges):
-        ranks.setdefault("".join(merge.split(" ") if isinstance(merge, str) else merge), rank)
-    unknown = model.get("unk_token")
-    special = {token["content"] for token in tokenizer.get("added_tokens", []) if token.get("special")}
-    for piece, token_id in sorted(model["vocab"].items(), key=lambda item: int(item[1])):
-        del token_id
-        if piece == unknown:
-            yield piece, 0.0, _UNKNOWN
-        elif piece in special:
-            yield piece, 0.0, _CONTROL
-        elif re.fullmatch(r"<0x[0-9A-F]{2}>", piece):
-            yield piece, 0.0, _BYTE
-        else:
-            yield piece, -float(ranks.get(piece, len(ranks))), _NORMAL
-
-
-def _added_tokens(
-    tokenizer: Mapping[str, Any], added: Mapping[str, int], configured: Mapping[str, Any]
-) -> Iterator[tuple[int, str, bool]]:
-    """Id, text and whether special, in rising authority: added_tokens.json, tokenizer_config, tokenizer.json."""
-    for piece, token_id in added.items():
-        yield int(token_id), piece, False
-    for key, token in configured.items():
-        yield int(key), token["content"], bool(token.get("special"))
-    for token in tokenizer.get("added_tokens", []):
-        yield int(token["id"]), token["content"], bool(token.get("special"))
-
-
-def _added_type(piece: str, is_special: bool) -> int:
-    """Some checkpoints forget to mark their control tokens special; `<|...|>` always is one."""
-    if is_special or (piece.startswith("<|") and piece.endswith("|>")):
-        return _CONTROL
-    return _USER_DEFINED

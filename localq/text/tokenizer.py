@@ -1,8 +1,9 @@
 """Text to token ids and back: the `Tokenizer` protocol, and the tokenizer of a Hugging Face folder.
 
-The authority is the folder's own `tokenizer.json`, read by the `tokenizers` library. transformers is not
-asked: it rebuilds parts of some tokenizers and then gives other ids than the model was trained with. Knows
-nothing of chat templates, stop strings or engines.
+The authority is the folder's own `tokenizer.json`, read by the `tokenizers` library; where a folder has older
+files in its stead, what `localq.text.tokenizer_json` makes of them. transformers is not asked: it rebuilds parts
+of some tokenizers and then gives other ids than the model was trained with. Knows nothing of chat templates,
+stop strings or engines.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from localq.errors import CheckpointError, OptionError
 from localq.text.token_bytes import token_decoder
 from localq.text.tokenizer_config import read_special_tokens
+from localq.text.tokenizer_json import read_tokenizer_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -146,20 +148,16 @@ class HuggingFaceTokenizer:
 def load_tokenizer(folder: Path) -> HuggingFaceTokenizer:
     """Open the tokenizer of a Hugging Face folder.
 
-    Raises CheckpointError when `tokenizer.json` is missing or damaged, or when the folder names a beginning-
-    or end-of-text token that is not in the vocabulary.
+    Raises CheckpointError when its files are missing or damaged, or when it names a beginning- or end-of-text
+    token that is not in the vocabulary.
     """
     import tokenizers
 
     path = folder / "tokenizer.json"
     try:
-        backend = tokenizers.Tokenizer.from_buffer(path.read_bytes())
-    except FileNotFoundError as error:
-        raise CheckpointError(
-            f"{folder} has no tokenizer.json",
-            "take it from the original repository; from a tokenizer.model, transformers makes one: "
-            "AutoTokenizer.from_pretrained(FOLDER).save_pretrained(FOLDER)",
-        ) from error
+        # What is made from other files is not written into the folder: it belongs to someone else.
+        data = path.read_bytes() if path.is_file() else json.dumps(read_tokenizer_json(folder)).encode()
+        backend = tokenizers.Tokenizer.from_buffer(data)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} can't be read: {error}", "fetch the file again") from error
     special_tokens = read_special_tokens(folder)

@@ -56,3 +56,11 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
                 f"correct it in {source}",
             )
     return tokens
+
+
+def special_token_names(folder: Path) -> frozenset[str]:
+    """The special tokens that a folder names in any way; `additional_special_tokens` have no name of their own."""
+    files = (read_optional_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
+    others = [entry for file in files for entry in file.get("additional_special_tokens") or ()]
+    contents = (entry.get("content") if isinstance(entry, dict) else entry for entry in others)
+    return frozenset((*read_special_tokens(folder).values(), *(text for text in contents if isinstance(text, str))))

@@ -195,10 +195,10 @@ def test_half_a_surrogate_pair_is_refused(folder: Path) -> None:
         load_tokenizer(folder).encode("abc\ud83e", add_special_tokens=False)
 
 
-def test_a_folder_without_tokenizer_json_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no tokenizer.json") as caught:
         load_tokenizer(tmp_path)
-    assert "save_pretrained" in caught.value.hint
+    assert "original repository" in caught.value.hint
 
 
 @pytest.mark.parametrize("content", [b"{}", b"not JSON", b"\xff\xfe"])
