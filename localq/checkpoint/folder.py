@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from localq.checkpoint.safetensors_header import StoredTensor
-from localq.checkpoint.weights import FLOAT_DTYPES, Weights, find_weights
-from localq.errors import CheckpointError, UnsupportedModelError
-from localq.families.base import Family, TensorLayout, is_rotary_table
-from localq.families.config import ModelConfig, architecture_of, parse_config
-from localq.families.table import find_family
+from localq.checkpoint.dequantize import dequantized, require_known_method, without_empty_biases
+from localq.checkpoint.faults import tensor_faults
+from localq.checkpoint.tensors import StackedTensor, WeightTensor
+from localq.checkpoint.weights import Weights, find_weights
+from localq.errors import CheckpointError
+from localq.families.base import Family, TensorLayout
+from localq.families.config import ModelConfig, parse_config
+from localq.families.table import family_of
 from localq.json_files import read_json
+from localq.text.tokenizer_json import TOKENIZER_SOURCES, has_tokenizer
 
 TOKENIZER_FILES = (
-    "tokenizer.json",
+    *TOKENIZER_SOURCES,
     "tokenizer_config.json",
-    "tokenizer.model",
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
@@ -25,6 +30,8 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 """What an artifact takes over unchanged, so that it needs nothing else."""
+
+_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +52,10 @@ class Checkpoint:
     @property
     def parameters(self) -> int:
         """Number of weights."""
-        return sum(self.stored(layout).element_count for layout in self.layouts)
+        return sum(math.prod(layout.shape) for layout in self.layouts)
 
-    def stored(self, layout: TensorLayout) -> StoredTensor:
-        """Where the tensor of a layout lies."""
+    def tensor(self, layout: TensorLayout) -> WeightTensor:
+        """The tensor of a layout."""
         return self.weights.tensors[layout.name]
 
     def tokenizer_files(self) -> list[Path]:
@@ -62,11 +69,24 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
     Raises CheckpointError or UnsupportedModelError that name the file, key or tensor.
     """
     config, family = read_config(folder)
-    if not (folder / "tokenizer.json").is_file():
+    if not has_tokenizer({file.name for file in folder.iterdir() if file.is_file()}):
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
-            "localq takes the tokenizer from that file: download it from the model's page",
+            f"download it from the model's page; {', '.join(TOKENIZER_SOURCES[1:])} would do as well",
         )
+    weights, layouts = find_tensors(folder, config, family)
+    for fault in tensor_faults(weights.tensors, layouts, config):
+        raise fault
+    tensors = {layout.name: _tensor(layout, weights.tensors) for layout in layouts}
+    revision = revision or fingerprint(folder, weights)
+    return Checkpoint(name, revision, folder, config, family, Weights(tensors), layouts)
+
+
+def find_tensors(folder: Path, config: ModelConfig, family: Family) -> tuple[Weights, tuple[TensorLayout, ...]]:
+    """What the folder has, and what its config asks for, before the two are compared (`tensor_faults`).
+
+    Weights that are stored quantized come as floats.
+    """
     weights = find_weights(folder)
     if config.layer_count > len(weights.tensors):
         raise CheckpointError(
@@ -74,8 +94,18 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
             "config.json and weights are of different models: download both again",
         )
     layouts = tuple(family.tensors(config))
-    _check_tensors(weights, layouts, family, config)
-    return Checkpoint(name, revision or fingerprint(folder, weights), folder, config, family, weights, layouts)
+    quantization = _quantization(config.raw)
+    if quantization is None:
+        return weights, layouts
+    expected = {name for layout in layouts for name in layout.sources}
+    tensors = dequantized(weights.tensors, quantization, _dtype(config.raw))
+    return Weights(without_empty_biases(tensors, expected)), layouts
+
+
+def _tensor(layout: TensorLayout, tensors: Mapping[str, WeightTensor]) -> WeightTensor:
+    if not layout.parts:
+        return tensors[layout.name]
+    return StackedTensor(layout.name, tuple(tensors[part] for part in layout.parts))
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, Family]:
@@ -84,8 +114,8 @@ def read_config(folder: Path) -> tuple[ModelConfig, Family]:
     Raises CheckpointError or UnsupportedModelError.
     """
     raw = read_json(folder / "config.json")
-    family = find_family(architecture_of(raw))
-    _refuse_quantized(raw.get("quantization_config") or raw.get("quantization"))
+    family = family_of(raw)
+    _quantization(raw)
     config = parse_config(raw)
     family.check(config)
     return config, family
@@ -105,41 +135,23 @@ def fingerprint(folder: Path, weights: Weights) -> str:
     return digest.hexdigest()[:40]
 
 
-def _refuse_quantized(quantization: object) -> None:
-    if quantization:
-        method = quantization.get("quant_method", "MLX") if isinstance(quantization, dict) else quantization
-        raise UnsupportedModelError(
-            f"the checkpoint is already quantized ({method})",
-            "convert from the original, unquantized checkpoint",
+def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """How the weights are stored quantized; None where they are not.
+
+    Raises UnsupportedModelError for a method that localq does not read.
+    """
+    quantization = raw.get("quantization_config") or raw.get("quantization")
+    if not quantization:
+        return None
+    if not isinstance(quantization, Mapping):
+        raise CheckpointError(
+            f'config.json: "quantization_config" is {quantization!r}, not an object',
+            "take config.json from the model's page again",
         )
+    require_known_method(quantization)
+    return quantization
 
 
-def _check_tensors(weights: Weights, layouts: tuple[TensorLayout, ...], family: Family, config: ModelConfig) -> None:
-    expected = {layout.name: layout for layout in layouts}
-    for layout in layouts:
-        stored = weights.tensors.get(layout.name)
-        if stored is None:
-            raise CheckpointError(f"the checkpoint has no tensor {layout.name}", _missing_hint(layout))
-        if stored.shape != layout.shape:
-            raise CheckpointError(
-                f"tensor {layout.name} has shape {stored.shape}; config.json asks for {layout.shape}",
-                "config.json and weights are of different models: download both again",
-            )
-        if stored.dtype not in FLOAT_DTYPES:
-            raise UnsupportedModelError(
-                f"tensor {layout.name} is of dtype {stored.dtype}",
-                f"localq converts {', '.join(FLOAT_DTYPES)}: take the unquantized checkpoint",
-            )
-    for name in weights.tensors:
-        tied_head = name == "lm_head.weight" and config.tied_embeddings
-        if name not in expected and not is_rotary_table(name) and not tied_head:
-            raise CheckpointError(
-                f"tensor {name} has no place in a {config.architecture}",
-                "is it an adapter, or a model with more than text? localq converts plain text models",
-            )
-
-
-def _missing_hint(layout: TensorLayout) -> str:
-    if layout.name == "lm_head.weight":
-        return 'if the output layer shares the embedding, config.json must say "tie_word_embeddings": true'
-    return "the checkpoint is incomplete: download it again"
+def _dtype(raw: Mapping[str, Any]) -> str:
+    """What quantized weights are rounded to where they don't say it themselves; bfloat16 where the config is silent."""
+    return _DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), "BF16")

@@ -20,8 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.hub_errors import Failure, FailureKind, as_localq_error
-from localq.checkpoint.hub_files import is_complete, needed_names, require_checkpoint
-from localq.checkpoint.weights import INDEX_NAME
+from localq.checkpoint.hub_files import is_complete, needed_names, weight_format
 from localq.errors import DownloadError, LocalqError
 
 DownloadProgress = Callable[[int, int], None]
@@ -98,7 +97,7 @@ def pull(
     Files already there at their full length are not fetched again. When the hub can't be reached, a complete
     snapshot in the cache will do. `check` gets the snapshot's folder when config.json is there and the weights
     have yet to travel: what it raises ends the pull. Raises ModelNotFoundError (no such repository or revision)
-    or DownloadError (everything else, among it a full disk and a repository without safetensors).
+    or DownloadError (everything else, among it a full disk and a repository without weights that localq reads).
     """
     wanted = revision or _DEFAULT_REVISION
     try:
@@ -120,13 +119,13 @@ def _pull(repo: str, revision: str, progress: DownloadProgress, check: FolderChe
         if cached is None:
             raise
         return cached
-    require_checkpoint(repo, repository.files)
+    kind = weight_format(repo, repository.files)
     _fetch(repository, "config.json", _ignore_bytes)
     if check:
         check(repository.folder)
-    if INDEX_NAME in repository.files:
-        _fetch(repository, INDEX_NAME, _ignore_bytes)
-    names = needed_names(repo, repository.files, repository.folder)
+    if kind.index_name in repository.files:
+        _fetch(repository, kind.index_name, _ignore_bytes)
+    names = needed_names(repo, repository.files, kind, repository.folder)
     _require_room(repository, names)
     _fetch_all(repository, names, progress)
     if revision != repository.commit:

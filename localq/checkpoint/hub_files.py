@@ -9,41 +9,47 @@ import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
-from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
+from localq.checkpoint.weight_files import SAFETENSORS, TORCH, WeightFormat
 from localq.errors import DownloadError
+from localq.text.tokenizer_json import TOKENIZER_SOURCES, has_tokenizer
 
+_WEIGHT_FORMATS = (SAFETENSORS, TORCH)  # the first one that a repository has is taken
 _OTHER_WEIGHTS = frozenset((".bin", ".ckpt", ".gguf", ".h5", ".npz", ".onnx", ".pt", ".pth", ".safetensors"))
 
 
-def require_checkpoint(repo: str, names: Collection[str]) -> None:
-    """Refuse a repository that localq could not convert, before anything large is fetched.
+def weight_format(repo: str, names: Collection[str]) -> WeightFormat:
+    """The format of a repository's weights; refuses one that localq could not convert, before anything is fetched.
 
-    Raises DownloadError, which names what the repository has instead of safetensors.
+    Raises DownloadError, which names what the repository lacks, or has instead.
     """
-    if INDEX_NAME not in names and SINGLE_NAME not in names:
+    kind = next((kind for kind in _WEIGHT_FORMATS if kind.index_name in names or kind.single_name in names), None)
+    if kind is None:
         kinds = sorted({PurePosixPath(name).suffix for name in names} & _OTHER_WEIGHTS)
         found = f"its weights are {', '.join(kinds)}" if kinds else "nor any other weights"
         raise DownloadError(
-            f"{repo} has no {SINGLE_NAME}; {found}",
-            "localq pulls checkpoints in safetensors; a .gguf file runs as it is once it is on this disk",
+            f"{repo} has no {SAFETENSORS.single_name}, no {TORCH.single_name}; {found}",
+            "localq pulls checkpoints in Hugging Face format; a .gguf file runs as it is once it is on this disk",
         )
     if "config.json" not in names:
         raise DownloadError(f"{repo} has no config.json", "look for the base model: this may be an adapter")
-    if "tokenizer.json" not in names:
-        raise DownloadError(f"{repo} has no tokenizer.json", "look for a repository of the model that has one")
+    if not has_tokenizer(names):
+        raise DownloadError(
+            f"{repo} has no tokenizer.json, nor another tokenizer", "look for a repository of the model that has one"
+        )
+    return kind
 
 
-def needed_names(repo: str, names: Collection[str], folder: Path) -> list[str]:
+def needed_names(repo: str, names: Collection[str], kind: WeightFormat, folder: Path) -> list[str]:
     """What to fetch of `names`; `folder` holds the index already, if there is one.
 
     The small files first, the weights last: a download that breaks off is then plainly incomplete.
     Raises DownloadError when the index names a file that the repository lacks.
     """
-    weights = _weight_names(folder) if INDEX_NAME in names else {SINGLE_NAME}
+    weights = _indexed_names(folder, kind) if kind.index_name in names else {kind.single_name}
     missing = sorted(weights.difference(names))
     if missing:
-        raise DownloadError(f"{repo} lacks {missing[0]}, which its {INDEX_NAME} names", "its owner has to mend it")
-    return sorted(name for name in names if _is_small_and_needed(name)) + sorted(weights)
+        raise DownloadError(f"{repo} lacks {missing[0]}, which its {kind.index_name} names", "its owner has to mend it")
+    return sorted(name for name in names if _is_small_and_needed(name, kind)) + sorted(weights)
 
 
 def is_complete(folder: Path) -> bool:
@@ -51,26 +57,38 @@ def is_complete(folder: Path) -> bool:
 
     tokenizer_config.json counts as well: without it a chat template could be missing unnoticed.
     """
+    paths = list(folder.iterdir()) if folder.is_dir() else []
+    if any(path.is_symlink() and not path.exists() for path in paths):  # something was taken out of the cache
+        return False
+    names = {path.name for path in paths if path.is_file()}
+    if not names >= {"config.json", "tokenizer_config.json"} or not has_tokenizer(names):
+        return False
+    return any(_has_weights(folder, names, kind) for kind in _WEIGHT_FORMATS)
+
+
+def _has_weights(folder: Path, names: set[str], kind: WeightFormat) -> bool:
+    if kind.index_name not in names:
+        return kind.single_name in names
     try:
-        weights = _weight_names(folder) if (folder / INDEX_NAME).is_file() else {SINGLE_NAME}
+        return _indexed_names(folder, kind) <= names
     except DownloadError:
         return False
-    required = {"config.json", "tokenizer.json", "tokenizer_config.json"} | weights
-    return all((folder / name).is_file() for name in required)
 
 
-def _is_small_and_needed(name: str) -> bool:
+def _is_small_and_needed(name: str, kind: WeightFormat) -> bool:
     path = PurePosixPath(name)
-    if len(path.parts) > 1 or (name.endswith(".index.json") and name != INDEX_NAME):
+    if len(path.parts) > 1 or (name.endswith(".index.json") and name != kind.index_name):
         return False
-    return path.suffix in (".json", ".jinja") or name == "tokenizer.model"
+    return path.suffix in (".json", ".jinja") or name in TOKENIZER_SOURCES
 
 
-def _weight_names(folder: Path) -> set[str]:
+def _indexed_names(folder: Path, kind: WeightFormat) -> set[str]:
+    index = folder / kind.index_name
+    suffix = PurePosixPath(kind.single_name).suffix
     try:
-        names = set(json.loads((folder / INDEX_NAME).read_text(encoding="utf-8"))["weight_map"].values())
-        if names and all(PurePosixPath(name).suffix == ".safetensors" for name in names):
+        names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if names and all(PurePosixPath(name).suffix == suffix for name in names):
             return names
-    except (ValueError, KeyError, AttributeError, TypeError) as error:
-        raise DownloadError(f"{folder / INDEX_NAME} can't be read: {error!r}") from error
-    raise DownloadError(f"{folder / INDEX_NAME} names no .safetensors files")
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        raise DownloadError(f"{index} can't be read: {error!r}") from error
+    raise DownloadError(f"{index} names no {suffix} files")

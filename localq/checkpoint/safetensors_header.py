@@ -8,39 +8,14 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor
 from localq.errors import CheckpointError, UnsupportedModelError
 
 _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
-
-DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
-DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
-"""Bytes of one element, by the format's dtype names."""
-
-
-@dataclass(frozen=True, slots=True)
-class StoredTensor:
-    """Where a tensor's bytes are."""
-
-    name: str
-    dtype: str
-    """Of `DTYPE_BYTES`."""
-    shape: tuple[int, ...]
-    file: Path
-    offset: int
-    """First byte, from the start of the file."""
-
-    @property
-    def element_count(self) -> int:
-        return math.prod(self.shape)
-
-    @property
-    def nbytes(self) -> int:
-        return self.element_count * DTYPE_BYTES[self.dtype]
 
 
 def read_header(file: Path) -> list[StoredTensor]:

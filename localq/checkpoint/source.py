@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 
 from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
 from localq.checkpoint.hub import DownloadProgress, Snapshot, find_snapshot, pull
@@ -15,15 +17,34 @@ def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress 
 
     Raises CheckpointError, UnsupportedModelError, ModelNotFoundError or DownloadError.
     """
-    return _open(reference, lambda: fetch_snapshot(reference, on_download))
+    return _place(reference, lambda: fetch_snapshot(reference, on_download)).open()
 
 
 def cached_checkpoint(reference: ModelReference) -> Checkpoint:
     """As `resolve_checkpoint`, but asks no network: raises ModelNotFoundError for what is not in the cache."""
-    return _open(reference, lambda: _cached_snapshot(reference))
+    return cached_place(reference).open()
 
 
-def _open(reference: ModelReference, snapshot_of_repository: Callable[[], Snapshot]) -> Checkpoint:
+@dataclass(frozen=True, slots=True)
+class CheckpointPlace:
+    """Where a checkpoint lies, before anything of it is read."""
+
+    folder: Path
+    name: str
+    revision: str | None
+    """The hub's commit; None for a folder."""
+
+    def open(self) -> Checkpoint:
+        """Read and check it."""
+        return open_checkpoint(self.folder, self.name, self.revision)
+
+
+def cached_place(reference: ModelReference) -> CheckpointPlace:
+    """The folder that a reference names; asks no network. Raises as `cached_checkpoint`."""
+    return _place(reference, lambda: _cached_snapshot(reference))
+
+
+def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Snapshot]) -> CheckpointPlace:
     if reference.kind == "gguf":
         raise CheckpointError(
             f"{reference.path} is a converted file, not a checkpoint",
@@ -32,9 +53,9 @@ def _open(reference: ModelReference, snapshot_of_repository: Callable[[], Snapsh
     if reference.kind == "repo":
         _refuse_local(reference.name)
         snapshot = snapshot_of_repository()
-        return open_checkpoint(snapshot.folder, reference.name, snapshot.revision)
+        return CheckpointPlace(snapshot.folder, reference.name, snapshot.revision)
     assert reference.path is not None
-    return open_checkpoint(reference.path, reference.name)
+    return CheckpointPlace(reference.path, reference.name, None)
 
 
 def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:

@@ -14,7 +14,14 @@ from localq.checkpoint.folder import Checkpoint, open_checkpoint
 from localq.checkpoint.source import resolve_checkpoint
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.reference import parse_reference
-from tests.tiny_checkpoints import CONFIGS, random_tensors, tensor_shapes, write_checkpoint, write_safetensors
+from tests.tiny_checkpoints import (
+    CONFIGS,
+    MLX_CONFIGS,
+    random_tensors,
+    tensor_shapes,
+    write_checkpoint,
+    write_safetensors,
+)
 
 HEAD = "lm_head.weight"
 
@@ -56,14 +63,22 @@ def llama(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "llama", "llama-3")
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", CONFIGS | MLX_CONFIGS)
 @pytest.mark.parametrize("shards", [1, 3])
 def test_every_family_opens(tmp_path: Path, name: str, shards: int) -> None:
     checkpoint = opened(write_checkpoint(tmp_path, name, shards=shards))
-    shapes = dict(tensor_shapes(CONFIGS[name]))
-    assert {layout.name: layout.shape for layout in checkpoint.layouts} == shapes
+    config = (CONFIGS | MLX_CONFIGS)[name]
+    shapes = dict(tensor_shapes(config))
+    parts = [
+        (part, layout.shape[1:] if layout.parts else layout.shape, layout)
+        for layout in checkpoint.layouts
+        for part in layout.sources
+    ]
+    assert {part: shape for part, shape, _ in parts} == shapes
+    assert len(parts) == len(shapes)
+    assert all(checkpoint.tensor(layout).shape == layout.shape for layout in checkpoint.layouts)
     assert checkpoint.parameters == sum(int(np.prod(shape)) for shape in shapes.values())
-    assert checkpoint.config.architecture == CONFIGS[name]["architectures"][0]
+    assert checkpoint.config.architecture == config["architectures"][0]
     assert {file.name for file in checkpoint.tokenizer_files()} == {"tokenizer.json", "tokenizer_config.json"}
 
 
@@ -76,13 +91,20 @@ def test_every_family_opens(tmp_path: Path, name: str, shards: int) -> None:
         "num_hidden_layers",
         "num_attention_heads",
         "vocab_size",
-        "max_position_embeddings",
         "rms_norm_eps",
     ],
 )
 def test_a_missing_key_of_the_config_is_named(llama: Path, key: str) -> None:
     change_config(llama, **{key: None})
     assert f'"{key}"' in failure(llama).message
+
+
+def test_a_missing_context_length_is_that_of_the_first_llama_and_named_elsewhere(llama: Path, tmp_path: Path) -> None:
+    change_config(llama, max_position_embeddings=None)
+    assert opened(llama).config.max_position_embeddings == 2048
+    phi = write_checkpoint(tmp_path / "phi", "phi-4")
+    change_config(phi, max_position_embeddings=None)
+    assert '"max_position_embeddings"' in failure(phi).message
 
 
 @pytest.mark.parametrize("value", ["256", 256.5, -256, 0, True, [256]], ids=repr)
@@ -145,21 +167,30 @@ def test_an_unknown_architecture_is_named_with_the_known_ones(llama: Path) -> No
     assert "LlamaForCausalLM" in error.hint and "Phi3ForCausalLM" in error.hint
 
 
-@pytest.mark.parametrize("value", [None, [], "LlamaForCausalLM", [5]], ids=repr)
+@pytest.mark.parametrize("value", [[], "LlamaForCausalLM", [5]], ids=repr)
 def test_a_config_without_an_architecture_says_so(llama: Path, value: Any) -> None:
     change_config(llama, architectures=value)
+    assert '"architectures"' in failure(llama).message
+
+
+def test_the_model_type_tells_the_architecture_where_the_config_is_silent(llama: Path) -> None:
+    change_config(llama, architectures=None)
+    assert opened(llama).config.architecture == "LlamaForCausalLM"
+    change_config(llama, model_type="other")
     assert '"architectures"' in failure(llama).message
 
 
 @pytest.mark.parametrize(
     ("key", "quantization", "shown"),
     [
-        ("quantization_config", {"quant_method": "gptq", "bits": 4}, "gptq"),
-        ("quantization_config", {"quant_method": "bitsandbytes"}, "bitsandbytes"),
+        ("quantization_config", {"quant_method": "hqq", "bits": 4}, "hqq"),
+        ("quantization_config", {"quant_method": "aqlm"}, "aqlm"),
         ("quantization", {"group_size": 64, "bits": 4}, "MLX"),
     ],
 )
-def test_a_quantized_checkpoint_is_refused_by_its_method(llama: Path, key: str, quantization: Any, shown: str) -> None:
+def test_a_method_of_quantization_that_is_not_read_is_named(
+    llama: Path, key: str, quantization: Any, shown: str
+) -> None:
     change_config(llama, **{key: quantization})
     error = failure(llama)
     assert isinstance(error, UnsupportedModelError)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -257,3 +258,37 @@ def test_the_environment_decides_hub_and_cache_and_nothing_else_is_printed(serve
     folder = tmp_path / "hub" / "models--org--tiny-llama" / "snapshots" / head(repository)
     assert (done.stdout, done.stderr) == (f"{folder}\n", "")
     assert contents(folder) == NEEDED
+
+
+def test_weights_of_torch_are_pulled_where_there_are_no_safetensors(server: HubServer, cache_folder: Path) -> None:
+    kept = {name: data for name, data in FILES.items() if "safetensors" not in name}
+    index = json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}})
+    torch = {
+        "pytorch_model.bin.index.json": index.encode(),
+        "pytorch_model-00001-of-00002.bin": b"first",
+        "pytorch_model-00002-of-00002.bin": b"second",
+        "training_args.bin": b"no weights",
+    }
+    server.add(REPO, {**kept, **torch})
+    pulled = hub.pull(REPO)
+    there = {path.name for path in pulled.folder.iterdir()}
+    assert there >= torch.keys() - {"training_args.bin"}
+    assert "training_args.bin" not in there
+    assert hub.find_snapshot(REPO) == pulled
+    (pulled.folder / "pytorch_model-00002-of-00002.bin").unlink()
+    assert hub.find_snapshot(REPO) is None
+
+
+def test_safetensors_are_taken_where_a_repository_has_both(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, {**FILES, "pytorch_model.bin": b"the same once more"})
+    assert not (hub.pull(REPO).folder / "pytorch_model.bin").exists()
+
+
+def test_older_tokenizer_files_are_enough(server: HubServer, cache_folder: Path) -> None:
+    kept = {name: data for name, data in FILES.items() if name not in ("tokenizer.json", "tokenizer.model")}
+    server.add(REPO, {**kept, "vocab.json": b"{}", "merges.txt": b""})
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in hub.pull(REPO).folder.iterdir()}
+    assert hub.find_snapshot(REPO) is not None
+    server.add("org/bare", kept)
+    with pytest.raises(DownloadError, match="no tokenizer.json"):
+        hub.pull("org/bare")

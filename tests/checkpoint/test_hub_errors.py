@@ -189,13 +189,14 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
     ("names", "expected"),
     [
         (
-            ["config.json", "tokenizer.json", "pytorch_model.bin"],
-            "no model.safetensors; its weights are .bin",
+            ["config.json", "tokenizer.json", "consolidated.00.pth", "rust_model.ot"],
+            "no model.safetensors, no pytorch_model.bin; its weights are .pth",
         ),
-        (["tiny.gguf", "README.md"], "no model.safetensors; its weights are .gguf"),
-        (["README.md"], "no model.safetensors; nor any other weights"),
+        (["tiny.gguf", "README.md"], "no model.safetensors, no pytorch_model.bin; its weights are .gguf"),
+        (["README.md"], "no model.safetensors, no pytorch_model.bin; nor any other weights"),
         (["model.safetensors", "tokenizer.json"], "no config.json"),
-        (["model.safetensors", "config.json", "tokenizer.model"], "no tokenizer.json"),
+        (["pytorch_model.bin", "tokenizer.json"], "no config.json"),
+        (["model.safetensors", "config.json", "vocab.json"], "no tokenizer.json, nor another tokenizer"),
     ],
 )
 def test_a_repository_that_is_no_checkpoint_is_refused_with_what_it_has(

@@ -11,18 +11,19 @@ import pytest
 from localq.checkpoint.source import cached_checkpoint, fetch_snapshot, pull_checkpoint, resolve_checkpoint
 from localq.errors import ModelNotFoundError, UnsupportedModelError
 from localq.reference import parse_reference
+from tests.checkpoint.torch_writer import write_torch_archive
 from tests.hub_client import FILES, REPO
 from tests.hub_client import cache_folder as cache_folder
 from tests.hub_client import server as server
 from tests.hub_server import HubServer
-from tests.tiny_checkpoints import CONFIGS, write_checkpoint
+from tests.tiny_checkpoints import CONFIGS, random_tensors, write_checkpoint
 
 
 @pytest.mark.parametrize(
     ("change", "words"),
     [
         ({"architectures": ["Gemma3ForCausalLM"]}, "Gemma3ForCausalLM"),
-        ({"quantization_config": {"quant_method": "gptq"}}, "gptq"),
+        ({"quantization_config": {"quant_method": "hqq"}}, "hqq"),
         ({"hidden_act": "gelu"}, "gelu"),
     ],
 )
@@ -48,6 +49,22 @@ def test_a_repository_is_pulled_once_and_opened(server: HubServer, cache_folder:
     assert resolve_checkpoint(parse_reference(REPO)).revision == checkpoint.revision
     assert cached_checkpoint(parse_reference(REPO)).folder == checkpoint.folder
     assert server.requests == []
+
+
+def test_a_repository_with_weights_of_pytorch_is_pulled_and_opened(
+    server: HubServer, cache_folder: Path, tmp_path: Path
+) -> None:
+    expected = resolve_checkpoint(parse_reference(write_checkpoint(tmp_path / "safetensors", "llama-3")))
+    folder = write_checkpoint(tmp_path / "pytorch", "llama-3")
+    (folder / "model.safetensors").unlink()
+    write_torch_archive(folder / "pytorch_model.bin", random_tensors(CONFIGS["llama-3"]), "BF16")
+    server.add(REPO, folder)
+    checkpoint = resolve_checkpoint(parse_reference(REPO))
+    assert "pytorch_model.bin" in server.fetched()
+    assert checkpoint.layouts == expected.layouts
+    with checkpoint.weights as found, expected.weights as stored:
+        for layout in checkpoint.layouts:
+            assert (found.read_rows(layout.name, 0, 8) == stored.read_rows(layout.name, 0, 8)).all()
 
 
 @pytest.mark.parametrize("bring", [pull_checkpoint, resolve_checkpoint, cached_checkpoint])
