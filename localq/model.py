@@ -19,9 +19,9 @@ from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_name, require_backend
 from localq.engines.base import Engine
-from localq.errors import ChatTemplateError, OptionError
+from localq.errors import ChatTemplateError, CheckpointError, OptionError
 from localq.families.config import parse_config
-from localq.families.table import FAMILIES, find_family
+from localq.families.table import family_of
 from localq.generation import Completion, TextRules, complete, stream
 from localq.json_files import read_json, read_optional_json
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
@@ -220,14 +220,15 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
 
 
 def _open_engine(form: str, path: Path, options: LoadOptions, config: Mapping[str, Any]) -> Engine:
-    architecture = (config.get("architectures") or [""])[0]
-    if architecture in FAMILIES:
-        parsed = parse_config(config)
-        maximum = parsed.max_position_embeddings
-        default = find_family(architecture).default_context_length(parsed)
-    else:
+    try:
+        family = family_of(config)
+    except CheckpointError:  # a foreign form, of a model that localq does not convert
         maximum = int(config.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH_TOKENS))
         default = min(maximum, DEFAULT_CONTEXT_LENGTH_TOKENS)
+    else:
+        parsed = parse_config(config)
+        maximum = parsed.max_position_embeddings
+        default = family.default_context_length(parsed)
     return _open(form, path, _within(options, maximum), default)
 
 

@@ -17,6 +17,7 @@ MLX_DEFAULT_GROUP_SIZE = 64
 _MLX_DTYPES = {"bf16": "bfloat16", "f16": "float16", "f32": "float32"}
 _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _MLX_GROUP_SIZES = (32, 64, 128)
+_MLX_MIXES = ((2, 6), (3, 4), (3, 6), (4, 6))  # the low and high bits that mlx_lm offers
 
 # llama.cpp's file types (`enum llama_ftype` in llama.h) that need no importance matrix.
 _GGUF_FILE_TYPES = {
@@ -41,17 +42,42 @@ _GGUF_FILE_TYPES = {
     "IQ3_M": 27,
     "IQ4_XS": 30,
     "BF16": 32,
+    "TQ1_0": 36,
+    "TQ2_0": 37,
+    "MXFP4_MOE": 38,
+    "Q1_0": 40,
+    "Q2_0": 41,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class MlxQuantization:
+    """How `mx.quantize` packs a tensor."""
+
+    bits: int
+    """Per weight, the group's scale not counted."""
+    group_size: int = MLX_DEFAULT_GROUP_SIZE
+    """Weights that share a scale."""
+    mode: str = "affine"
+    """`affine` has a scale and a bias per group; `mxfp4`, `mxfp8` and `nvfp4` hold small floats and a scale."""
+
+
+_MLX_FLOAT_MODES = {
+    "mxfp4": MlxQuantization(4, 32, "mxfp4"),
+    "mxfp8": MlxQuantization(8, 32, "mxfp8"),
+    "nvfp4": MlxQuantization(4, 16, "nvfp4"),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class MlxRecipe:
-    """A folder that stock mlx_lm loads: quantized (`bits`) or cast to a floating `dtype`."""
+    """A folder that stock mlx_lm loads: quantized, or cast to a floating `dtype`."""
 
     name: str
-    bits: int | None = None
-    """Bits per quantized weight; None when the form is not quantized."""
-    group_size: int = MLX_DEFAULT_GROUP_SIZE
+    quantization: MlxQuantization | None = None
+    """None when the form is not quantized."""
+    high_bits: int | None = None
+    """For the tensors that quality hangs on most, where the form is a mix."""
     dtype: str | None = None
     """`bfloat16`, `float16` or `float32`; None keeps the checkpoint's own for what is not quantized."""
     format: str = "mlx"
@@ -78,7 +104,12 @@ def _all_recipes() -> dict[str, Recipe]:
         for group_size in _MLX_GROUP_SIZES:
             suffix = "" if group_size == MLX_DEFAULT_GROUP_SIZE else f"-g{group_size}"
             name = f"mlx-{bits}bit{suffix}"
-            recipes[name] = MlxRecipe(name, bits=bits, group_size=group_size)
+            recipes[name] = MlxRecipe(name, MlxQuantization(bits, group_size))
+    for mode, quantization in _MLX_FLOAT_MODES.items():
+        recipes[f"mlx-{mode}"] = MlxRecipe(f"mlx-{mode}", quantization)
+    for low, high in _MLX_MIXES:
+        name = f"mlx-mixed-{low}-{high}"
+        recipes[name] = MlxRecipe(name, MlxQuantization(low), high_bits=high)
     for short, dtype in _MLX_DTYPES.items():
         recipes[f"mlx-{short}"] = MlxRecipe(f"mlx-{short}", dtype=dtype)
     for file_type, number in _GGUF_FILE_TYPES.items():

@@ -12,13 +12,16 @@ def format_bytes(count: float) -> str:
     return f"{count:.2f} TB"
 
 
-def format_table(header: list[str], rows: list[list[str]], left_columns: int = 1) -> str:
-    """Aligned plain text: the first columns to the left, figures to the right."""
+def format_table(
+    header: list[str], rows: list[list[str]], left_columns: int = 1, *, ends_with_text: bool = False
+) -> str:
+    """Aligned plain text: the first columns to the left, figures to the right; the last one too may be text."""
     widths = [max(len(row[column]) for row in [header, *rows]) for column in range(len(header))]
+    texts = {*range(left_columns), *([len(header) - 1] if ends_with_text else [])}
 
     def line(cells: list[str]) -> str:
         padded = [
-            cell.ljust(width) if column < left_columns else cell.rjust(width)
+            cell.ljust(width) if column in texts else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(cells, widths, strict=True))
         ]
         return "  ".join(padded).rstrip()

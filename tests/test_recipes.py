@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from localq.errors import UnknownRecipeError
-from localq.recipes import DEFAULT_RECIPES, RECIPES, GgufRecipe, MlxRecipe, looks_like_recipe, parse_recipe
+from localq.recipes import DEFAULT_RECIPES, RECIPES, GgufRecipe, MlxQuantization, MlxRecipe, looks_like_recipe, parse_recipe
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -18,27 +18,31 @@ def test_a_recipe_is_found_by_its_name_in_any_case(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "bits", "group_size", "dtype"),
+    ("name", "quantization", "high_bits", "dtype"),
     [
-        ("mlx-4bit", 4, 64, None),
-        ("mlx-8bit-g32", 8, 32, None),
-        ("mlx-2bit-g128", 2, 128, None),
-        ("mlx-bf16", None, 64, "bfloat16"),
-        ("mlx-f16", None, 64, "float16"),
-        ("mlx-f32", None, 64, "float32"),
+        ("mlx-4bit", MlxQuantization(4, 64), None, None),
+        ("mlx-8bit-g32", MlxQuantization(8, 32), None, None),
+        ("mlx-2bit-g128", MlxQuantization(2, 128), None, None),
+        ("mlx-mxfp4", MlxQuantization(4, 32, "mxfp4"), None, None),
+        ("mlx-mxfp8", MlxQuantization(8, 32, "mxfp8"), None, None),
+        ("mlx-nvfp4", MlxQuantization(4, 16, "nvfp4"), None, None),
+        ("mlx-mixed-4-6", MlxQuantization(4, 64), 6, None),
+        ("mlx-bf16", None, None, "bfloat16"),
+        ("mlx-f16", None, None, "float16"),
+        ("mlx-f32", None, None, "float32"),
     ],
 )
-def test_mlx_recipes_say_what_their_names_say(name: str, bits: int | None, group_size: int, dtype: str | None) -> None:
-    assert parse_recipe(name) == MlxRecipe(name, bits, group_size, dtype)
+def test_mlx_recipes_say_what_their_names_say(
+    name: str, quantization: MlxQuantization | None, high_bits: int | None, dtype: str | None
+) -> None:
+    assert parse_recipe(name) == MlxRecipe(name, quantization, high_bits, dtype)
 
 
 @pytest.mark.parametrize("recipe", [r for r in RECIPES.values() if isinstance(r, GgufRecipe)], ids=lambda r: r.name)
 def test_gguf_recipes_have_the_numbers_of_llama_cpp(recipe: GgufRecipe) -> None:
-    gguf = pytest.importorskip("gguf")
     llama_cpp = pytest.importorskip("llama_cpp")
     constant = f"MOSTLY_{recipe.file_type}" if recipe.file_type != "F32" else "ALL_F32"
     assert recipe.name == f"gguf-{recipe.file_type.lower()}"
-    assert recipe.file_type_number == gguf.LlamaFileType[constant]
     assert recipe.file_type_number == getattr(llama_cpp, f"LLAMA_FTYPE_{constant}")
 
 

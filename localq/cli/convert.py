@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
+from localq.cli.fallbacks import describe_fallbacks
 from localq.cli.output import emit, emit_json, say
 from localq.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
-    from localq.conversion.convert import Converted, PlannedForm
+    from localq.conversion.convert import Converted
+    from localq.conversion.survey import PlannedForm
+    from localq.store.manifest import Fallback
 
 
 def convert(
@@ -28,6 +33,10 @@ def convert(
         ),
     ] = None,
     models_dir: ModelsDir = None,
+    pre_tokenizer: Annotated[
+        str | None,
+        typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by, for gguf forms."),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Make forms anew that are there already.")] = False,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Tell sizes and places; write and download nothing.")
@@ -43,11 +52,16 @@ def convert(
     if not to and not has_backend("mlx"):
         say("MLX does not run on this platform: making the GGUF form alone")
     if dry_run:
-        _show_plan(conversion.plan_conversion(source, recipes, models_dir=models_dir, force=force), json)
+        planned = conversion.plan_conversion(
+            source, recipes, models_dir=models_dir, force=force, pre_tokenizer=pre_tokenizer
+        )
+        _show_plan(planned, json)
         return
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
-        made = conversion.make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
+        made = conversion.make_forms(
+            source, recipes, models_dir=models_dir, force=force, pre_tokenizer=pre_tokenizer, listener=listener
+        )
     _show_converted(made, json)
 
 
@@ -65,7 +79,9 @@ def _show_converted(made: list[Converted], json: bool) -> None:
         ]
         for item in made
     ]
-    emit(format_table(["form", "size", "bits/weight", "made in", "path"], rows))
+    emit(format_table(["form", "size", "bits/weight", "made in", "path"], rows, ends_with_text=True))
+    for item in made:
+        _tell_fallbacks(item.artifact.name, item.artifact.manifest.fallbacks)
 
 
 def _record(converted: Converted) -> dict[str, Any]:
@@ -79,6 +95,7 @@ def _record(converted: Converted) -> dict[str, Any]:
         "bits_per_weight": manifest.bits_per_weight,
         "seconds": round(converted.seconds, 3),
         "reused": converted.reused,
+        "fallbacks": [asdict(fallback) for fallback in manifest.fallbacks],
     }
 
 
@@ -96,7 +113,9 @@ def _show_plan(planned: list[PlannedForm], json: bool) -> None:
         ]
         for form in planned
     ]
-    emit(format_table(["form", "weights", "bits/weight", "state", "path"], rows))
+    emit(format_table(["form", "weights", "bits/weight", "state", "path"], rows, ends_with_text=True))
+    for form in planned:
+        _tell_fallbacks(f"{form.model}:{form.recipe.name}", form.fallbacks)
 
 
 def _planned_record(form: PlannedForm) -> dict[str, Any]:
@@ -110,4 +129,10 @@ def _planned_record(form: PlannedForm) -> dict[str, Any]:
         "bits_per_weight": form.bits_per_weight,
         "seconds": 0 if form.reused else None,
         "reused": form.reused,
+        "fallbacks": [asdict(fallback) for fallback in form.fallbacks],
     }
+
+
+def _tell_fallbacks(name: str, fallbacks: Sequence[Fallback]) -> None:
+    if fallbacks:
+        say(f"note: {name}: {describe_fallbacks(fallbacks)}")

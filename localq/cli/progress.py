@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
 
@@ -69,10 +70,15 @@ class TerminalListener(ConversionListener):
         """The checkpoint changed."""
         say(f"{artifact.manifest.source} changed since {artifact.name} was made: making it again")
 
-    def on_progress(self, recipe: Recipe, done_bytes: int, total_bytes: int) -> None:
+    def on_caveat(self, caveat: str) -> None:
+        """What a runtime does otherwise than the reference."""
+        say(f"note: {caveat}")
+
+    def on_progress(self, recipes: Sequence[Recipe], done_bytes: int, total_bytes: int) -> None:
         """A conversion."""
-        self._begin(recipe.name, f"making {recipe.name} from {format_bytes(total_bytes)} of weights")
-        self._bar.update(recipe.name, done_bytes, total_bytes)
+        names = ", ".join(recipe.name for recipe in recipes)
+        self._begin(names, f"making {names} from {format_bytes(total_bytes)} of weights")
+        self._bar.update(recipes[0].name if len(recipes) == 1 else f"{len(recipes)} forms", done_bytes, total_bytes)
 
     def on_wait(self, recipe: Recipe) -> None:
         """Another process has the lock."""

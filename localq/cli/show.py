@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from localq.cli.arguments import Json, ModelsDir, Reference
+from localq.cli.fallbacks import describe_fallbacks
 from localq.cli.output import emit, emit_json
 from localq.tables import format_bytes
 
@@ -48,6 +49,7 @@ def _text(artifact: Artifact) -> str:
         f"  parameters   {manifest.parameters:,}",
         f"  bits/weight  {manifest.bits_per_weight:.3f}",
         f"  size         {format_bytes(manifest.bytes)}",
+        *([f"  note         {describe_fallbacks(manifest.fallbacks)}"] if manifest.fallbacks else []),
         *(f"  file         {file.sha256[:16]}  {file.bytes:>14,}  {file.name}" for file in manifest.files),
     ]
     return "\n".join(lines)

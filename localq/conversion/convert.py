@@ -1,28 +1,30 @@
-"""The verb: turn a checkpoint into artifacts, or find those that were made before."""
+"""The verb: turn a checkpoint into artifacts, or find those that were made before.
+
+All forms of one call are made in one pass over the checkpoint.
+"""
 
 from __future__ import annotations
 
-import os
+import json
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import cached_checkpoint, resolve_checkpoint
-from localq.conversion.gguf import write_gguf
-from localq.conversion.mlx import write_mlx
-from localq.conversion.output import WrittenFile, hashed_copy
-from localq.conversion.pieces import worker_pool
-from localq.conversion.plan import GgufPlan, Plan, make_plan
-from localq.engines.availability import default_recipe_names, require_backend
-from localq.errors import ModelNotFoundError, ModelReferenceError
-from localq.recipes import MlxRecipe, Recipe, parse_recipe
-from localq.reference import ModelReference, is_local, parse_reference
+from localq.conversion.gguf import GgufFile
+from localq.conversion.mlx import MlxFolder
+from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
+from localq.conversion.pieces import worker_pool, write_pieces
+from localq.conversion.plan_gguf import GgufPlan
+from localq.conversion.survey import Plan, PlannedForm, Recipes, Request, Source, Survey, main_file, survey
+from localq.recipes import Recipe
 from localq.store.manifest import Artifact, FileRecord, Manifest
 from localq.store.store import Store, shown_name, source_of
+from localq.text.tokenizer_json import read_tokenizer_json
 from localq.version import library_versions
 
 _LIBRARIES = ("gguf", "llama-cpp-python", "mlx", "mlx-lm", "numpy", "tokenizers")
@@ -40,8 +42,11 @@ class ConversionListener:
     def on_outdated(self, artifact: Artifact) -> None:
         """The checkpoint changed since this artifact was made; it will be made again."""
 
-    def on_progress(self, recipe: Recipe, done_bytes: int, total_bytes: int) -> None:
-        """Bytes of the checkpoint's weights that are converted."""
+    def on_caveat(self, caveat: str) -> None:
+        """A sentence on where a runtime differs from the model's reference; told once, before forms are made."""
+
+    def on_progress(self, recipes: Sequence[Recipe], done_bytes: int, total_bytes: int) -> None:
+        """Bytes of the checkpoint's weights that are converted, to all forms that are made in this pass."""
 
     def on_wait(self, recipe: Recipe) -> None:
         """Another process is making the same artifact."""
@@ -53,217 +58,154 @@ class Converted:
 
     artifact: Artifact
     seconds: float
-    """Of this call; 0 when the artifact was there."""
+    """Of the pass that made it, which forms of one call share; 0 when the artifact was there."""
     reused: bool
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedForm:
-    """What a conversion would write, or finds (`--dry-run`)."""
-
-    model: str
-    recipe: Recipe
-    path: Path
-    """Where it lies, or would: the MLX folder or the `.gguf` file."""
-    weight_bytes: int
-    """Tensor data alone."""
-    parameters: int
-    reused: bool
-    """Whether it is there already."""
-
-    @property
-    def bits_per_weight(self) -> float:
-        """8 x weight bytes / parameters."""
-        return 8 * self.weight_bytes / self.parameters
 
 
 def convert(
-    source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] | None = None,
+    source: Source,
+    recipes: Recipes = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
+    pre_tokenizer: str | None = None,
     listener: ConversionListener | None = None,
 ) -> list[Artifact]:
     """Make the forms of a checkpoint that are not there yet; all of them anew with `force`.
 
-    Without `recipes`: MLX 4-bit and GGUF Q4_K_M, as far as this platform runs them.
+    Without `recipes`: MLX 4-bit and GGUF Q4_K_M, as far as this platform and the model's family have them.
+    `pre_tokenizer` is llama.cpp's name of the rule by which a GGUF form splits text, for a tokenizer whose rule
+    localq does not know.
     `source` is a model reference; a repository is pulled when it is not in the Hugging Face cache. The disk
     is checked for room for all forms before any work starts. Raises errors of the tree in `localq.errors`.
     """
-    made = make_forms(source, recipes, models_dir=models_dir, force=force, listener=listener)
+    made = make_forms(
+        source, recipes, models_dir=models_dir, force=force, pre_tokenizer=pre_tokenizer, listener=listener
+    )
     return [converted.artifact for converted in made]
 
 
 def make_forms(
-    source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] | None = None,
+    source: Source,
+    recipes: Recipes = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
+    pre_tokenizer: str | None = None,
     listener: ConversionListener | None = None,
 ) -> list[Converted]:
     """As `convert`, and tells of each form whether it was there and how long it took."""
     listener = listener or ConversionListener()
-    survey = _survey(
-        source, recipes, Store(models_dir), force, lambda model: resolve_checkpoint(model, listener.on_download)
-    )
-    for artifact in survey.outdated:
+    request = Request(source, recipes, force, pre_tokenizer)
+    found = survey(request, Store(models_dir), lambda model: resolve_checkpoint(model, listener.on_download))
+    for artifact in found.outdated:
         listener.on_outdated(artifact)
-    if survey.plans:
-        survey.store.check_room(sum(plan.weight_bytes for plan in survey.plans.values()))
-    job = _Job(survey, listener, force)
-    return [
-        _reused(survey.there[recipe.name], listener) if recipe.name in survey.there else job.make(recipe)
-        for recipe in survey.wanted
-    ]
+    made = {name: Converted(artifact, 0.0, reused=True) for name, artifact in found.there.items()}
+    if found.plans:
+        for caveat in found.checkpoint.family.caveats(found.checkpoint.config):
+            listener.on_caveat(caveat)
+        found.store.check_room(sum(plan.weight_bytes for plan in found.plans.values()))
+        made |= _Job(found, listener).make()
+    forms = [made[recipe.name] for recipe in found.wanted]
+    for form in forms:
+        if form.reused:
+            listener.on_reused(form.artifact)
+    return forms
 
 
 def plan_conversion(
-    source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] | None = None,
+    source: Source,
+    recipes: Recipes = None,
     *,
     models_dir: Path | str | None = None,
     force: bool = False,
+    pre_tokenizer: str | None = None,
 ) -> list[PlannedForm]:
     """What `convert` would do, without writing and without the network: exact sizes from the plans.
 
     Raises as `convert` does; ModelNotFoundError for a repository that is not in the Hugging Face cache.
     """
-    survey = _survey(source, recipes, Store(models_dir), force, cached_checkpoint)
-    return [survey.planned(recipe) for recipe in survey.wanted]
-
-
-@dataclass(frozen=True, slots=True)
-class _Survey:
-    """Which of the forms that were asked for are there, and what the others are to be made from."""
-
-    store: Store
-    reference: ModelReference
-    wanted: list[Recipe]
-    there: dict[str, Artifact]
-    """By the recipe's name, like `plans`: each recipe is in one of the two."""
-    opened: Checkpoint | None = None
-    """None where all is there."""
-    outdated: tuple[Artifact, ...] = ()
-    plans: dict[str, Plan] = field(default_factory=dict)
-
-    @property
-    def checkpoint(self) -> Checkpoint:
-        assert self.opened is not None, "whoever made a plan has opened it"
-        return self.opened
-
-    def planned(self, recipe: Recipe) -> PlannedForm:
-        """What will become of one recipe."""
-        if recipe.name in self.there:
-            artifact = self.there[recipe.name]
-            manifest = artifact.manifest
-            sizes = manifest.weight_bytes, manifest.parameters
-            return PlannedForm(manifest.model, recipe, artifact.path, *sizes, reused=True)
-        folder = self.store.place(self.reference, recipe)
-        sizes = self.plans[recipe.name].weight_bytes, self.checkpoint.parameters
-        path = folder / _main_file(self.checkpoint, recipe)
-        return PlannedForm(shown_name(folder), recipe, path, *sizes, reused=False)
-
-
-def _survey(
-    source: str | os.PathLike[str] | ModelReference,
-    recipes: str | Sequence[str | Recipe] | None,
-    store: Store,
-    force: bool,
-    open_checkpoint: Callable[[ModelReference], Checkpoint],
-) -> _Survey:
-    reference, wanted = _parse(source, recipes)
-    for recipe in wanted:
-        require_backend(recipe.format)
-    found = {} if force else {r.name: a for r in wanted if (a := store.find(reference, r)) is not None}
-    if reference.kind == "repo" and len(found) == len(wanted):
-        # A repository's artifacts stay valid as they are: no need of its checkpoint, which may be gone.
-        return _Survey(store, reference, wanted, found)
-    reference = _with_its_folder(reference, store)
-    checkpoint = open_checkpoint(reference)
-    there = {name: artifact for name, artifact in found.items() if artifact.manifest.revision == checkpoint.revision}
-    outdated = tuple(artifact for name, artifact in found.items() if name not in there)
-    plans = {recipe.name: make_plan(checkpoint, recipe) for recipe in wanted if recipe.name not in there}
-    return _Survey(store, reference, wanted, there, checkpoint, outdated, plans)
-
-
-def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
-    """The checkpoint folder behind a name such as `local/model`; any other reference as it is."""
-    forms = store.forms(reference) if is_local(reference.name) else []
-    if reference.kind != "repo" or not forms:
-        return reference
-    folder = Path(forms[0].manifest.source)
-    if not folder.is_dir():
-        raise ModelNotFoundError(
-            f"{folder} is gone: the checkpoint folder that {reference} was made from",
-            "give the path that it has now; the forms that were made of it are there still",
-        )
-    return parse_reference(folder)
-
-
-def _parse(
-    source: str | os.PathLike[str] | ModelReference, recipes: str | Sequence[str | Recipe] | None
-) -> tuple[ModelReference, list[Recipe]]:
-    reference = source if isinstance(source, ModelReference) else parse_reference(source)
-    if reference.recipe is not None:
-        raise ModelReferenceError(
-            f"{reference} names a form; convert takes the checkpoint and --to {reference.recipe.name}"
-        )
-    if recipes is None:
-        recipes = default_recipe_names()
-    elif isinstance(recipes, str):
-        recipes = [recipes]
-    parsed = [parse_recipe(recipe) if isinstance(recipe, str) else recipe for recipe in recipes]
-    return reference, list({recipe.name: recipe for recipe in parsed}.values())
-
-
-def _main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
-    """The `.gguf` file's name; empty for an MLX folder."""
-    if isinstance(recipe, MlxRecipe):
-        return ""
-    return f"{checkpoint.name.rpartition('/')[2]}-{recipe.file_type}.gguf"
-
-
-def _reused(artifact: Artifact, listener: ConversionListener) -> Converted:
-    listener.on_reused(artifact)
-    return Converted(artifact, 0.0, reused=True)
+    found = survey(Request(source, recipes, force, pre_tokenizer), Store(models_dir), cached_checkpoint)
+    return [found.planned(recipe) for recipe in found.wanted]
 
 
 @dataclass(frozen=True, slots=True)
 class _Job:
     """Makes what a survey found missing."""
 
-    survey: _Survey
+    survey: Survey
     listener: ConversionListener
-    force: bool
 
-    def make(self, recipe: Recipe) -> Converted:
-        """Write and publish one form, unless another process did it since the survey."""
-        store, reference, plan = self.survey.store, self.survey.reference, self.survey.plans[recipe.name]
-        with store.writing(reference, recipe, lambda: self.listener.on_wait(recipe)) as staging:
-            made_meanwhile = None if self.force else store.find(reference, recipe)
-            if made_meanwhile and made_meanwhile.manifest.revision == self.survey.checkpoint.revision:
-                return _reused(made_meanwhile, self.listener)
-            started = time.perf_counter()
-            files = self._write(plan, staging)
-            seconds = time.perf_counter() - started
-            manifest = self._manifest(plan, seconds, files, shown_name(staging))
-            return Converted(store.publish(staging, manifest), seconds, reused=False)
+    def make(self) -> dict[str, Converted]:
+        """Write and publish every form, unless another process did it since the survey; by the recipe's name."""
+        made: dict[str, Converted] = {}
+        with ExitStack() as locks:
+            stagings: dict[str, Path] = {}
+            for name in sorted(self.survey.plans):  # the same order in every process: two never wait for each other
+                staging = locks.enter_context(self._lock(self.survey.plans[name].recipe))
+                made_meanwhile = self._made_meanwhile(self.survey.plans[name].recipe)
+                if made_meanwhile:
+                    made[name] = Converted(made_meanwhile, 0.0, reused=True)
+                else:
+                    stagings[name] = staging
+            if stagings:
+                started = time.perf_counter()
+                files = self._write(stagings)
+                seconds = time.perf_counter() - started
+                for name, staging in stagings.items():
+                    manifest = self._manifest(self.survey.plans[name], seconds, files[name], shown_name(staging))
+                    made[name] = Converted(self.survey.store.publish(staging, manifest), seconds, reused=False)
+        return made
 
-    def _write(self, plan: Plan, staging: Path) -> list[WrittenFile]:
-        def progress(done: int, total: int) -> None:
-            self.listener.on_progress(plan.recipe, done, total)
+    def _lock(self, recipe: Recipe) -> AbstractContextManager[Path]:
+        return self.survey.store.writing(self.survey.reference, recipe, lambda: self.listener.on_wait(recipe))
 
+    def _made_meanwhile(self, recipe: Recipe) -> Artifact | None:
+        if self.survey.request.force:
+            return None
+        artifact = self.survey.store.find(self.survey.reference, recipe)
+        is_current = artifact is not None and self.survey.is_current(artifact)
+        return artifact if is_current else None
+
+    def _write(self, stagings: dict[str, Path]) -> dict[str, list[WrittenFile]]:
+        checkpoint, plans = self.survey.checkpoint, [self.survey.plans[name] for name in stagings]
+        total = sum(checkpoint.tensor(layout).nbytes for layout in checkpoint.layouts)
+        recipes = [plan.recipe for plan in plans]
+        done = 0
+
+        def advance(source_bytes: int) -> None:
+            nonlocal done
+            done += source_bytes
+            self.listener.on_progress(recipes, done // len(plans), total)
+
+        with checkpoint.weights, worker_pool() as pool, ExitStack() as outputs:
+            forms = [self._form(plan, stagings[plan.recipe.name]) for plan in plans]
+            for form in forms:
+                outputs.enter_context(form)
+            write_pieces([form.pieces() for form in forms], pool, advance)
+        # The tokenizer's authority is the checkpoint's own files, for every form, which is given tokenizer.json also
+        # where the checkpoint has older files.
+        return {
+            plan.recipe.name: form.written + self._copies(plan, stagings[plan.recipe.name])
+            for plan, form in zip(plans, forms, strict=True)
+        }
+
+    def _form(self, plan: Plan, staging: Path) -> GgufFile | MlxFolder:
         checkpoint = self.survey.checkpoint
-        with checkpoint.weights, worker_pool() as pool:
-            if not isinstance(plan, GgufPlan):
-                return write_mlx(checkpoint, plan, staging, pool, progress)
-            name = _main_file(checkpoint, plan.recipe)
-            files = [write_gguf(checkpoint, plan, staging / name, pool, progress)]
-        # The tokenizer's authority is the checkpoint's own files, for every form.
-        copied = [checkpoint.folder / "config.json", *checkpoint.tokenizer_files()]
-        return files + [hashed_copy(file, staging / file.name) for file in copied]
+        if isinstance(plan, GgufPlan):
+            assert self.survey.gguf_metadata is not None, "made with the plan"
+            return GgufFile(checkpoint, plan, self.survey.gguf_metadata, staging / main_file(checkpoint, plan.recipe))
+        return MlxFolder(checkpoint, plan, staging)
+
+    def _copies(self, plan: Plan, staging: Path) -> list[WrittenFile]:
+        files = self.survey.checkpoint.tokenizer_files()
+        if isinstance(plan, GgufPlan):
+            files.append(self.survey.checkpoint.folder / "config.json")
+        copies = [hashed_copy(file, staging / file.name) for file in files]
+        if not (staging / "tokenizer.json").exists():
+            tokenizer = read_tokenizer_json(self.survey.checkpoint.folder)
+            copies.append(hashed_text(json.dumps(tokenizer, ensure_ascii=False), staging / "tokenizer.json"))
+        return copies
 
     def _manifest(self, plan: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
         checkpoint = self.survey.checkpoint
@@ -277,6 +219,8 @@ class _Job:
             parameters=checkpoint.parameters,
             weight_bytes=plan.weight_bytes,
             seconds=round(seconds, 3),
-            main_file=_main_file(checkpoint, plan.recipe),
+            main_file=main_file(checkpoint, plan.recipe),
             files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in files),
+            fallbacks=plan.fallbacks,
+            pre_tokenizer=self.survey.request.pre_tokenizer if isinstance(plan, GgufPlan) else None,
         )

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 _PLAN_LINE = re.compile(
     r"\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[[^\]]*\], type = +(?P<source>\w+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<target>\w+)\))?"
+)
+
+# warning: blk.0.ffn_down.weight - ncols  544 not divisible by 256 (required for type  q6_K) -> falling back to  q8_0
+_FALLBACK_LINE = re.compile(
+    r"warning: (?P<name>\S+) +- ncols +\d+ not divisible by +\d+ \(required for type +(?P<wanted>\w+)\)"
+    r"[^\n]*?-> falling back to +(?P<used>\w+)"
 )
 
 
@@ -43,16 +50,25 @@ def _library() -> Any:
         ctypes.c_int64,
         ctypes.c_void_p,
     ]
+    libggml.ggml_type_name.restype = ctypes.c_char_p
+    libggml.ggml_type_name.argtypes = [ctypes.c_int]
     libggml.ggml_row_size.restype = ctypes.c_size_t
     libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     return libggml
 
 
+@cache
+def _type_numbers() -> dict[str, int]:
+    """The library's own table: the gguf package is older than some types that llama.cpp writes."""
+    from llama_cpp.llama_cpp import GGML_TYPE_COUNT
+
+    names = {number: _library().ggml_type_name(number) for number in range(GGML_TYPE_COUNT)}
+    return {name.decode(): number for number, name in names.items() if name}
+
+
 def type_number(name: str) -> int:
     """The value in `enum ggml_type` of a type by ggml's own name, such as `q4_K`."""
-    from gguf import GGMLQuantizationType
-
-    return int(GGMLQuantizationType[name.upper()])
+    return _type_numbers()[name]
 
 
 def row_bytes(ggml_type: int, columns: int) -> int:
@@ -76,11 +92,21 @@ def quantize_rows(ggml_type: int, values: NDArray[np.float32]) -> NDArray[np.uin
     return result
 
 
-def planned_types(header_file: Path, file_type_number: int) -> dict[str, str]:
-    """Which type llama.cpp's quantizer would give each tensor of a file, in the order it would write them.
+@dataclass(frozen=True, slots=True)
+class PlannedTypes:
+    """What llama.cpp's quantizer would do with a file; types by ggml's names."""
 
-    `header_file` needs a full header; its data section may be a hole. Values are ggml's names of types.
-    Raises ConversionError when the quantizer refuses the file or its log can't be read.
+    types: dict[str, str]
+    """By tensor, in the order that it would write them."""
+    fallbacks: dict[str, tuple[str, str]]
+    """Tensor -> (type that the file type asks for, type that its rows fit)."""
+
+
+def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
+    """Which type llama.cpp's quantizer would give each tensor of a file.
+
+    `header_file` needs a full header; its data section may be a hole. Raises ConversionError when the quantizer
+    refuses the file or its log can't be read.
     """
     from llama_cpp import llama_cpp
 
@@ -91,8 +117,12 @@ def planned_types(header_file: Path, file_type_number: int) -> dict[str, str]:
         status = llama_cpp.llama_model_quantize(str(header_file).encode(), b"", ctypes.byref(parameters))
     text = "".join(log)
     if status != 0:
-        raise ConversionError(f"llama.cpp's quantizer refuses the model: {_last_line(text)}")
-    return {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)}
+        reason = _last_line(text).rpartition("failed to quantize: ")[2]
+        raise ConversionError(f"llama.cpp's quantizer refuses the model: {reason}", "choose another file type")
+    return PlannedTypes(
+        {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)},
+        {line["name"]: (line["wanted"], line["used"]) for line in _FALLBACK_LINE.finditer(text)},
+    )
 
 
 def _last_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""One MLX folder: `model*.safetensors`, config and tokenizer, as stock `mlx_lm.load` wants them.
+"""One MLX folder in one pass: `model*.safetensors`, config and tokenizer, as stock `mlx_lm.load` wants them.
 
 Worker threads read pieces ahead; MLX quantizes them in the caller's thread, on the device it defaults to.
 The packed weights of a tensor stream to the file; its scales and biases (an eighth of that) wait until the
@@ -8,16 +8,18 @@ weights are written, so that files are written front to back.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
-from localq.conversion.output import HashedOutput, WrittenFile, hashed_copy, hashed_text
-from localq.conversion.pieces import WorkerPool, row_ranges
-from localq.conversion.plan import MlxPlan, MlxTensor, Progress, stored_bytes
+from localq.conversion.output import HashedOutput, WrittenFile, hashed_text
+from localq.conversion.pieces import Piece, row_ranges
+from localq.conversion.plan_mlx import MlxPlan, MlxTensor, stored_bytes
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,96 +27,124 @@ if TYPE_CHECKING:
 _MX_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
-def write_mlx(
-    checkpoint: Checkpoint, plan: MlxPlan, folder: Path, pool: WorkerPool, progress: Progress
-) -> list[WrittenFile]:
-    """Write a whole MLX folder; `checkpoint.weights` must be open."""
-    total = sum(checkpoint.stored(layout).nbytes for layout in checkpoint.layouts)
-    done = 0
+class MlxFolder:
+    """An MLX folder being written, but for the tokenizer; `checkpoint.weights` must be open. A context manager."""
 
-    def advance(nbytes: int) -> None:
-        nonlocal done
-        done += nbytes
-        progress(done, total)
+    def __init__(self, checkpoint: Checkpoint, plan: MlxPlan, folder: Path) -> None:
+        self._checkpoint = checkpoint
+        self._plan = plan
+        self._folder = folder
+        shards = list(plan.shards())
+        names = [SINGLE_NAME]
+        if len(shards) > 1:
+            names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        self._shards = [_Shard(folder / name, tensors) for name, tensors in zip(names, shards, strict=True)]
 
-    shards = list(plan.shards())
-    files: list[WrittenFile] = []
-    weight_map: dict[str, str] = {}
-    for number, shard in enumerate(shards, 1):
-        name = SINGLE_NAME if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        files.append(_write_shard(checkpoint, shard, folder / name, pool, advance))
-        weight_map |= {stored: name for tensor in shard for stored in tensor.stored()}
-    index = {"metadata": {"total_size": plan.weight_bytes}, "weight_map": dict(sorted(weight_map.items()))}
-    files.append(hashed_text(json.dumps(index, indent=2), folder / INDEX_NAME))
-    files.append(hashed_text(json.dumps(_config(checkpoint, plan), indent=2), folder / "config.json"))
-    files += [hashed_copy(file, folder / file.name) for file in checkpoint.tokenizer_files()]
-    return files
+    def pieces(self) -> Iterator[Piece]:
+        """All weights, in the order of the files."""
+        for shard in self._shards:
+            for tensor in shard.tensors:
+                *leading, columns = tensor.layout.shape
+                rows, columns = (math.prod(leading), columns) if leading else (columns, 1)
+                nbytes = self._checkpoint.tensor(tensor.layout).nbytes
+                for start, stop in row_ranges(rows, columns):
+                    read = partial(self._checkpoint.weights.read_rows, tensor.layout.name, start, stop)
+                    write = partial(self._write, shard, tensor, stop == rows)
+                    yield Piece(nbytes * stop // rows - nbytes * start // rows, read, write)
 
+    @property
+    def written(self) -> list[WrittenFile]:
+        """What there is after the `with` block."""
+        weight_map = {name: shard.file.name for shard in self._shards for t in shard.tensors for name in t.stored()}
+        index = {"metadata": {"total_size": self._plan.weight_bytes}, "weight_map": dict(sorted(weight_map.items()))}
+        return [
+            *(shard.written for shard in self._shards),
+            hashed_text(json.dumps(index, indent=2), self._folder / INDEX_NAME),
+            hashed_text(json.dumps(self._config(), indent=2), self._folder / "config.json"),
+        ]
 
-def _config(checkpoint: Checkpoint, plan: MlxPlan) -> dict[str, Any]:
-    config = checkpoint.family.mlx_config(checkpoint.config)
-    recipe = plan.recipe
-    if recipe.bits is not None:
-        quantization = {"group_size": recipe.group_size, "bits": recipe.bits, "mode": "affine"}
-        config["quantization"] = quantization
-        config["quantization_config"] = quantization
-    if recipe.dtype is not None:
-        config["torch_dtype"] = recipe.dtype
-        config.pop("dtype", None)
-    return config
+    def __enter__(self) -> MlxFolder:
+        return self
 
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for shard in self._shards:
+            shard.close(kind, error, trace)
 
-def _write_shard(
-    checkpoint: Checkpoint, shard: list[MlxTensor], file: Path, pool: WorkerPool, advance: Callable[[int], None]
-) -> WrittenFile:
-    with HashedOutput(file) as output:
-        output.write(_safetensors_header(shard))
-        held_back: list[bytes] = []
-        biases: list[bytes] = []
-        for tensor, ends_tensor, rows in pool.in_order(_tasks(checkpoint, shard)):
-            weight, scale, bias = _encoded(rows, tensor, checkpoint.stored(tensor.layout).dtype)
-            output.write(weight)
-            held_back.append(scale)
-            biases.append(bias)
-            if ends_tensor:
-                for data in (*held_back, *biases):
-                    output.write(data)
-                held_back.clear()
-                biases.clear()
-            advance(rows.nbytes)
-    return output.written
+    def _write(self, shard: _Shard, tensor: MlxTensor, ends_tensor: bool, rows: NDArray[Any]) -> None:
+        shard.write(_encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype), ends_tensor)
 
-
-def _tasks(
-    checkpoint: Checkpoint, shard: list[MlxTensor]
-) -> Iterator[Callable[[], tuple[MlxTensor, bool, NDArray[Any]]]]:
-    for tensor in shard:
-        shape = tensor.layout.shape
-        columns = shape[1] if len(shape) == 2 else 1
-        for start, stop in row_ranges(shape[0], columns):
-            yield partial(_read, checkpoint, tensor, start, stop)
+    def _config(self) -> dict[str, Any]:
+        config = self._checkpoint.family.mlx_config(self._checkpoint.config)
+        quantization = self._plan.quantization_config()
+        if quantization is not None:
+            config["quantization"] = quantization
+            config["quantization_config"] = quantization
+        if self._plan.recipe.dtype is not None:
+            config["torch_dtype"] = self._plan.recipe.dtype
+            config.pop("dtype", None)
+        return config
 
 
-def _read(checkpoint: Checkpoint, tensor: MlxTensor, start: int, stop: int) -> tuple[MlxTensor, bool, NDArray[Any]]:
-    rows = checkpoint.weights.read_rows(tensor.layout.name, start, stop)
-    return tensor, stop == tensor.layout.shape[0], rows
+class _Shard:
+    """One safetensors file, opened when its first piece comes."""
+
+    def __init__(self, file: Path, tensors: list[MlxTensor]) -> None:
+        self.file = file
+        self.tensors = tensors
+        self._tensors_left = len(tensors)
+        self._output: HashedOutput | None = None
+        self._held_back: list[list[bytes]] = []
+
+    @property
+    def written(self) -> WrittenFile:
+        assert self._output is not None, "every shard has a tensor"
+        return self._output.written
+
+    def write(self, parts: list[bytes], ends_tensor: bool) -> None:
+        """Append a piece of the current tensor: its weights, and what follows when they are complete."""
+        if self._output is None:
+            self._output = HashedOutput(self.file)
+            self._output.write(_safetensors_header(self.tensors))
+        self._output.write(parts[0])
+        self._held_back.append(parts[1:])
+        if ends_tensor:
+            for pieces in zip(*self._held_back, strict=True):  # all scales, then all biases
+                for data in pieces:
+                    self._output.write(data)
+            self._held_back.clear()
+            self._tensors_left -= 1
+            if not self._tensors_left:
+                self.close()
+
+    def close(
+        self,
+        kind: type[BaseException] | None = None,
+        error: BaseException | None = None,
+        trace: TracebackType | None = None,
+    ) -> None:
+        """Finish the file; a second time does nothing."""
+        if self._output is not None:
+            self._output.__exit__(kind, error, trace)
 
 
-def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> tuple[bytes, bytes, bytes]:
-    """Bytes of weight, scales and biases; the last two are empty where the tensor is not quantized."""
-    if tensor.bits is None and tensor.dtype == source_dtype:
-        return rows.tobytes(), b"", b""
+def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> list[bytes]:
+    """Bytes of the weight, and of its scales and biases where it is quantized."""
+    if tensor.quantization is None and tensor.dtype == source_dtype:
+        return [rows.tobytes()]
     import mlx.core as mx
 
     array = mx.array(rows)
     if source_dtype == "BF16":
         array = array.view(mx.bfloat16)
     array = array.astype(getattr(mx, _MX_DTYPES[tensor.dtype]))
-    if tensor.bits is None:
-        return _to_bytes(array), b"", b""
-    weight, scales, biases = mx.quantize(array, group_size=tensor.group_size, bits=tensor.bits)
-    mx.eval(weight, scales, biases)
-    return _to_bytes(weight), _to_bytes(scales), _to_bytes(biases)
+    if tensor.quantization is None:
+        return [_to_bytes(array)]
+    how = tensor.quantization
+    parts = mx.quantize(array, group_size=how.group_size, bits=how.bits, mode=how.mode)
+    mx.eval(*parts)
+    return [_to_bytes(part) for part in parts]
 
 
 def _to_bytes(array: Any) -> bytes:
@@ -126,10 +156,10 @@ def _to_bytes(array: Any) -> bytes:
     return np.asarray(plain).tobytes()
 
 
-def _safetensors_header(shard: list[MlxTensor]) -> bytes:
+def _safetensors_header(tensors: list[MlxTensor]) -> bytes:
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
-    for tensor in shard:
+    for tensor in tensors:
         for name, (dtype, shape) in tensor.stored().items():
             nbytes = stored_bytes(dtype, shape)
             header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + nbytes]}

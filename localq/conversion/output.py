@@ -49,6 +49,9 @@ class HashedOutput:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        """Sync and close; a second time does nothing."""
+        if self._stream.closed:
+            return
         try:
             if error is None:
                 with disk_errors(self.path.parent):

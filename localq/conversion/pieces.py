@@ -1,4 +1,4 @@
-"""Work in bounded pieces: ranges of rows, and results of parallel work in their order.
+"""Work in bounded pieces: ranges of rows, computed in parallel and written in their order.
 
 Memory is bounded by (pieces in flight) x (size of a piece), whatever the size of the model.
 """
@@ -6,17 +6,27 @@ Memory is bounded by (pieces in flight) x (size of a piece), whatever the size o
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import TypeVar
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 from localq.engines.availability import available_logical_cores
 
-Result = TypeVar("Result")
-
 PIECE_ELEMENTS = 1 << 20
 """Weights per piece: 4 MiB as float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of one form: computed in a worker thread, written in the caller's."""
+
+    source_bytes: int
+    """Of the checkpoint, that it reads."""
+    compute: Callable[[], Any]
+    write: Callable[[Any], None]
+    """Takes what `compute` gave."""
 
 
 def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
@@ -26,30 +36,65 @@ def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int
         yield start, min(start + step, rows)
 
 
+def write_pieces(forms: Sequence[Iterable[Piece]], pool: WorkerPool, advance: Callable[[int], None]) -> None:
+    """Make all forms side by side, so that each stretch of the checkpoint is read for all of them at once.
+
+    The disk delivers it once then, and the system's cache the other times. `advance` is told the source bytes
+    of each piece that is written.
+    """
+    pieces = _interleaved(forms)
+    for piece, result in pool.in_order(pieces, lambda piece: piece.compute()):
+        piece.write(result)
+        advance(piece.source_bytes)
+
+
+def _interleaved(forms: Sequence[Iterable[Piece]]) -> Iterator[Piece]:
+    """Always from the form that is furthest behind in the checkpoint."""
+    iterators = {number: iter(form) for number, form in enumerate(forms)}
+    positions = dict.fromkeys(iterators, 0)
+    while positions:
+        last = min(positions, key=positions.__getitem__)
+        piece = next(iterators[last], None)
+        if piece is None:
+            del positions[last]
+        else:
+            positions[last] += piece.source_bytes
+            yield piece
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
 class WorkerPool:
-    """Threads that compute pieces ahead of the one who consumes them."""
+    """Threads that compute ahead of the one who consumes."""
 
     def __init__(self) -> None:
         self.threads = available_logical_cores()
         self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="localq-convert")
 
-    def in_order(self, tasks: Iterable[Callable[[], Result]]) -> Iterator[Result]:
-        """Results of `tasks` in their order, with at most two pieces per thread computed or waiting."""
-        waiting: deque[Future[Result]] = deque()
+    def in_order(self, items: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
+        """Items and their results in order, with at most two per thread computed or waiting."""
+        waiting: deque[tuple[Item, Future[Result]]] = deque()
         try:
-            for task in tasks:
-                waiting.append(self._executor.submit(task))
+            for item in items:
+                waiting.append((item, self._executor.submit(compute, item)))
                 if len(waiting) >= 2 * self.threads:
-                    yield waiting.popleft().result()
+                    yield _finished(waiting.popleft())
             while waiting:
-                yield waiting.popleft().result()
+                yield _finished(waiting.popleft())
         finally:
-            for future in waiting:
+            for _, future in waiting:
                 future.cancel()
 
     def close(self) -> None:
         """Drop what has not begun, wait for what has."""
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+
+def _finished(waiting: tuple[Item, Future[Result]]) -> tuple[Item, Result]:
+    item, future = waiting
+    return item, future.result()
 
 
 @contextmanager

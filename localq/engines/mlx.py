@@ -36,6 +36,9 @@ _CPU_CHUNK_TOKENS = 32
 there, in large chunks no faster than in small ones."""
 _TOKENS_BETWEEN_CLEARS = 256
 """How often MLX gives back the buffers that it keeps for reuse, as in mlx_lm."""
+_MOST_PASS_TOKENS = {"phi3small": 1}
+"""By model type, where mlx_lm (0.32.2) is right in short passes only: its block-sparse attention adds a mask of
+booleans, so that the earlier tokens of a pass see the later ones."""
 
 
 def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
@@ -76,6 +79,7 @@ class MlxEngine:
         self._model: Any = model
         self._vocabulary_size = vocabulary_size
         self._context_length = context_length
+        self._pass_tokens = _MOST_PASS_TOKENS.get(model.model_type, PREFILL_CHUNK_TOKENS)
         self._cache: list[Any] = []
         # What every layer's cache surely holds. After an interruption some may hold more, never less.
         self._tokens: list[int] = []
@@ -100,7 +104,7 @@ class MlxEngine:
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         report = on_progress or (lambda done, total: None)
         # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
-        for chunk in chunks(prompt[:-1], reused, _chunk_tokens()):
+        for chunk in chunks(prompt[:-1], reused, min(self._pass_tokens, _chunk_tokens())):
             with self._pass(chunk):
                 mx.eval([layer.state for layer in self._cache])
             mx.clear_cache()
@@ -164,7 +168,7 @@ class MlxEngine:
             raise PromptTooLongError(len(tokens), self._context_length)
         self._drop_cache()
         logits = np.empty((len(tokens), self._vocabulary_size), dtype=np.float32)
-        for chunk in chunks(tokens, 0):
+        for chunk in chunks(tokens, 0, self._pass_tokens):
             first = len(self._tokens)
             with self._pass(chunk) as rows:
                 logits[first : first + len(chunk)] = rows

@@ -25,6 +25,15 @@ class FileRecord:
 
 
 @dataclass(frozen=True, slots=True)
+class Fallback:
+    """A tensor that got another type than the recipe asks for, because its rows don't divide into blocks."""
+
+    tensor: str
+    wanted: str
+    used: str
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Where an artifact comes from, how it was made, and what it holds."""
 
@@ -43,10 +52,13 @@ class Manifest:
     weight_bytes: int
     """Tensor data alone: what `bits_per_weight` counts."""
     seconds: float
-    """How long the conversion took."""
+    """How long the conversion took; forms that were made in one pass share it."""
     main_file: str
     """The `.gguf` file; empty for an MLX folder, which is opened as a whole."""
     files: tuple[FileRecord, ...]
+    fallbacks: tuple[Fallback, ...] = ()
+    pre_tokenizer: str | None = None
+    """What the user gave in place of the tokenizer's own rule (GGUF)."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -119,6 +131,7 @@ def _parse(value: dict[str, Any]) -> Manifest:
         raise ValueError("written by another version of localq")
     known = {field.name for field in fields(Manifest)}
     value["files"] = tuple(FileRecord(**record) for record in value["files"])
+    value["fallbacks"] = tuple(Fallback(**record) for record in value.get("fallbacks", ()))
     manifest = Manifest(**{key: item for key, item in value.items() if key in known})
     parse_recipe(manifest.recipe)
     names = {record.name for record in manifest.files}

@@ -48,7 +48,7 @@ def test_convert_makes_both_default_forms_and_finds_them_again(tmp_path: Path) -
     first = data(localq("convert", "toy-llama", "--models-dir", str(tmp_path), "--json"))
     assert [item["recipe"] for item in first] == ["mlx-4bit", "gguf-q4_k_m"]
     assert [item["reused"] for item in first] == [False, False]
-    keys = {"model", "recipe", "path", "bytes", "parameters", "bits_per_weight", "seconds", "reused"}
+    keys = {"model", "recipe", "path", "bytes", "parameters", "bits_per_weight", "seconds", "reused", "fallbacks"}
     assert all(set(item) == keys for item in first)
     assert Path(first[0]["path"]).is_dir() and first[1]["path"].endswith(".gguf")
     result = localq("convert", "toy-llama", "--models-dir", str(tmp_path), "--json")

@@ -1,4 +1,4 @@
-"""`convert --dry-run`, and `show` and `rm` by the paths that `convert` prints."""
+"""`convert --dry-run`, what `convert` tells beside its table, and `show` and `rm` by the paths that it prints."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from localq.cli.main import app
+from tests.tiny_checkpoints import write_checkpoint
 
 FORMS = ("--to", "mlx-8bit", "--to", "gguf-q8_0")
 
@@ -57,3 +58,34 @@ def test_show_and_rm_take_the_path_that_convert_prints(tmp_path: Path, recipe: s
     (removed,) = data("rm", made[recipe], *models)
     assert (removed["model"], removed["recipe"]) == ("toy-phi", recipe)
     assert [record["recipe"] for record in data("ls", *models)] == [name for name in made if name != recipe]
+
+
+def test_fallbacks_are_told_in_every_way(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "phi-2")  # rows of 320 weights fit no block of 256
+    command = ("convert", str(folder), "--to", "gguf-q4_k_m", "--models-dir", str(tmp_path / "m"))
+    (planned,) = data(*command, "--dry-run")
+    assert planned["fallbacks"] and set(planned["fallbacks"][0]) == {"tensor", "wanted", "used"}
+    count = len(planned["fallbacks"])
+    line = f"note: local/model:gguf-q4_k_m: {count} tensors fit no block and fall back: "
+    assert localq(*command, "--dry-run").stderr.startswith(line)
+    made = localq(*command)
+    assert line in made.stderr and "fall back" not in made.stdout
+    (again,) = data(*command)
+    (shown,) = data("show", str(folder), "--models-dir", str(tmp_path / "m"))
+    assert planned["fallbacks"] == again["fallbacks"] == shown["fallbacks"]
+    assert data(*command, "--dry-run")[0]["fallbacks"] == planned["fallbacks"]
+    assert f"{count} tensors fit no block" in localq("show", str(folder), "--models-dir", str(tmp_path / "m")).stdout
+
+
+def test_a_form_without_fallbacks_says_nothing_of_them(tmp_path: Path) -> None:
+    command = ("convert", "toy-phi", "--to", "gguf-q8_0", "--models-dir", str(tmp_path))
+    assert data(*command, "--dry-run")[0]["fallbacks"] == []
+    assert "fall back" not in localq(*command).stderr
+    assert "fall back" not in localq("show", "toy-phi", "--models-dir", str(tmp_path)).stdout
+
+
+def test_what_a_runtime_does_otherwise_is_said_once_when_forms_are_made(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "phi-3.5-moe")
+    command = ("convert", str(folder), *FORMS, "--models-dir", str(tmp_path / "m"))
+    assert localq(*command).stderr.count("softmax routing") == 1
+    assert "softmax routing" not in localq(*command).stderr

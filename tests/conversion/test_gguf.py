@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,18 @@ import numpy as np
 import pytest
 
 from localq.conversion.convert import convert, make_forms, plan_conversion
+from localq.errors import ConversionError
 from localq.recipes import RECIPES, GgufRecipe
+from localq.store.manifest import Artifact
 from tests.conversion.make_converter_digests import DTYPES, FILE, describe
+from tests.gguf_file import tensor_data
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint, write_weights
 
 DIGESTS: dict[str, Any] = json.loads(FILE.read_text(encoding="utf-8"))
 SOURCE_RECIPES = {"BF16": "gguf-bf16", "F16": "gguf-f16", "F32": "gguf-f32"}
 GGUF_RECIPES = [recipe for recipe in RECIPES.values() if isinstance(recipe, GgufRecipe)]
+
+WITH_FALLBACK = [recipe for recipe in GGUF_RECIPES if recipe.file_type != "Q1_0"]
 
 
 def make(folder: Path, recipe: str, models: Path) -> Path:
@@ -37,12 +43,6 @@ def quantize(source: Path, target: Path, file_type_number: int) -> None:
     assert status == 0
 
 
-def tensor_data(file: Path) -> dict[str, tuple[str, bytes]]:
-    from gguf import GGUFReader
-
-    return {tensor.name: (tensor.tensor_type.name, tensor.data.tobytes()) for tensor in GGUFReader(file).tensors}
-
-
 @pytest.mark.parametrize("name", CONFIGS)
 def test_unquantized_file_equals_what_llama_cpps_converter_writes(name: str, tmp_path: Path) -> None:
     dtype = DTYPES.get(name, "BF16")
@@ -60,26 +60,56 @@ def test_metadata_of_the_toys_equals_what_llama_cpps_converter_writes(name: str,
     assert made["metadata"] == DIGESTS[name]["metadata"]
 
 
-@pytest.mark.parametrize("recipe", GGUF_RECIPES, ids=lambda recipe: recipe.name)
-@pytest.mark.parametrize("name", ["llama-3.2", "phi-3.5"])
-def test_every_file_type_equals_what_llama_quantize_makes(name: str, recipe: GgufRecipe, tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / name, name)
-    source = make(folder, "gguf-bf16", tmp_path / "models")
-    quantize(source, tmp_path / "expected.gguf", recipe.file_type_number)
-    made = make(folder, recipe.name, tmp_path / "models")
-    assert tensor_data(made) == tensor_data(tmp_path / "expected.gguf")
-    assert list(tensor_data(made)) == list(tensor_data(tmp_path / "expected.gguf"))
+def assert_equal_to_llama_quantizes(
+    folder: Path, scratch: Path, recipes: Sequence[GgufRecipe] = GGUF_RECIPES
+) -> dict[str, Artifact]:
+    source = make(folder, "gguf-bf16", scratch / "source")
+    made = {artifact.recipe.name: artifact for artifact in convert(str(folder), recipes, models_dir=scratch)}
+    for recipe in recipes:
+        quantize(source, scratch / "expected.gguf", recipe.file_type_number)
+        expected = tensor_data(scratch / "expected.gguf")
+        tensors = tensor_data(made[recipe.name].path)
+        assert tensors == expected, recipe.name
+        assert list(tensors) == list(expected), recipe.name
+    return made
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_every_file_type_equals_what_llama_quantize_makes(name: str, tmp_path: Path) -> None:
+    recipes = WITH_FALLBACK if CONFIGS[name]["hidden_size"] % 128 else GGUF_RECIPES
+    assert_equal_to_llama_quantizes(write_checkpoint(tmp_path / name, name), tmp_path, recipes)
 
 
 def test_rows_that_fit_no_block_fall_back_as_in_llama_quantize(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # 320 and 544 are multiples of 32 and not of 256, so K-quants don't fit.
     monkeypatch.setitem(CONFIGS, "odd", {**CONFIGS["llama-3"], "hidden_size": 320, "intermediate_size": 544})
+    made = assert_equal_to_llama_quantizes(write_checkpoint(tmp_path / "odd", "odd"), tmp_path, WITH_FALLBACK)
+    q4_k_m = made["gguf-q4_k_m"]
+    assert {kind for kind, _ in tensor_data(q4_k_m.path).values()} == {"f32", "q5_0", "q8_0"}
+    fallbacks = {item.tensor: (item.wanted, item.used) for item in q4_k_m.manifest.fallbacks}
+    assert fallbacks.keys() == {name for name, (kind, _) in tensor_data(q4_k_m.path).items() if kind != "f32"}
+    assert fallbacks["output.weight"] == ("q6_K", "q8_0")
+    assert fallbacks["blk.0.attn_q.weight"] == ("q4_K", "q5_0")
+    assert not made["gguf-q8_0"].manifest.fallbacks
+
+
+def test_rows_that_fit_no_block_at_all_are_kept_in_half_precision(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "odd", {**CONFIGS["llama-3"], "hidden_size": 80, "intermediate_size": 112})
+    made = assert_equal_to_llama_quantizes(write_checkpoint(tmp_path / "odd", "odd"), tmp_path, WITH_FALLBACK)
+    fallbacks = {item.tensor: (item.wanted, item.used) for item in made["gguf-q4_0"].manifest.fallbacks}
+    assert fallbacks["blk.1.ffn_down.weight"] == ("q4_0", "f16")
+    assert fallbacks["output.weight"] == ("q8_0", "f16")
+
+
+def test_a_file_type_without_fallback_is_refused_with_llama_cpps_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "odd", {**CONFIGS["llama-3"], "hidden_size": 320, "intermediate_size": 544})
     folder = write_checkpoint(tmp_path / "odd", "odd")
-    source = make(folder, "gguf-bf16", tmp_path / "models")
-    quantize(source, tmp_path / "expected.gguf", 15)
-    made = tensor_data(make(folder, "gguf-q4_k_m", tmp_path / "models"))
-    assert made == tensor_data(tmp_path / "expected.gguf")
-    assert {kind for kind, _ in made.values()} == {"F32", "Q5_0", "Q8_0"}
+    with pytest.raises(ConversionError, match="no tensor type fallback is defined for type q1_0"):
+        plan_conversion(str(folder), ["gguf-q1_0"], models_dir=tmp_path)
 
 
 def test_shards_and_single_file_give_the_same_bytes(tmp_path: Path) -> None:

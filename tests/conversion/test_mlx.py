@@ -8,8 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localq.conversion import plan as plans
+from localq.checkpoint.folder import open_checkpoint
+from localq.conversion import plan_mlx as plans
 from localq.conversion.convert import convert
+from localq.conversion.plan_gguf import plan_gguf
+from localq.recipes import RECIPES
 from tests.tiny_checkpoints import CONFIGS, random_tensors, write_checkpoint
 
 mx = pytest.importorskip("mlx.core")
@@ -48,6 +51,53 @@ def test_quantized_weights_equal_mlx_lms(name: str, recipe: str, bits: int, grou
     made, loaded_config = mlx_utils.load_model(artifact)
     assert_same_arrays(parameters(made), parameters(expected))
     assert loaded_config["quantization"] == {"group_size": group, "bits": bits, "mode": "affine"}
+
+
+@pytest.mark.parametrize("mode", ["mxfp4", "mxfp8", "nvfp4"])
+def test_small_floats_equal_mlx_lms(mode: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "phi-4")
+    artifact = make(folder, f"mlx-{mode}", tmp_path / "models")
+    made, config = mlx_utils.load_model(artifact)
+    how = RECIPES[f"mlx-{mode}"].quantization  # type: ignore[union-attr]
+    assert how is not None
+    plain = {key: value for key, value in config.items() if not key.startswith("quantization")}
+    expected, _ = mlx_utils.load_model(folder, model_config=plain)
+    expected, _ = mlx_utils.quantize_model(expected, plain, how.group_size, how.bits, mode=mode)
+    assert_same_arrays(parameters(made), parameters(expected))
+
+
+@pytest.mark.parametrize("layers", [2, 11, 16])
+@pytest.mark.parametrize("name", ["llama-3", "llama-3.2", "phi-4", "phi-4-mini", "phi-3.5-moe"])
+def test_a_mix_spends_its_bits_as_q4_k_m_does(
+    name: str, layers: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(CONFIGS, "deep", {**CONFIGS[name], "num_hidden_layers": layers})
+    monkeypatch.setattr("tests.tiny_checkpoints.CONFIGS", {**CONFIGS, "deep": CONFIGS["deep"]})
+    checkpoint = open_checkpoint(write_checkpoint(tmp_path / "deep", "deep"), "deep")
+    gguf = {tensor.name: tensor.type_name for tensor in plan_gguf(checkpoint, RECIPES["gguf-q4_k_m"]).tensors}  # type: ignore[arg-type]
+    mlx = plans.plan_mlx(checkpoint, RECIPES["mlx-mixed-4-6"])  # type: ignore[arg-type]
+    bits = {"q4_K": 4, "q5_K": 5, "q6_K": 6, "f32": None}
+    for tensor in mlx.tensors:
+        made = tensor.quantization.bits if tensor.quantization else None
+        is_fused = "qkv_proj" in tensor.name  # too large to be raised for the values in it
+        assert made == (4 if is_fused else bits[gguf[tensor.layout.gguf_name]]), tensor.name
+    assert {4, 6} <= {tensor.quantization.bits for tensor in mlx.tensors if tensor.quantization}
+
+
+@pytest.mark.parametrize("name", ["llama-3.2", "phi-3.5"])
+def test_stock_mlx_lm_loads_a_mix(name: str, tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", name)
+    artifact = make(folder, "mlx-mixed-3-6", tmp_path / "models")
+    made, config = mlx_utils.load_model(artifact)
+    embedding = config["quantization"].get("model.embed_tokens")
+    assert (embedding or {}).get("bits") == (6 if CONFIGS[name]["tie_word_embeddings"] else None)
+    whole, _ = mlx_utils.load_model(make(folder, "mlx-f32", tmp_path / "models"))
+    tokens = mx.array([[1, 2, 3, 4, 5, 6]])
+    differences = [
+        mx.abs(model(tokens).astype(mx.float32) - whole(tokens)).mean().item()
+        for model in (made, mlx_utils.load_model(make(folder, "mlx-3bit", tmp_path / "models"))[0])
+    ]
+    assert 0 < differences[0] < differences[1]
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
