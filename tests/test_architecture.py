@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
+    {"doctor"},
     {"measure"},
     {"model"},
     {"conversion"},
@@ -32,7 +33,7 @@ LAYERS = [
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""
 
-SIDEWAYS = {("checkpoint", "families")}
+SIDEWAYS = {("checkpoint", "families"), ("checkpoint", "text")}
 SHARED_BY_ENGINES = {"base", "availability"}
 HEAVY = {
     "numpy",

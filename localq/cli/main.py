@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from localq.cli import bench, chat, convert, demo, generate, ls, pull, rm, show
+from localq.cli import bench, chat, convert, demo, doctor, generate, ls, pull, rm, show
 from localq.cli.output import emit, say
 from localq.errors import LocalqError
 from localq.version import __version__
@@ -39,6 +39,7 @@ _COMMANDS = (
     generate.generate,
     chat.chat,
     bench.bench,
+    doctor.doctor,
     demo.demo,
 )
 

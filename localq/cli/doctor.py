@@ -1,0 +1,234 @@
+"""`localq doctor`: this machine, or a checkpoint and what is wrong with it."""
+
+from __future__ import annotations
+
+import shutil
+import textwrap
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localq.cli.arguments import Json
+from localq.cli.fallbacks import describe_fallbacks
+from localq.cli.output import emit, emit_json
+from localq.tables import format_bytes, format_table
+
+if TYPE_CHECKING:
+    from localq.doctor.checkpoint import Examination, Fault, Form
+    from localq.measure.machine import Machine
+
+_USUAL = ["mlx-4bit", "mlx-mixed-4-6", "mlx-8bit", "mlx-bf16"]
+_USUAL += ["gguf-q4_0", "gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k", "gguf-q8_0", "gguf-bf16"]
+_WIDEST_COLUMNS = 100
+_TEMPLATES = {"works": "with a chat template", "fails": "with a chat template that fails", "none": "no chat template"}
+
+
+def doctor(
+    source: Annotated[
+        str | None,
+        typer.Argument(metavar="[SOURCE]", help="org/name[@revision] in the cache, a checkpoint folder or a toy."),
+    ] = None,
+    to: Annotated[
+        list[str] | None,
+        typer.Option("--to", metavar="RECIPE", help="Forms to plan (repeatable; default: the usual ones)."),
+    ] = None,
+    every: Annotated[bool, typer.Option("--all", help="Plan every form there is.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all weights, to find NaN and infinity.")] = False,
+    json: Json = False,
+) -> None:
+    """Examine a checkpoint, with the mend of every fault; without SOURCE, this machine."""
+    if source is None:
+        if to or every or deep:
+            raise typer.BadParameter("--to, --all and --deep need a SOURCE to look at")
+        _machine(json)
+        return
+    found = _examine(source, to, every, deep)
+    if json:
+        emit_json(_record(found))
+    else:
+        emit("\n\n".join(filter(None, [_summary(found), _forms(found), _remarks(found), _faults(found)])))
+    if found.faults:
+        raise typer.Exit(1)
+
+
+def _examine(source: str, to: list[str] | None, every: bool, deep: bool) -> Examination:
+    import psutil
+
+    from localq.cli.progress import ByteBar
+    from localq.doctor.checkpoint import examine, read_all_weights
+    from localq.doctor.place import find_place
+    from localq.recipes import RECIPES, parse_recipe
+    from localq.reference import parse_reference
+
+    recipes = [parse_recipe(name) for name in to or (RECIPES if every else _USUAL)]
+    place = find_place(parse_reference(source))
+    found = examine(place, recipes, psutil.virtual_memory().available)
+    if deep:
+        with ByteBar() as bar:
+            read_all_weights(found, lambda done, total: bar.update("reading", done, total))
+    return found
+
+
+def _summary(found: Examination) -> str:
+    facts = {"folder": str(found.place.folder)}
+    if found.place.revision:
+        facts["revision"] = found.place.revision
+    config, family = found.config, found.family
+    if config is not None and family is not None:
+        layers = f"{config.layer_count:,} layers of width {config.hidden_size:,}"
+        facts["family"] = f"{family.name} ({config.architecture}), {layers}"
+        facts["context"] = f"{config.max_position_embeddings:,} tokens"
+        if config.original_context_length < config.max_position_embeddings:
+            facts["context"] += f", trained on {config.original_context_length:,} first"
+        facts["context"] += f"; keys and values take {format_bytes(config.kv_cache_bytes_per_token)} a token"
+    if found.checkpoint is not None:
+        facts["parameters"] = f"{found.checkpoint.parameters:,}"
+    if found.dtype_bytes:
+        facts["weights"] = ", ".join(f"{format_bytes(count)} of {dtype}" for dtype, count in found.dtype_bytes.items())
+    if found.stored_as:
+        facts["stored as"] = found.stored_as
+    if found.tokenizer is not None:
+        facts["tokenizer"] = f"{found.tokenizer.vocabulary_size:,} tokens, {_TEMPLATES[found.chat_template]}"
+    return "\n".join([found.place.name, *(_wrapped(f"  {name:<11} ", value) for name, value in facts.items())])
+
+
+def _forms(found: Examination) -> str:
+    rows = [
+        [
+            form.recipe.name,
+            format_bytes(form.weight_bytes),
+            f"{form.bits_per_weight:.2f}",
+            format_bytes(form.memory_bytes),
+            _fit(form),
+        ]
+        for form in found.forms
+    ]
+    return format_table(["form", "weights", "bits/weight", "in memory", "longest context here"], rows) if rows else ""
+
+
+def _fit(form: Form) -> str:
+    if not form.runs_here:
+        return "does not run here"
+    return f"{form.longest_context_tokens:,}" if form.longest_context_tokens else "does not fit"
+
+
+def _remarks(found: Examination) -> str:
+    """On forms, and on the model."""
+    remarks = [_wrapped(f"{form.recipe.name}: ", describe_fallbacks(form.fallbacks)) for form in _uneven(found)]
+    refusals: dict[Fault, list[str]] = {}
+    for recipe, fault in found.refused.items():
+        refusals.setdefault(fault, []).append(recipe)
+    for fault, recipes in refusals.items():
+        remarks += [_wrapped("", f"not as {', '.join(recipes)}:"), _wrapped("  ", fault.message)]
+        remarks += [_wrapped("  mend: ", fault.hint)] if fault.hint else []
+    return "\n".join(remarks + [_wrapped("note: ", note) for note in found.notes])
+
+
+def _uneven(found: Examination) -> list[Form]:
+    return [form for form in found.forms if form.fallbacks]
+
+
+def _faults(found: Examination) -> str:
+    if not found.faults:
+        weights = ", and no weight is NaN or infinite" if found.is_read_whole else "; --deep would read all weights"
+        return f"no fault found{weights}"
+    lines = [f"{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}:"]
+    following: list[Fault | None] = [*found.faults[1:], None]
+    for number, (fault, after) in enumerate(zip(found.faults, following, strict=True), 1):
+        lines.append(_wrapped(f"{number:>3}. ", fault.message))
+        if fault.hint and (after is None or after.hint != fault.hint):  # one mend for all that it helps
+            lines.append(_wrapped("     mend: ", fault.hint))
+    return "\n".join(lines)
+
+
+def _wrapped(start: str, text: str) -> str:
+    """A paragraph that hangs behind its start; no path and no command is broken at its hyphens."""
+    columns = min(_WIDEST_COLUMNS, shutil.get_terminal_size((_WIDEST_COLUMNS, 24)).columns)
+    return textwrap.fill(
+        text,
+        width=columns,
+        initial_indent=start,
+        subsequent_indent=" " * len(start),
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+
+
+def _record(found: Examination) -> dict[str, Any]:
+    config, family, checkpoint = found.config, found.family, found.checkpoint
+    return {
+        "model": found.place.name,
+        "path": str(found.place.folder),
+        "revision": found.place.revision,
+        "family": family.name if family else None,
+        "architecture": config.architecture if config else None,
+        "parameters": checkpoint.parameters if checkpoint else None,
+        "weight_bytes_by_dtype": found.dtype_bytes,
+        "stored_as": found.stored_as,
+        "context_length_tokens": config.max_position_embeddings if config else None,
+        "original_context_length_tokens": config.original_context_length if config else None,
+        "kv_cache_bytes_per_token": config.kv_cache_bytes_per_token if config else None,
+        "vocabulary_size": found.tokenizer.vocabulary_size if found.tokenizer else None,
+        "chat_template": found.chat_template,
+        "weights_read": found.is_read_whole,
+        "forms": [{**asdict(form), "recipe": form.recipe.name} for form in found.forms],
+        "refused": [{"recipe": name, **asdict(fault)} for name, fault in found.refused.items()],
+        "notes": found.notes,
+        "faults": [asdict(fault) for fault in found.faults],
+    }
+
+
+def _machine(json: bool) -> None:
+    import psutil
+
+    from localq.doctor.bandwidth import memory_bandwidth_bytes_per_second
+    from localq.engines.availability import BACKENDS, available_cores, default_recipe_name, has_backend
+    from localq.measure.machine import describe_machine
+    from localq.store.layout import models_folder
+
+    machine = describe_machine()
+    record = {
+        **asdict(machine),
+        "usable_cores": available_cores(),
+        "free_memory_bytes": psutil.virtual_memory().available,
+        "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),
+        "backends": {form: has_backend(form) for form in BACKENDS},
+        "default_recipe": default_recipe_name(),
+        "models_folder": str(models_folder()),
+        "free_disk_bytes": _free_disk_bytes(str(models_folder())),
+    }
+    if json:
+        emit_json(record)
+    else:
+        emit(_machine_text(machine, record))
+
+
+def _free_disk_bytes(folder: str) -> int:
+    from pathlib import Path
+
+    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+    return shutil.disk_usage(existing).free
+
+
+def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
+    bandwidth = f"{format_bytes(record['memory_bandwidth_bytes_per_second'])}/s"
+    backends = {
+        "gguf": "llama.cpp" if record["backends"]["gguf"] else "not installed: pip install llama-cpp-python",
+        "mlx": ("on the GPU (Metal)" if machine.metal else "on the CPU: right, but slow")
+        if record["backends"]["mlx"]
+        else "not on this platform",
+    }
+    facts = {
+        "processor": f"{machine.cpu}, {machine.physical_cores} cores, {record['usable_cores']} of them for localq",
+        "memory": f"{format_bytes(machine.memory_bytes)}, {format_bytes(record['free_memory_bytes'])} free, "
+        f"read at {bandwidth}",
+        "system": f"{machine.os}, Python {machine.python}",
+        **backends,
+        "versions": ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
+        "models": f"{record['models_folder']}, {format_bytes(record['free_disk_bytes'])} free",
+        "default": record["default_recipe"],
+    }
+    if machine.busy:
+        facts["note"] = f"other work keeps {machine.busy_cores:g} cores busy: figures will be too low"
+    return "\n".join(_wrapped(f"{name:<11} ", text) for name, text in facts.items())

@@ -1,0 +1,253 @@
+"""What is known of a checkpoint from its headers: what it is, what it can become, and every fault in it.
+
+Loads no weights, unless it is asked to read them all for values that are no numbers.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from localq.checkpoint.dequantize import quantization_name
+from localq.checkpoint.faults import tensor_faults
+from localq.checkpoint.folder import Checkpoint, find_tensors, read_config
+from localq.checkpoint.source import CheckpointPlace
+from localq.checkpoint.tensors import FLOAT_DTYPES
+from localq.checkpoint.weights import Weights, find_weights
+from localq.conversion.gguf_header import gguf_metadata
+from localq.conversion.pieces import row_ranges
+from localq.conversion.survey import make_plan
+from localq.doctor.memory import memory_use
+from localq.engines.availability import has_backend, require_backend
+from localq.errors import ChatTemplateError, CheckpointError, LocalqError
+from localq.families.base import Family
+from localq.families.config import ModelConfig
+from localq.json_files import read_json, read_optional_json
+from localq.recipes import Recipe
+from localq.store.manifest import Fallback
+from localq.text.chat_template import load_chat_template
+from localq.text.end_tokens import end_tokens
+from localq.text.tokenizer import Tokenizer, load_tokenizer
+
+_MOST_FAULTS = 20  # of one kind: a model of another size has thousands of misshapen tensors
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong, and its mend."""
+
+    message: str
+    hint: str
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """What the checkpoint would be as one recipe."""
+
+    recipe: Recipe
+    weight_bytes: int
+    """On disk, exactly."""
+    bits_per_weight: float
+    fallbacks: tuple[Fallback, ...]
+    """Tensors that get another type than the recipe asks for."""
+    memory_bytes: int
+    """That the weights take when they are loaded here."""
+    longest_context_tokens: int
+    """That fits in the free memory; 0 where not even the weights do."""
+    runs_here: bool
+    """Whether the backend is installed."""
+
+
+@dataclass(slots=True)
+class Examination:
+    """Everything found. What could not be found out for a fault is None or empty."""
+
+    place: CheckpointPlace
+    config: ModelConfig | None = None
+    family: Family | None = None
+    stored_as: str | None = None
+    """How the weights are quantized, for people; None where they are not."""
+    dtype_bytes: dict[str, int] = field(default_factory=dict)
+    """Bytes of the weight files by precision, as they are stored."""
+    weights: Weights | None = None
+    """All tensors of the folder, quantized ones as floats."""
+    checkpoint: Checkpoint | None = None
+    tokenizer: Tokenizer | None = None
+    chat_template: Literal["works", "fails", "none"] = "none"
+    notes: list[str] = field(default_factory=list)
+    """Where a runtime differs from the model's reference, and what the model can't do."""
+    forms: list[Form] = field(default_factory=list)
+    refused: dict[str, Fault] = field(default_factory=dict)
+    """Recipes that don't fit the checkpoint, or can't be made on this platform."""
+    faults: list[Fault] = field(default_factory=list)
+    is_read_whole: bool = False
+    """Whether the values of the weights were looked at."""
+
+    def add(self, error: LocalqError) -> None:
+        """Take a refusal as a fault, once: several readers may stumble over the same file."""
+        if all(error.message != fault.message for fault in self.faults):
+            self.faults.append(Fault(error.message, error.hint))
+
+    def add_all(self, errors: Iterable[LocalqError], of_what: str) -> None:
+        """As `add`, with no more than `_MOST_FAULTS` of them; the others are counted."""
+        found = list(errors)
+        for error in found[:_MOST_FAULTS]:
+            self.add(error)
+        if len(found) > _MOST_FAULTS:
+            self.add(CheckpointError(f"and {len(found) - _MOST_FAULTS:,} more {of_what}", found[_MOST_FAULTS].hint))
+
+    @contextmanager
+    def noting_faults(self) -> Iterator[None]:
+        """Add what is raised, and go on behind the block."""
+        try:
+            yield
+        except LocalqError as error:
+            self.add(error)
+
+
+def examine(place: CheckpointPlace, recipes: Sequence[Recipe], free_memory_bytes: int) -> Examination:
+    """Look at a checkpoint folder. Raises nothing for what is wrong with it."""
+    found = Examination(place)
+    with found.noting_faults():
+        raw = read_json(place.folder / "config.json")
+        found.stored_as = _stored_as(raw)
+        found.config, found.family = read_config(place.folder)
+    _examine_weights(found)
+    with found.noting_faults():
+        found.tokenizer = load_tokenizer(place.folder)
+    if found.tokenizer is not None:
+        _examine_tokenizer(found, found.tokenizer)
+    _examine_chat_template(found)
+    if found.config is not None and found.family is not None:
+        found.notes += found.family.caveats(found.config)
+    if found.checkpoint is not None:
+        _examine_forms(found, found.checkpoint, recipes, free_memory_bytes)
+    return found
+
+
+def read_all_weights(found: Examination, progress: Progress) -> None:
+    """Read every weight; each tensor with a NaN or an infinity becomes a fault, and so does a file that can't be read.
+
+    Reads what is there also where tensors are missing, or where config.json can't be understood.
+    """
+    if found.weights is None:
+        return
+    tensors = [tensor for tensor in found.weights.tensors.values() if tensor.dtype in FLOAT_DTYPES]
+    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    faults: list[LocalqError] = []
+    with found.noting_faults(), found.weights as weights:
+        for tensor in tensors:
+            *leading, columns = tensor.shape or (1,)
+            rows, columns = (math.prod(leading), columns) if leading else (columns, 1)
+            try:
+                for start, stop in row_ranges(rows, columns) if columns else ():
+                    weights.read_rows(tensor.name, start, stop)
+            except LocalqError as error:
+                faults.append(error)
+            done += tensor.nbytes
+            progress(done, total)
+        found.is_read_whole = True
+    found.add_all(faults, "tensors that are no numbers or can't be read")
+
+
+def _stored_as(raw: Mapping[str, Any]) -> str | None:
+    quantization = raw.get("quantization_config") or raw.get("quantization")
+    return quantization_name(quantization) if isinstance(quantization, Mapping) and quantization else None
+
+
+def _examine_weights(found: Examination) -> None:
+    folder = found.place.folder
+    with found.noting_faults():
+        found.weights = find_weights(folder)
+        for tensor in found.weights.tensors.values():
+            found.dtype_bytes[tensor.dtype] = found.dtype_bytes.get(tensor.dtype, 0) + tensor.nbytes
+    if found.weights is None or found.config is None or found.family is None:
+        return
+    with found.noting_faults():
+        found.weights, layouts = find_tensors(folder, found.config, found.family)
+        faults = list(tensor_faults(found.weights.tensors, layouts, found.config))
+        found.add_all(faults, "tensors that are missing, misshapen or without a place")
+        if not faults:
+            found.checkpoint = found.place.open()
+
+
+def _examine_tokenizer(found: Examination, tokenizer: Tokenizer) -> None:
+    folder, config = found.place.folder, found.config
+    if config is not None and tokenizer.vocabulary_size > config.vocabulary_size:
+        found.add(
+            CheckpointError(
+                f"the tokenizer has {tokenizer.vocabulary_size:,} tokens; the model knows {config.vocabulary_size:,}",
+                "take tokenizer and weights of the same model: tokens were added and the weights not resized",
+            )
+        )
+    with found.noting_faults():
+        settings = read_json(folder / "config.json"), read_optional_json(folder / "generation_config.json")
+        if not end_tokens(*settings, tokenizer):
+            raise CheckpointError("no token ends a reply", 'config.json should have an "eos_token_id"')
+
+
+def _examine_chat_template(found: Examination) -> None:
+    try:
+        template = load_chat_template(found.place.folder)
+        if template is None:
+            found.notes.append("It has no chat template: a base model, which continues text (`localq generate --raw`).")
+            return
+        found.chat_template = "fails"
+        template.render([{"role": "user", "content": "Hello"}])
+        found.chat_template = "works"
+    except ChatTemplateError as error:
+        found.chat_template = "fails"
+        mend = "take the template from the model's page again; `localq generate --raw` goes without"
+        found.add(CheckpointError(f"one message of a user can't be rendered: {error.message}", mend))
+    except LocalqError as error:
+        found.add(error)
+
+
+def _examine_forms(
+    found: Examination, checkpoint: Checkpoint, recipes: Sequence[Recipe], free_memory_bytes: int
+) -> None:
+    gguf_refusal = _gguf_refusal(found, checkpoint) if any(recipe.format == "gguf" for recipe in recipes) else None
+    for recipe in recipes:
+        try:
+            if recipe.format == "gguf" and gguf_refusal:
+                raise gguf_refusal
+            found.forms.append(_form(checkpoint, recipe, free_memory_bytes))
+        except LocalqError as error:
+            found.refused[recipe.name] = Fault(error.message, error.hint)
+
+
+def _gguf_refusal(found: Examination, checkpoint: Checkpoint) -> LocalqError | None:
+    """Why no GGUF can be made, where that does not depend on the recipe; a tokenizer's refusal is a fault as well."""
+    try:
+        require_backend("gguf")
+        gguf_metadata(checkpoint, with_vocabulary=False)
+    except LocalqError as error:
+        return error
+    try:
+        gguf_metadata(checkpoint, with_vocabulary=True)
+    except LocalqError as error:
+        if found.tokenizer is not None and found.tokenizer.vocabulary_size <= checkpoint.config.vocabulary_size:
+            found.add(error)  # else the fault is known
+        return error
+    return None
+
+
+def _form(checkpoint: Checkpoint, recipe: Recipe, free_memory_bytes: int) -> Form:
+    plan = make_plan(checkpoint, recipe)
+    memory = memory_use(plan, checkpoint.config)
+    most = checkpoint.config.max_position_embeddings
+    return Form(
+        recipe=recipe,
+        weight_bytes=plan.weight_bytes,
+        bits_per_weight=8 * plan.weight_bytes / checkpoint.parameters,
+        fallbacks=plan.fallbacks,
+        memory_bytes=memory.weight_bytes,
+        longest_context_tokens=memory.longest_context_tokens(free_memory_bytes, most),
+        runs_here=has_backend(recipe.format),
+    )
