@@ -1,11 +1,12 @@
 """Time and memory of conversion, against the tools of llama.cpp and mlx_lm.
 
-    python benchmarks/conversion.py CHECKPOINT --llama-cpp LLAMA_CPP_SOURCE [--converter-python PYTHON] [-r 3]
+    python benchmarks/conversion.py CHECKPOINT --llama-cpp LLAMA_CPP_SOURCE [--converter-python PYTHON] [-r 3] [--cold]
 
 CHECKPOINT is a folder in Hugging Face format. LLAMA_CPP_SOURCE is llama.cpp's source folder, for its
 `convert_hf_to_gguf.py`; PYTHON is an interpreter that has what that script needs (torch, transformers, gguf).
-Without --llama-cpp only MLX is compared. The tools take turns, each run is a process of its own, and the
-ratios are taken turn by turn.
+Without --llama-cpp only MLX is compared. With --cold (Linux) the checkpoint is dropped from the system's cache before
+each run. "both" is localq making both forms in one pass, against all the other tools. The tools take turns, each run
+is a process of its own, and the ratios are taken turn by turn.
 """
 
 from __future__ import annotations
@@ -39,12 +40,23 @@ class Run:
     peak_resident_bytes: int
     written_bytes: int
     """Everything the tool left on disk, intermediate files included."""
+    read_bytes: int
+    """From the disk itself; what was in the system's cache is not counted."""
+
+
+def drop_from_cache(checkpoint: Path) -> None:
+    """Let the system forget the files' contents."""
+    os.sync()
+    for file in checkpoint.iterdir():
+        descriptor = os.open(file, os.O_RDONLY)
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(descriptor)
 
 
 def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | None = None) -> Run:
     """Run commands one after the other; memory is that of the largest process."""
     started = time.perf_counter()
-    cpu_seconds, peak = 0.0, 0
+    cpu_seconds, peak, read = 0.0, 0, 0
     for command in commands:
         with tempfile.TemporaryFile() as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **(environment or {})})
@@ -54,12 +66,13 @@ def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | N
                 log.seek(0)
                 sys.exit(f"{' '.join(command)} failed:\n{log.read().decode(errors='replace')[-2000:]}")
         cpu_seconds += usage.ru_utime + usage.ru_stime
+        read += usage.ru_inblock * 512
         peak = max(peak, usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024))
     seconds = time.perf_counter() - started
     written = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     shutil.rmtree(folder)
     folder.mkdir()
-    return Run(seconds, cpu_seconds, peak, written)
+    return Run(seconds, cpu_seconds, peak, written, read)
 
 
 def tools(arguments: argparse.Namespace, folder: Path) -> dict[str, list[tuple[str, list[list[str]]]]]:
@@ -82,6 +95,9 @@ def tools(arguments: argparse.Namespace, folder: Path) -> dict[str, list[tuple[s
         convert = [arguments.converter_python, str(script), checkpoint, "--outtype", "bf16", "--outfile", str(whole)]
         quantize = [python, "-c", _QUANTIZE, str(whole), str(quantized)]
         forms["gguf-q4_k_m"].append(("converter + quantizer", [convert, quantize]))
+        both = [python, "-m", "localq", "convert", checkpoint, "--models-dir", str(folder)]
+        both += ["--to", "gguf-q4_k_m", "--to", "mlx-4bit"]
+        forms["both"] = [("localq", [both]), ("converter + quantizer, mlx_lm.convert", [convert, quantize, mlx])]
     return forms
 
 
@@ -97,14 +113,21 @@ def main() -> None:
     parser.add_argument("--llama-cpp", type=Path)
     parser.add_argument("--converter-python", default=sys.executable)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
+    parser.add_argument("--cold", action="store_true")
+    parser.add_argument("--form", action="append", help="of gguf-q4_k_m, mlx-4bit and both (default: all)")
     arguments = parser.parse_args()
     environment = {"PYTHONPATH": str(arguments.llama_cpp / "gguf-py")} if arguments.llama_cpp else {}
-    print("| form | tool | seconds | of the peer's time | peak resident MB | written MB |\n|---|---|---|---|---|---|")
+    print("| form | tool | seconds | of the peer's time | peak resident MB | written MB | read MB |")
+    print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as scratch:
         for form, contenders in tools(arguments, Path(scratch)).items():
+            if arguments.form and form not in arguments.form:
+                continue
             runs: dict[str, list[Run]] = {name: [] for name, _ in contenders}
             for _ in range(arguments.repetitions):
                 for name, commands in contenders:
+                    if arguments.cold:
+                        drop_from_cache(arguments.checkpoint)
                     peer = environment if name.startswith("converter") else None
                     runs[name].append(run(commands, Path(scratch), peer))
             for name, measured in runs.items():
@@ -114,7 +137,8 @@ def main() -> None:
                     f"| {form} | {name} | {median_and_range([r.wall_seconds for r in measured], '.1f')} "
                     f"| {median_and_range(ratios, '.2f')} "
                     f"| {max(r.peak_resident_bytes for r in measured) / 1e6:,.0f} "
-                    f"| {measured[0].written_bytes / 1e6:,.0f} |",
+                    f"| {measured[0].written_bytes / 1e6:,.0f} "
+                    f"| {max(r.read_bytes for r in measured) / 1e6:,.0f} |",
                     flush=True,
                 )
 
