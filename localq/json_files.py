@@ -12,7 +12,10 @@ from localq.errors import CheckpointError
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file; raises CheckpointError naming the file."""
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        value = json.loads(text)
+        if r"\ud" in text.lower():  # an escaped surrogate: a pair is a character, half of one is no text
+            json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} has no {path.name}", "give the folder that holds it") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -5,7 +5,15 @@ from __future__ import annotations
 import pytest
 
 from localq.errors import UnknownRecipeError
-from localq.recipes import DEFAULT_RECIPES, RECIPES, GgufRecipe, MlxQuantization, MlxRecipe, looks_like_recipe, parse_recipe
+from localq.recipes import (
+    DEFAULT_RECIPES,
+    RECIPES,
+    GgufRecipe,
+    MlxQuantization,
+    MlxRecipe,
+    looks_like_recipe,
+    parse_recipe,
+)
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -46,9 +46,9 @@ def convert(
     """Convert a checkpoint; what an earlier run made is found again."""
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion import convert as conversion
-    from localq.engines.availability import default_recipe_names, has_backend
+    from localq.engines.availability import has_backend
 
-    recipes = to or default_recipe_names()
+    recipes = to or None  # the library knows which forms the platform and the model's family have
     if not to and not has_backend("mlx"):
         say("MLX does not run on this platform: making the GGUF form alone")
     if dry_run:

@@ -112,6 +112,11 @@ def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
             f"{recipe.name} fits no tensor: no row length is a multiple of {recipe.quantization.group_size}",
             "choose a smaller group, such as mlx-4bit-g32, or a gguf recipe",
         )
+    if recipe.high_bits and all(tensor.quantization in (None, recipe.quantization) for tensor in tensors):
+        raise ConversionError(
+            f"{recipe.name} would give {checkpoint.family.name} no more than its low bits",
+            f"choose mlx-{recipe.quantization.bits if recipe.quantization else 4}bit, or more bits for all",
+        )
     return MlxPlan(recipe, tuple(tensors), tuple(fallbacks))
 
 

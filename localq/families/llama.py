@@ -110,7 +110,13 @@ class Llama(Family):
         """The divisors of the rotary frequencies, where the model uses Llama 3's scaling."""
         if config.rope.type != "llama3":
             return {}
-        return {"rope_freqs.weight": _llama3_frequency_factors(config)}
+        import numpy as np
+
+        with np.errstate(all="ignore"):  # by absurd settings: told below
+            factors = _llama3_frequency_factors(config)
+        if not np.isfinite(factors).all():
+            raise CheckpointError("config.json: the rotary scaling gives frequencies that are no numbers", HINT)
+        return {"rope_freqs.weight": factors}
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
         """Without the list of layer types, by which mlx_lm would count the layers."""

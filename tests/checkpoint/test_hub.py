@@ -262,7 +262,8 @@ def test_the_environment_decides_hub_and_cache_and_nothing_else_is_printed(serve
 
 def test_weights_of_torch_are_pulled_where_there_are_no_safetensors(server: HubServer, cache_folder: Path) -> None:
     kept = {name: data for name, data in FILES.items() if "safetensors" not in name}
-    index = json.dumps({"weight_map": {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}})
+    shards = {"a": "pytorch_model-00001-of-00002.bin", "b": "pytorch_model-00002-of-00002.bin"}
+    index = json.dumps({"weight_map": shards})
     torch = {
         "pytorch_model.bin.index.json": index.encode(),
         "pytorch_model-00001-of-00002.bin": b"first",
