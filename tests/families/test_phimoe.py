@@ -72,7 +72,6 @@ def test_the_scale_of_longrope_is_derived_as_llama_cpps_converter_does_and_said_
     assert not any("1.061" in caveat for caveat in FAMILY.caveats(same))
 
 
-
 def test_without_longrope_there_are_neither_factors_nor_a_scale() -> None:
     config = config_of("phi-mini-moe")
     assert FAMILY.gguf_extra_tensors(config) == {}
