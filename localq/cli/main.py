@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
-from localq.cli import bench, chat, convert, demo, doctor, generate, ls, pull, rm, show
+from localq.cli import bench, chat, convert, demo, doctor, generate, ls, prune, pull, rm, show, verify
 from localq.cli.output import emit, say
 from localq.errors import LocalqError
 from localq.version import __version__
@@ -36,6 +36,8 @@ _COMMANDS = (
     ls.ls,
     show.show,
     rm.rm,
+    verify.verify,
+    prune.prune,
     generate.generate,
     chat.chat,
     bench.bench,

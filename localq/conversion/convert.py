@@ -24,6 +24,7 @@ from localq.conversion.survey import Plan, PlannedForm, Recipes, Request, Source
 from localq.recipes import Recipe
 from localq.store.manifest import Artifact, FileRecord, Manifest
 from localq.store.store import Store, shown_name, source_of
+from localq.store.upkeep import remove_leftovers
 from localq.text.tokenizer_json import read_tokenizer_json
 from localq.version import library_versions
 
@@ -104,6 +105,7 @@ def make_forms(
     if found.plans:
         for caveat in found.checkpoint.family.caveats(found.checkpoint.config):
             listener.on_caveat(caveat)
+        remove_leftovers(found.store)
         found.store.check_room(sum(plan.weight_bytes for plan in found.plans.values()))
         made |= _Job(found, listener).make()
     forms = [made[recipe.name] for recipe in found.wanted]

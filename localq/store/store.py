@@ -117,14 +117,35 @@ class Store:
         finally:
             lock.release()
 
-    def _acquire(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> BaseFileLock:
+    def is_being_written(self, model: Path, recipe_name: str) -> bool:
+        """Whether a process holds the lock of a form in a model's folder."""
+        import filelock
+
+        lock = self._lock(model, recipe_name)
+        try:
+            lock.acquire(blocking=False)
+        except filelock.Timeout:
+            return True
+        lock.release()
+        return False
+
+    def forget_if_empty(self, model: Path) -> None:
+        """Delete a model's folder that holds nothing."""
+        _remove_if_empty(model)
+
+    def _lock(self, model: Path, recipe_name: str) -> BaseFileLock:
         import filelock
 
         locks = self.folder / _LOCKS
         locks.mkdir(parents=True, exist_ok=True)
+        return filelock.FileLock(locks / f"{model.name}.{recipe_name}.lock")
+
+    def _acquire(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> BaseFileLock:
+        import filelock
+
         while True:
             model = self._model_folder(reference)
-            lock = filelock.FileLock(locks / f"{model.name}.{recipe.name}.lock")
+            lock = self._lock(model, recipe.name)
             try:
                 lock.acquire(blocking=False)
             except filelock.Timeout:

@@ -1,0 +1,23 @@
+"""`localq prune`: delete what killed conversions left behind."""
+
+from __future__ import annotations
+
+from localq.cli.arguments import Json, ModelsDir
+from localq.cli.output import emit, emit_json, say
+from localq.tables import format_bytes
+
+
+def prune(models_dir: ModelsDir = None, json: Json = False) -> None:
+    """Delete what conversions that were killed left behind. Artifacts and checkpoints are never touched."""
+    from localq.store.store import Store
+    from localq.store.upkeep import remove_leftovers
+
+    store = Store(models_dir)
+    removed = remove_leftovers(store)
+    if json:
+        emit_json([{"path": str(leftover.path), "bytes": leftover.bytes} for leftover in removed])
+        return
+    for leftover in removed:
+        emit(f"removed {leftover.path}, {format_bytes(leftover.bytes)}")
+    if not removed:
+        say(f"nothing left over in {store.folder}")

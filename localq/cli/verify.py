@@ -1,0 +1,47 @@
+"""`localq verify`: whether artifacts still are what was written."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from localq.cli.arguments import Json, ModelsDir
+from localq.cli.output import emit, emit_json, say
+from localq.tables import format_bytes
+
+
+def verify(
+    ref: Annotated[
+        str | None, typer.Argument(metavar="[REF]", help="A model or one of its forms (default: all that is there).")
+    ] = None,
+    models_dir: ModelsDir = None,
+    json: Json = False,
+) -> None:
+    """Read artifacts and compare their files with the hashes of their manifests."""
+    from localq.cli.progress import ByteBar
+    from localq.reference import parse_reference
+    from localq.store.store import Store
+    from localq.store.upkeep import changed_files
+
+    store = Store(models_dir)
+    damaged = [] if ref else store.damaged()
+    results: list[dict[str, Any]] = []
+    with ByteBar() as bar:
+        for artifact in store.require(parse_reference(ref)) if ref else store.artifacts():
+            changed = changed_files(artifact, lambda done, total, name=artifact.name: bar.update(name, done, total))  # type: ignore[misc]
+            manifest = artifact.manifest
+            results.append(
+                {"model": manifest.model, "recipe": manifest.recipe, "bytes": manifest.bytes, "changed": changed}
+            )
+    if json:
+        emit_json(results)
+    else:
+        for result in results:
+            outcome = f"changed: {', '.join(result['changed'])}" if result["changed"] else "as it was written"
+            emit(f"{result['model']}:{result['recipe']}, {format_bytes(result['bytes'])}: {outcome}")
+    for folder in damaged:
+        say(f"{folder} is damaged: files are missing, or of another length")
+    if damaged or any(result["changed"] for result in results):
+        say("hint: `localq convert SOURCE --to RECIPE --force` makes a form again")
+        raise typer.Exit(1)

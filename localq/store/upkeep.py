@@ -1,0 +1,60 @@
+"""Upkeep of the models folder: what killed processes left behind, and whether artifacts still are what they were."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from localq.store.disk_errors import disk_errors
+from localq.store.manifest import Artifact
+from localq.store.store import Store
+
+_LEFTOVER = re.compile(r"\.(?P<recipe>.+)\.(partial|replaced|removed-\d+)")
+_BLOCK_BYTES = 1 << 20
+
+Progress = Callable[[int, int], None]
+"""Called with (bytes read, bytes in all)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Leftover:
+    """A folder that was half written or half deleted, and is gone now."""
+
+    path: Path
+    bytes: int
+
+
+def remove_leftovers(store: Store) -> list[Leftover]:
+    """Delete what processes that were killed left behind; what a living one is writing stays, by its lock."""
+    removed = []
+    with disk_errors(store.folder):
+        for folder in sorted(store.folder.glob("*/.*")):
+            found = _LEFTOVER.fullmatch(folder.name)
+            if found and folder.is_dir() and not store.is_being_written(folder.parent, found["recipe"]):
+                nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+                shutil.rmtree(folder)
+                store.forget_if_empty(folder.parent)
+                removed.append(Leftover(folder, nbytes))
+    return removed
+
+
+def changed_files(artifact: Artifact, progress: Progress) -> list[str]:
+    """Names of files that are missing or whose SHA-256 is not the manifest's. Reads them all."""
+    total, done, changed = artifact.manifest.bytes, 0, []
+    for record in artifact.manifest.files:
+        digest = hashlib.sha256()
+        file = artifact.folder / record.name
+        with disk_errors(artifact.folder):
+            if file.is_file():
+                with file.open("rb") as stream:
+                    while block := stream.read(_BLOCK_BYTES):
+                        digest.update(block)
+                        done += len(block)
+                        progress(done, total)
+        if digest.hexdigest() != record.sha256:
+            changed.append(record.name)
+    return changed
