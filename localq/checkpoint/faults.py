@@ -22,7 +22,7 @@ def tensor_faults(
             yield from _faults_of(name, tensors.get(name), shape)
     expected = {name for layout in layouts for name in layout.sources}
     for name in tensors:
-        tied_head = name == "lm_head.weight" and config.tied_embeddings
+        tied_head = name == "lm_head.weight" and config.tied_embeddings  # the embedding once more
         if name not in expected and not is_rotary_table(name) and not tied_head:
             yield CheckpointError(
                 f"tensor {name} has no place in a {config.architecture}",

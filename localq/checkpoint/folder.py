@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.dequantize import dequantized, require_known_method, without_empty_biases
 from localq.checkpoint.faults import tensor_faults
-from localq.checkpoint.tensors import StackedTensor, WeightTensor
+from localq.checkpoint.tensors import StackedTensor, WeightFiles, WeightTensor, row_ranges, to_float32
 from localq.checkpoint.weights import Weights, find_weights
 from localq.errors import CheckpointError
 from localq.families.base import Family, TensorLayout
@@ -74,32 +74,75 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
             f"{folder} has no tokenizer.json",
             f"download it from the model's page; {', '.join(TOKENIZER_SOURCES[1:])} would do as well",
         )
-    weights, layouts = find_tensors(folder, config, family)
-    for fault in tensor_faults(weights.tensors, layouts, config):
+    contents = read_contents(folder, config, family)
+    tensors = contents.weights.tensors
+    for fault in tensor_faults(tensors, contents.layouts, contents.config):
         raise fault
-    tensors = {layout.name: _tensor(layout, weights.tensors) for layout in layouts}
-    revision = revision or fingerprint(folder, weights)
-    return Checkpoint(name, revision, folder, config, family, Weights(tensors), layouts)
+    logical = Weights({layout.name: _tensor(layout, tensors) for layout in contents.layouts})
+    revision = revision or fingerprint(folder, contents.weights)
+    return Checkpoint(name, revision, folder, contents.config, family, logical, contents.layouts)
 
 
-def find_tensors(folder: Path, config: ModelConfig, family: Family) -> tuple[Weights, tuple[TensorLayout, ...]]:
-    """What the folder has, and what its config asks for, before the two are compared (`tensor_faults`).
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What a folder has and what its config asks for, before the two are compared (`tensor_faults`)."""
 
-    Weights that are stored quantized come as floats.
-    """
+    weights: Weights
+    """Those that are stored quantized come as floats."""
+    layouts: tuple[TensorLayout, ...]
+    config: ModelConfig
+    """As the weights show it: not tied where there is an output layer of its own."""
+
+
+def read_contents(folder: Path, config: ModelConfig, family: Family) -> Contents:
+    """Find the tensors of a checkpoint folder. Raises CheckpointError or UnsupportedModelError."""
     weights = find_weights(folder)
     if config.layer_count > len(weights.tensors):
         raise CheckpointError(
             f"config.json asks for {config.layer_count} layers; the weights are {len(weights.tensors)} tensors",
             "config.json and weights are of different models: download both again",
         )
-    layouts = tuple(family.tensors(config))
+    expected = {name for layout in family.tensors(config) for name in layout.sources}
+    tensors = _with_prefix(weights.tensors, expected)
     quantization = _quantization(config.raw)
-    if quantization is None:
-        return weights, layouts
-    expected = {name for layout in layouts for name in layout.sources}
-    tensors = dequantized(weights.tensors, quantization, _dtype(config.raw))
-    return Weights(without_empty_biases(tensors, expected)), layouts
+    if quantization is not None:
+        tensors = without_empty_biases(dequantized(tensors, quantization, _dtype(config.raw)), expected)
+    if config.tied_embeddings and _has_own_output_layer(tensors):
+        config = replace(config, tied_embeddings=False)
+        family.check(config)
+    return Contents(Weights(tensors), tuple(family.tensors(config)), config)
+
+
+_PREFIX, _EMBEDDING, _OUTPUT = "model.", "model.embed_tokens.weight", "lm_head.weight"
+
+
+def _with_prefix(tensors: Mapping[str, WeightTensor], expected: set[str]) -> Mapping[str, WeightTensor]:
+    """A model that was saved without its output layer, as LlamaModel, has the names without `model.` in front."""
+    if _EMBEDDING in tensors or _EMBEDDING.removeprefix(_PREFIX) not in tensors:
+        return tensors
+    return {name if name in expected else _PREFIX + name: tensor for name, tensor in tensors.items()}
+
+
+def _has_own_output_layer(tensors: Mapping[str, WeightTensor]) -> bool:
+    """Whether there is an output layer that is not the embedding once more, although the config ties the two.
+
+    Fine-tunes that trained it have one. transformers takes it then, and so does llama.cpp's converter.
+    """
+    import numpy as np
+
+    embedding, output = tensors.get(_EMBEDDING), tensors.get(_OUTPUT)
+    if embedding is None or output is None or embedding.shape != output.shape or len(output.shape) != 2:
+        return output is not None and embedding is not None
+    files = WeightFiles()
+    files.open({*embedding.files, *output.files})
+    try:
+        for start, stop in row_ranges(*output.shape):
+            first, second = (to_float32(tensor.read_rows(files, start, stop)) for tensor in (embedding, output))
+            if not np.array_equal(first, second):
+                return True
+        return False
+    finally:
+        files.close()
 
 
 def _tensor(layout: TensorLayout, tensors: Mapping[str, WeightTensor]) -> WeightTensor:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -30,6 +30,10 @@ _NUMPY_DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4"
 _NUMPY_DTYPES |= {"BF16": "u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "U8": "u1", "BOOL": "u1", "U16": "u2", "U32": "u4"}
 _NUMPY_DTYPES |= {"U64": "u8"}
 """numpy has no bfloat16 and no 8-bit floats: their bits are read as unsigned integers."""
+
+
+PIECE_ELEMENTS = 1 << 20
+"""Weights per piece: 4 MiB as float32."""
 
 
 class WeightFiles:
@@ -175,6 +179,13 @@ class StackedTensor:
             piece = self.parts[number].read_rows(files, *bounds)
             pieces.append(to_float32(piece) if self.dtype == "F32" else piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    """Split `rows` into ranges of about `PIECE_ELEMENTS` weights, each a multiple of `multiple` rows."""
+    step = max(1, PIECE_ELEMENTS // (columns * multiple)) * multiple
+    for start in range(0, rows, step):
+        yield start, min(start + step, rows)
 
 
 def to_float32(rows: NDArray[Any]) -> NDArray[np.float32]:

@@ -103,7 +103,7 @@ def make_forms(
         listener.on_outdated(artifact)
     made = {name: Converted(artifact, 0.0, reused=True) for name, artifact in found.there.items()}
     if found.plans:
-        for caveat in found.checkpoint.family.caveats(found.checkpoint.config):
+        for caveat in found.caveats():
             listener.on_caveat(caveat)
         remove_leftovers(found.store)
         found.store.check_room(sum(plan.weight_bytes for plan in found.plans.values()))

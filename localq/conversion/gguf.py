@@ -13,10 +13,11 @@ from types import TracebackType
 from typing import TYPE_CHECKING
 
 from localq.checkpoint.folder import Checkpoint
+from localq.checkpoint.tensors import row_ranges
 from localq.conversion import ggml
 from localq.conversion.gguf_header import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufTensor, header
 from localq.conversion.output import HashedOutput, WrittenFile
-from localq.conversion.pieces import Piece, row_ranges
+from localq.conversion.pieces import Piece
 from localq.conversion.plan_gguf import GgufPlan
 
 if TYPE_CHECKING:

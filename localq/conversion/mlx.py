@@ -16,9 +16,10 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
+from localq.checkpoint.tensors import row_ranges
 from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
 from localq.conversion.output import HashedOutput, WrittenFile, hashed_text
-from localq.conversion.pieces import Piece, row_ranges
+from localq.conversion.pieces import Piece
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor, stored_bytes
 
 if TYPE_CHECKING:

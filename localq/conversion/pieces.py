@@ -14,9 +14,6 @@ from typing import Any, TypeVar
 
 from localq.engines.availability import available_logical_cores
 
-PIECE_ELEMENTS = 1 << 20
-"""Weights per piece: 4 MiB as float32."""
-
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -27,13 +24,6 @@ class Piece:
     compute: Callable[[], Any]
     write: Callable[[Any], None]
     """Takes what `compute` gave."""
-
-
-def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
-    """Split `rows` into ranges of about `PIECE_ELEMENTS` weights, each a multiple of `multiple` rows."""
-    step = max(1, PIECE_ELEMENTS // (columns * multiple)) * multiple
-    for start in range(0, rows, step):
-        yield start, min(start + step, rows)
 
 
 def write_pieces(forms: Sequence[Iterable[Piece]], pool: WorkerPool, advance: Callable[[int], None]) -> None:

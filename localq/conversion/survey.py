@@ -12,6 +12,7 @@ from localq.conversion.gguf_header import GgufMetadata, gguf_metadata
 from localq.conversion.plan_gguf import GgufPlan, plan_gguf
 from localq.conversion.plan_mlx import MlxPlan, plan_mlx
 from localq.conversion.pre_tokenizers import require_known_name
+from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.engines.availability import default_recipe_names, require_backend
 from localq.errors import ModelNotFoundError, ModelReferenceError, OptionError
 from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
@@ -107,6 +108,11 @@ class Survey:
     def is_current(self, artifact: Artifact) -> bool:
         """Whether it is what this conversion would make."""
         return artifact.manifest.revision == self.checkpoint.revision and self.request.fits(artifact)
+
+    def caveats(self) -> tuple[str, ...]:
+        """Where the forms that are to be made will differ from the model's reference."""
+        caveats = self.checkpoint.family.caveats(self.checkpoint.config)
+        return caveats if self.gguf_metadata is None else (*caveats, *gguf_tokenizer_caveats(self.checkpoint.folder))
 
     def planned(self, recipe: Recipe) -> PlannedForm:
         """What will become of one recipe."""

@@ -13,13 +13,13 @@ from typing import Any, Literal
 
 from localq.checkpoint.dequantize import quantization_name
 from localq.checkpoint.faults import tensor_faults
-from localq.checkpoint.folder import Checkpoint, find_tensors, read_config
+from localq.checkpoint.folder import Checkpoint, read_config, read_contents
 from localq.checkpoint.source import CheckpointPlace
-from localq.checkpoint.tensors import FLOAT_DTYPES
+from localq.checkpoint.tensors import FLOAT_DTYPES, row_ranges
 from localq.checkpoint.weights import Weights, find_weights
 from localq.conversion.gguf_header import gguf_metadata
-from localq.conversion.pieces import row_ranges
 from localq.conversion.survey import make_plan
+from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.doctor.memory import memory_use
 from localq.engines.availability import has_backend, require_backend
 from localq.errors import ChatTemplateError, CheckpointError, LocalqError
@@ -126,6 +126,8 @@ def examine(place: CheckpointPlace, recipes: Sequence[Recipe], free_memory_bytes
     _examine_chat_template(found)
     if found.config is not None and found.family is not None:
         found.notes += found.family.caveats(found.config)
+    if found.family is not None and "gguf" in found.family.formats and found.tokenizer is not None:
+        found.notes += gguf_tokenizer_caveats(place.folder)
     if found.checkpoint is not None:
         _examine_forms(found, found.checkpoint, recipes, free_memory_bytes)
     return found
@@ -138,16 +140,16 @@ def read_all_weights(found: Examination, progress: Progress) -> None:
     """
     if found.weights is None:
         return
-    tensors = [tensor for tensor in found.weights.tensors.values() if tensor.dtype in FLOAT_DTYPES]
-    total, done = sum(tensor.nbytes for tensor in tensors), 0
+    tensors = {name: tensor for name, tensor in found.weights.tensors.items() if tensor.dtype in FLOAT_DTYPES}
+    total, done = sum(tensor.nbytes for tensor in tensors.values()), 0
     faults: list[LocalqError] = []
     with found.noting_faults(), found.weights as weights:
-        for tensor in tensors:
+        for name, tensor in tensors.items():
             *leading, columns = tensor.shape or (1,)
             rows, columns = (math.prod(leading), columns) if leading else (columns, 1)
             try:
                 for start, stop in row_ranges(rows, columns) if columns else ():
-                    weights.read_rows(tensor.name, start, stop)
+                    weights.read_rows(name, start, stop)
             except LocalqError as error:
                 faults.append(error)
             done += tensor.nbytes
@@ -170,8 +172,9 @@ def _examine_weights(found: Examination) -> None:
     if found.weights is None or found.config is None or found.family is None:
         return
     with found.noting_faults():
-        found.weights, layouts = find_tensors(folder, found.config, found.family)
-        faults = list(tensor_faults(found.weights.tensors, layouts, found.config))
+        contents = read_contents(folder, found.config, found.family)
+        found.weights, found.config = contents.weights, contents.config
+        faults = list(tensor_faults(contents.weights.tensors, contents.layouts, contents.config))
         found.add_all(faults, "tensors that are missing, misshapen or without a place")
         if not faults:
             found.checkpoint = found.place.open()

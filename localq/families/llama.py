@@ -104,6 +104,7 @@ class Llama(Family):
             metadata["llama.rope.scaling.factor"] = float(config.rope.parameters["factor"])
         if config.rope.type == "yarn":
             metadata["llama.rope.scaling.original_context_length"] = config.original_context_length
+            metadata |= _stated_yarn_settings(config)
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
@@ -160,6 +161,14 @@ def _check_llama3(config: ModelConfig) -> None:
             f"config.json: low_freq_factor is {low}, not below the high_freq_factor {high}",
             HINT,
         )
+
+
+def _stated_yarn_settings(config: ModelConfig) -> dict[str, MetadataValue]:
+    """Settings of YaRN that the converter writes where the config states them, though they are the defaults."""
+    keys = {"extrapolation_factor": "ext_factor", "attention_factor": "attn_factor", "attn_factor": "attn_factor"}
+    keys |= {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
+    stated = config.rope.parameters
+    return {f"llama.rope.scaling.yarn_{keys[name]}": float(stated[name]) for name in reversed(keys) if name in stated}
 
 
 def _check_yarn(config: ModelConfig) -> None:

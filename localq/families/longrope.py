@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+_LLAMA_CPP_CONTEXT_STEP = 256
+
 
 def check_longrope(config: ModelConfig, rotated_width: int, derived_scales: tuple[str, ...]) -> None:
     """Refuse settings that are incomplete, and `derived_scales` that say otherwise than both context lengths.
@@ -43,6 +45,17 @@ def attention_factor(config: ModelConfig) -> float:
     if scale <= 1.0:
         return 1.0
     return math.sqrt(1 + math.log(scale) / math.log(config.original_context_length))
+
+
+def longrope_caveats(config: ModelConfig) -> tuple[str, ...]:
+    """llama.cpp takes the long factors where its context, a multiple of 256 (src/llama-context.cpp), is longer."""
+    original = config.original_context_length
+    if config.rope.type != "longrope" or original % _LLAMA_CPP_CONTEXT_STEP == 0:
+        return ()
+    return (
+        f"llama.cpp rounds contexts up to multiples of {_LLAMA_CPP_CONTEXT_STEP} tokens: for those that are rounded "
+        f"beyond the original {original} it takes LongRoPE's long factors, unlike MLX.",
+    )
 
 
 def factor_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:

@@ -17,7 +17,7 @@ from localq.families.base import (
     outer_layouts,
 )
 from localq.families.config import ModelConfig, positive_integer
-from localq.families.longrope import attention_factor, check_longrope, factor_tensors
+from localq.families.longrope import attention_factor, check_longrope, factor_tensors, longrope_caveats
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 if TYPE_CHECKING:
@@ -42,8 +42,8 @@ class Phi3(Family):
             check_longrope(config, config.rotated_width, _DERIVED_SCALES)
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
-        """The sliding window, where it is shorter than the context."""
-        return sliding_window_caveats(config)
+        """The sliding window, where it is shorter than the context, and an uneven original context."""
+        return (*sliding_window_caveats(config), *longrope_caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor; the family has no biases."""

@@ -18,7 +18,7 @@ from localq.families.base import (
     refuse_unless,
 )
 from localq.families.config import HINT, ModelConfig, positive_integer, positive_number
-from localq.families.longrope import attention_factor, check_longrope, factor_tensors
+from localq.families.longrope import attention_factor, check_longrope, factor_tensors, longrope_caveats
 from localq.families.phi3 import phi3_gguf_metadata, sliding_window_caveats
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
@@ -65,7 +65,7 @@ class PhiMoe(Family):
         """What llama.cpp does otherwise: with random weights, three in four of the likeliest tokens are others."""
         stated, derived = config.rope.parameters.get("short_mscale"), attention_factor(config)
         scale = _GGUF_SCALE_CAVEAT.format(derived=derived, stated=stated) if stated not in (None, derived) else ""
-        return (_GGUF_CAVEAT, *filter(None, [scale]), *sliding_window_caveats(config))
+        return (_GGUF_CAVEAT, *filter(None, [scale]), *sliding_window_caveats(config), *longrope_caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor; the experts' are stacked, as both runtimes want them."""

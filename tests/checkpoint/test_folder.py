@@ -258,7 +258,8 @@ def test_saved_rotary_tables_are_left_aside(tmp_path: Path, name: str) -> None:
 def test_a_tied_output_layer_is_not_counted_whether_it_is_saved_or_not(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, "llama-3.2")
     without = opened(folder).parameters
-    change_tensors(folder, "llama-3.2", **{HEAD: np.zeros((768, 256), dtype=np.float32)})
+    embedding = random_tensors(CONFIGS["llama-3.2"])["model.embed_tokens.weight"]
+    change_tensors(folder, "llama-3.2", **{HEAD: embedding})
     checkpoint = opened(folder)
     assert checkpoint.parameters == without
     assert HEAD not in {layout.name for layout in checkpoint.layouts}
@@ -304,3 +305,37 @@ def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path: P
     (folder / "config.json").write_text(json.dumps({**config, "num_hidden_layers": 10**9}))
     with pytest.raises(CheckpointError, match="1000000000 layers"):
         open_checkpoint(folder, "model")
+
+
+def with_output_layer(folder: Path, change: float) -> Path:
+    """A tied checkpoint that has an output layer all the same."""
+    tensors = random_tensors(CONFIGS["llama-3.2"])
+    head = tensors["model.embed_tokens.weight"].copy()
+    head[-1, -1] += change
+    write_safetensors(folder / "model.safetensors", {**tensors, "lm_head.weight": head})
+    return folder
+
+
+def test_an_output_layer_that_was_trained_is_kept_although_the_config_ties_it(tmp_path: Path) -> None:
+    checkpoint = opened(with_output_layer(write_checkpoint(tmp_path, "llama-3.2"), 0.25))
+    assert not checkpoint.config.tied_embeddings
+    assert "lm_head.weight" in {layout.name for layout in checkpoint.layouts}
+    assert checkpoint.family.mlx_config(checkpoint.config)["tie_word_embeddings"] is False
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_names_without_their_prefix_are_those_of_a_model_saved_without_its_output_layer(
+    tmp_path: Path, tied: bool
+) -> None:
+    folder = write_checkpoint(tmp_path / "whole", "llama-3.2" if tied else "llama-3")
+    expected = opened(folder)
+    change_config(folder, architectures=["LlamaModel"])
+    tensors = random_tensors(CONFIGS["llama-3.2" if tied else "llama-3"])
+    write_safetensors(
+        folder / "model.safetensors", {name.removeprefix("model."): values for name, values in tensors.items()}
+    )
+    checkpoint = opened(folder)
+    assert checkpoint.layouts == expected.layouts
+    with checkpoint.weights as weights:
+        rows = weights.read_rows_float32("model.layers.1.mlp.down_proj.weight", 0, 3)
+    assert np.array_equal(rows, tensors["model.layers.1.mlp.down_proj.weight"][:3])

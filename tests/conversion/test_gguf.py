@@ -164,7 +164,7 @@ def test_tokenizer_without_its_sentencepiece_model_still_splits_alike(tmp_path: 
 
 
 def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
-    from localq.conversion.pieces import PIECE_ELEMENTS, row_ranges
+    from localq.checkpoint.tensors import PIECE_ELEMENTS, row_ranges
 
     for rows, columns, multiple in ((128256, 2048, 1), (4096, 4096, 128), (7, 3, 7), (1, 10_000_000, 1)):
         ranges = list(row_ranges(rows, columns, multiple))

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localq.checkpoint import tensors
 from localq.checkpoint.weights import Weights
 from localq.conversion import pieces
 from localq.conversion.convert import convert
@@ -30,7 +31,7 @@ def test_each_stretch_of_the_checkpoint_is_read_for_all_forms_at_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """So that the disk delivers it once: the next forms find it in the system's cache."""
-    monkeypatch.setattr(pieces, "PIECE_ELEMENTS", 4096)
+    monkeypatch.setattr(tensors, "PIECE_ELEMENTS", 4096)
     folder = write_checkpoint(tmp_path / "model", "llama-3.2")
     reads: list[tuple[str, int]] = []
     plain = Weights.read_rows
@@ -66,9 +67,9 @@ def test_a_form_that_lags_behind_in_the_checkpoint_goes_first() -> None:
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_weight_that_is_no_number_is_named_and_leaves_nothing(tmp_path: Path, value: float, dtype: str) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3", dtype=dtype)
-    tensors = random_tensors(CONFIGS["llama-3"])
-    tensors["model.layers.1.mlp.down_proj.weight"][17, 5] = value
-    write_safetensors(folder / "model.safetensors", tensors, dtype)
+    values = random_tensors(CONFIGS["llama-3"])
+    values["model.layers.1.mlp.down_proj.weight"][17, 5] = value
+    write_safetensors(folder / "model.safetensors", values, dtype)
     for form in FORMS[:2]:
         with pytest.raises(
             CheckpointError, match=r"model\.layers\.1\.mlp\.down_proj\.weight holds -?(nan|inf) in row 17"

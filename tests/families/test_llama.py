@@ -244,3 +244,11 @@ def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[
 def test_the_default_context_is_the_models_own_up_to_8192_tokens() -> None:
     assert FAMILY.default_context_length(config_of("llama-3")) == 512
     assert FAMILY.default_context_length(config_of("llama-3", max_position_embeddings=131072)) == 8192
+
+
+def test_settings_of_yarn_are_written_where_the_config_states_them() -> None:
+    rope = {**CONFIGS["llama-yarn"]["rope_scaling"], "beta_fast": 32, "beta_slow": 1}
+    metadata = FAMILY.gguf_metadata(config_of("llama-yarn", rope_scaling=rope))
+    assert metadata["llama.rope.scaling.yarn_beta_fast"] == 32.0
+    assert metadata["llama.rope.scaling.yarn_beta_slow"] == 1.0
+    assert not any("yarn_" in key for key in FAMILY.gguf_metadata(config_of("llama-yarn")))

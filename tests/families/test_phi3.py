@@ -173,3 +173,12 @@ def test_the_default_context_is_the_original_one_up_to_8192_tokens() -> None:
     long = config_of("phi-4", max_position_embeddings=16384, original_max_position_embeddings=16384)
     assert FAMILY.default_context_length(long) == 8192
     assert FAMILY.default_context_length(config_of("phi-4", original_max_position_embeddings=None)) == 512
+
+
+def test_an_original_context_that_llama_cpp_rounds_is_told() -> None:
+    even, uneven = (
+        config_of("phi-3.5", sliding_window=None, original_max_position_embeddings=length) for length in (256, 250)
+    )
+    assert FAMILY.caveats(even) == ()
+    (caveat,) = FAMILY.caveats(uneven)
+    assert "250" in caveat and "multiples of 256" in caveat
