@@ -193,7 +193,8 @@ def to_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
     import numpy as np
 
     if rows.dtype == np.uint16:
-        return (rows.astype(np.uint32) << 16).view(np.float32)
+        bits: NDArray[np.uint32] = np.left_shift(rows, 16, dtype=np.uint32)
+        return bits.view(np.float32)
     return rows.astype(np.float32, copy=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -16,6 +17,7 @@ from pathlib import Path
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import cached_checkpoint, resolve_checkpoint
 from localq.conversion.gguf import GgufFile
+from localq.conversion.gguf_header import GgufMetadata
 from localq.conversion.mlx import MlxFolder
 from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
 from localq.conversion.pieces import worker_pool, write_pieces
@@ -44,7 +46,7 @@ class ConversionListener:
         """The checkpoint changed since this artifact was made; it will be made again."""
 
     def on_caveat(self, caveat: str) -> None:
-        """A sentence on where a runtime differs from the model's reference; told once, before forms are made."""
+        """A sentence on where a runtime differs from the model's reference; told once, when forms were made."""
 
     def on_progress(self, recipes: Sequence[Recipe], done_bytes: int, total_bytes: int) -> None:
         """Bytes of the checkpoint's weights that are converted, to all forms that are made in this pass."""
@@ -103,11 +105,11 @@ def make_forms(
         listener.on_outdated(artifact)
     made = {name: Converted(artifact, 0.0, reused=True) for name, artifact in found.there.items()}
     if found.plans:
-        for caveat in found.caveats():
-            listener.on_caveat(caveat)
         remove_leftovers(found.store)
         found.store.check_room(sum(plan.weight_bytes for plan in found.plans.values()))
         made |= _Job(found, listener).make()
+        for caveat in found.caveats():
+            listener.on_caveat(caveat)
     forms = [made[recipe.name] for recipe in found.wanted]
     for form in forms:
         if form.reused:
@@ -128,6 +130,8 @@ def plan_conversion(
     Raises as `convert` does; ModelNotFoundError for a repository that is not in the Hugging Face cache.
     """
     found = survey(Request(source, recipes, force, pre_tokenizer), Store(models_dir), cached_checkpoint)
+    if found.makes_gguf:
+        found.gguf_metadata()  # a tokenizer that can't be had as GGUF is refused
     return [found.planned(recipe) for recipe in found.wanted]
 
 
@@ -181,7 +185,9 @@ class _Job:
             self.listener.on_progress(recipes, done // len(plans), total)
 
         with checkpoint.weights, worker_pool() as pool, ExitStack() as outputs:
-            forms = [self._form(plan, stagings[plan.recipe.name]) for plan in plans]
+            # While the first weights are computed: it takes a second for 128,000 tokens.
+            metadata = pool.submit(self.survey.gguf_metadata) if self.survey.makes_gguf else Future()
+            forms = [self._form(plan, metadata, stagings[plan.recipe.name]) for plan in plans]
             for form in forms:
                 outputs.enter_context(form)
             write_pieces([form.pieces() for form in forms], pool, advance)
@@ -192,11 +198,10 @@ class _Job:
             for plan, form in zip(plans, forms, strict=True)
         }
 
-    def _form(self, plan: Plan, staging: Path) -> GgufFile | MlxFolder:
+    def _form(self, plan: Plan, metadata: Future[GgufMetadata], staging: Path) -> GgufFile | MlxFolder:
         checkpoint = self.survey.checkpoint
         if isinstance(plan, GgufPlan):
-            assert self.survey.gguf_metadata is not None, "made with the plan"
-            return GgufFile(checkpoint, plan, self.survey.gguf_metadata, staging / main_file(checkpoint, plan.recipe))
+            return GgufFile(checkpoint, plan, metadata, staging / main_file(checkpoint, plan.recipe))
         return MlxFolder(checkpoint, plan, staging)
 
     def _copies(self, plan: Plan, staging: Path) -> list[WrittenFile]:

@@ -6,6 +6,7 @@ There is no intermediate file, and memory does not grow with the model.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -37,7 +38,7 @@ class _Rows:
 class GgufFile:
     """A GGUF file being written; `checkpoint.weights` must be open. A context manager."""
 
-    def __init__(self, checkpoint: Checkpoint, plan: GgufPlan, metadata: GgufMetadata, file: Path) -> None:
+    def __init__(self, checkpoint: Checkpoint, plan: GgufPlan, metadata: Future[GgufMetadata], file: Path) -> None:
         self._checkpoint = checkpoint
         self._metadata = metadata
         self._plan = plan
@@ -68,7 +69,7 @@ class GgufFile:
         self._output.__exit__(kind, error, trace)
 
     def _header(self) -> bytes:
-        return header(self._metadata, self._plan.recipe.file_type_number, self._plan.tensors)
+        return header(self._metadata.result(), self._plan.recipe.file_type_number, self._plan.tensors)
 
     def _quantized(self, rows: _Rows) -> NDArray[np.uint8]:
         values = self._values(rows).reshape(-1, rows.tensor.columns)

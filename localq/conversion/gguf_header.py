@@ -72,7 +72,7 @@ class GgufMetadata:
 
 
 def gguf_metadata(checkpoint: Checkpoint, *, with_vocabulary: bool, pre_tokenizer: str | None = None) -> GgufMetadata:
-    """Hyperparameters, and the tokenizer with its chat template; without `general.file_type`.
+    """Hyperparameters, and the tokenizer with its chat template and the name; without `general.file_type`.
 
     `pre_tokenizer` stands in for the tokenizer's own rule.
 
@@ -85,8 +85,8 @@ def gguf_metadata(checkpoint: Checkpoint, *, with_vocabulary: bool, pre_tokenize
     writer.add_type("model")
     _add_hyperparameters(writer, checkpoint)
     writer.add_quantization_version(GGML_QUANT_VERSION)
-    writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], checkpoint.folder))
     if with_vocabulary:
+        writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], checkpoint.folder))
         add_vocabulary(writer, checkpoint.folder, checkpoint.config.vocabulary_size, pre_tokenizer)
     pairs = writer.kv_data[0]
     return GgufMetadata(len(pairs), b"".join(_pair(key, pair) for key, pair in pairs.items()))

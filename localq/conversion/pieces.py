@@ -60,7 +60,8 @@ class WorkerPool:
     """Threads that compute ahead of the one who consumes."""
 
     def __init__(self) -> None:
-        self.threads = available_logical_cores()
+        # One more than there are cores: while a thread waits for the disk, the others keep them busy.
+        self.threads = available_logical_cores() + 1
         self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="localq-convert")
 
     def in_order(self, items: Iterable[Item], compute: Callable[[Item], Result]) -> Iterator[tuple[Item, Result]]:
@@ -76,6 +77,10 @@ class WorkerPool:
         finally:
             for _, future in waiting:
                 future.cancel()
+
+    def submit(self, compute: Callable[[], Result]) -> Future[Result]:
+        """Begin something that pieces will need."""
+        return self._executor.submit(compute)
 
     def close(self) -> None:
         """Drop what has not begun, wait for what has."""

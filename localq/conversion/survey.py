@@ -97,8 +97,6 @@ class Survey:
     """None where all is there."""
     outdated: tuple[Artifact, ...] = ()
     plans: dict[str, Plan] = field(default_factory=dict)
-    gguf_metadata: GgufMetadata | None = None
-    """What every GGUF form begins with; None where none is to be made."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -112,7 +110,16 @@ class Survey:
     def caveats(self) -> tuple[str, ...]:
         """Where the forms that are to be made will differ from the model's reference."""
         caveats = self.checkpoint.family.caveats(self.checkpoint.config)
-        return caveats if self.gguf_metadata is None else (*caveats, *gguf_tokenizer_caveats(self.checkpoint.folder))
+        return (*caveats, *gguf_tokenizer_caveats(self.checkpoint.folder)) if self.makes_gguf else caveats
+
+    @property
+    def makes_gguf(self) -> bool:
+        """Whether a GGUF form is to be made."""
+        return any(isinstance(plan, GgufPlan) for plan in self.plans.values())
+
+    def gguf_metadata(self) -> GgufMetadata:
+        """What every GGUF form begins with. Raises CheckpointError for a tokenizer that can't be had as GGUF."""
+        return gguf_metadata(self.checkpoint, with_vocabulary=True, pre_tokenizer=self.request.pre_tokenizer)
 
     def planned(self, recipe: Recipe) -> PlannedForm:
         """What will become of one recipe."""
@@ -146,11 +153,7 @@ def survey(request: Request, store: Store, open_checkpoint: Callable[[ModelRefer
     there = {name: form for name, form in found.items() if form.manifest.revision == checkpoint.revision}
     outdated = tuple(form for name, form in found.items() if name not in there)
     plans = {recipe.name: make_plan(checkpoint, recipe) for recipe in wanted if recipe.name not in there}
-    metadata = None
-    if any(isinstance(plan, GgufPlan) for plan in plans.values()):
-        # A tokenizer that can't be had as GGUF is refused here.
-        metadata = gguf_metadata(checkpoint, with_vocabulary=True, pre_tokenizer=request.pre_tokenizer)
-    return Survey(request, store, reference, wanted, there, checkpoint, outdated, plans, metadata)
+    return Survey(request, store, reference, wanted, there, checkpoint, outdated, plans)
 
 
 def make_plan(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
