@@ -24,8 +24,9 @@ class _Parameters(ctypes.Structure):
 
 def tensor_data(file: Path) -> dict[str, tuple[str, bytes]]:
     """Name -> (type, bytes), in file order."""
-    from llama_cpp._ggml import libggml
+    from llama_cpp import _ggml
 
+    libggml = ctypes.CDLL(_ggml.libggml._name)  # a handle of its own: signatures belong to the handle
     for name, (result, arguments) in _SIGNATURES.items():
         getattr(libggml, name).restype, getattr(libggml, name).argtypes = result, arguments
     libggml.gguf_init_from_file.restype = ctypes.c_void_p
