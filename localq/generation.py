@@ -11,9 +11,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from localq.engines.base import check_bias
 from localq.text.text_stream import TextStream
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from localq.engines.base import Engine, PrefillProgress
     from localq.options import GenerationOptions
     from localq.text.tokenizer import Tokenizer
@@ -61,6 +65,20 @@ class GenerationStatistics:
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """How likely the model itself held a generated token, and the likeliest ones in its place.
+
+    Natural logarithms of the softmax of the logits as the model gives them: bias, penalties, filters and temperature
+    don't change them.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+    """(id, logprob) of the likeliest tokens, as many as `logprobs` says, likeliest first."""
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
     """A piece of a reply. All pieces but the last one bring one token; the last one brings the outcome."""
 
@@ -71,6 +89,8 @@ class Chunk:
     """Only in the last chunk."""
     statistics: GenerationStatistics | None = None
     """Only in the last chunk."""
+    logprobs: TokenLogprobs | None = None
+    """Of the token; None where the options ask for none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +103,8 @@ class Completion:
     generated_token_ids: tuple[int, ...]
     """Every id that was generated: also the end token, and what a stop string cut off, which `text` has not."""
     statistics: GenerationStatistics
+    logprobs: tuple[TokenLogprobs, ...] | None = None
+    """Of each generated id; None where the options ask for none."""
 
 
 def stream(
@@ -95,9 +117,10 @@ def stream(
     """Generate a reply piece by piece; nothing is computed before the first piece is asked for.
 
     Closing the generator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
-    prompt that fills the context, EngineError for an empty one and for failures of the engine, and whatever
-    `on_progress` raises.
+    prompt that fills the context, EngineError for an empty one and for failures of the engine, OptionError for a
+    logit bias that does not fit the vocabulary, and whatever `on_progress` raises.
     """
+    check_bias(options, engine.vocabulary_size)  # as `generate` does, but before a long prompt is computed
     meter = _Meter()
     cached = engine.prefill(prompt, on_progress)
     meter.prompt_is_computed()
@@ -106,7 +129,8 @@ def stream(
     with closing(engine.generate(options)) as ids:
         for token in meter.timed(ids):
             is_end = token in rules.end_tokens
-            yield Chunk("" if is_end else text.push(token), (token,))
+            logprobs = None if options.logprobs is None else _logprobs(engine.logits(), token, options.logprobs)
+            yield Chunk("" if is_end else text.push(token), (token,), logprobs=logprobs)
             if is_end or text.stopped:
                 finish_reason = "stop"
                 break
@@ -132,7 +156,22 @@ def complete(
         prompt_token_ids=tuple(prompt),
         generated_token_ids=tuple(token for chunk in chunks for token in chunk.token_ids),
         statistics=last.statistics,
+        logprobs=None
+        if options.logprobs is None
+        else tuple(chunk.logprobs for chunk in chunks if chunk.logprobs is not None),
     )
+
+
+def _logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogprobs:
+    import numpy as np
+
+    row = logits.astype(np.float64)
+    row -= row.max()
+    row -= np.log(np.exp(row).sum())
+    count = min(count, len(row))
+    likeliest = np.argpartition(-row, count - 1)[:count] if count else ()
+    ordered = sorted((-float(row[alternative]), int(alternative)) for alternative in likeliest)
+    return TokenLogprobs(token, float(row[token]), tuple((alternative, -less) for less, alternative in ordered))
 
 
 class _Meter:

@@ -4,15 +4,30 @@ from __future__ import annotations
 
 import math
 import numbers
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
 from localq.errors import OptionError
+
+KvCacheType = Literal["q8_0", "q4_0"]
+"""8 or 4 bits for each key and value, with a scale for every 32 (llama.cpp) or 64 (MLX) of them."""
 
 DEFAULT_CONTEXT_LENGTH_TOKENS = 8192
 """Longest context by default; a model with a smaller maximum gets its maximum."""
 
-REPEAT_PENALTY_WINDOW_TOKENS = 64
-"""How many of the newest tokens, prompt included, the repeat penalty looks at (llama.cpp's default)."""
+MOST_BATCH_TOKENS = 512
+"""A reply can be cancelled after so many prompt tokens at the latest."""
+
+PENALTY_WINDOW_TOKENS = 64
+"""How many of the newest tokens, prompt included, the three penalties look at (llama.cpp's default)."""
+
+_LARGEST_PENALTY = _LARGEST_BIAS = 1000.0
+_SMALLEST_REPEAT_PENALTY, _LARGEST_REPEAT_PENALTY = 1e-3, 1e6
+# Wider than anyone wants. Beyond 3e8 llama.cpp sorts logits wrongly, and beyond 3e38 they are no float32.
+
+_GREEDY_BELOW_TEMPERATURE = 1e-30
+# Logits divided by less are no float32. Long before that nothing but the likeliest token is left.
 
 _COUNT = "a whole number, at least 1"
 
@@ -21,7 +36,7 @@ _COUNT = "a whole number, at least 1"
 class GenerationOptions:
     """How one reply is generated; the same meaning on every engine.
 
-    Filters apply in this order: repeat penalty, top-k, top-p, min-p, temperature, draw.
+    They apply in this order: logit bias, the three penalties, top-k, top-p, min-p, temperature, draw.
     The defaults are greedy, so that the same question gives the same answer in every run.
     """
 
@@ -37,10 +52,28 @@ class GenerationOptions:
     """Drop tokens less likely than this share of the likeliest one; 0 drops none."""
     repeat_penalty: float = 1.0
     """Divide (or, below zero, multiply) the logits of recent tokens by this; 1 is off."""
+    presence_penalty: float = 0.0
+    """Subtract this from the logits of recent tokens; 0 is off."""
+    frequency_penalty: float = 0.0
+    """Subtract this from the logits of recent tokens for each time that they occur; 0 is off."""
+    logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
+    """What to add to the logits of single tokens, by their ids; -inf bans one."""
     seed: int | None = None
     """Makes a sampled run repeatable on the same engine; None draws a fresh one."""
     stop: tuple[str, ...] = ()
     """Strings that end the reply; they are not part of its text."""
+    logprobs: int | None = None
+    """Tell the log-probability of every generated token, and those of so many likeliest ones; None tells none."""
+
+    @property
+    def greedy(self) -> bool:
+        """Whether the likeliest token is taken, after bias and penalties; the filters always keep it."""
+        return self.temperature < _GREEDY_BELOW_TEMPERATURE
+
+    @property
+    def penalizes(self) -> bool:
+        """Whether recent tokens matter."""
+        return self.repeat_penalty != 1 or self.presence_penalty != 0 or self.frequency_penalty != 0
 
     def __post_init__(self) -> None:
         _require(_is_integer(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, _COUNT)
@@ -48,13 +81,25 @@ class GenerationOptions:
         _require(_is_integer(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "a whole number, 0 or more")
         _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
-        penalty = self.repeat_penalty
-        _require(_is_number(penalty) and penalty > 0, "repeat_penalty", penalty, "a number above 0")
+        self._check_penalties()
         seed_fits = self.seed is None or (_is_integer(self.seed) and 0 <= self.seed < 2**32 - 1)
         _require(seed_fits, "seed", self.seed, "a whole number between 0 and 4294967294")
         # A string is a sequence of strings too: its letters would end the reply.
         _require(_are_texts(self.stop), "stop", self.stop, "a tuple of strings, none of them empty")
         object.__setattr__(self, "stop", tuple(self.stop))
+        logprobs_fit = self.logprobs is None or (_is_integer(self.logprobs) and self.logprobs >= 0)
+        _require(logprobs_fit, "logprobs", self.logprobs, "a whole number, 0 or more")
+
+    def _check_penalties(self) -> None:
+        smallest, largest = _SMALLEST_REPEAT_PENALTY, _LARGEST_REPEAT_PENALTY
+        fits = _is_number(self.repeat_penalty) and smallest <= self.repeat_penalty <= largest
+        _require(fits, "repeat_penalty", self.repeat_penalty, f"a number between {smallest:g} and {largest:g}")
+        for name, value in (("presence_penalty", self.presence_penalty), ("frequency_penalty", self.frequency_penalty)):
+            fits = _is_number(value) and abs(value) <= _LARGEST_PENALTY
+            _require(fits, name, value, f"a number between {-_LARGEST_PENALTY:g} and {_LARGEST_PENALTY:g}")
+        expected = f"token ids with numbers between {-_LARGEST_BIAS:g} and {_LARGEST_BIAS:g}, or -inf"
+        _require(_is_logit_bias(self.logit_bias), "logit_bias", self.logit_bias, expected)
+        object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,10 +111,23 @@ class LoadOptions:
     threads: int | None = None
     """CPU threads for llama.cpp; None takes one per physical core that this process may use, and
     one alone for a very small model. MLX chooses its own and refuses a number."""
+    kv_cache_type: KvCacheType | None = None
+    """How the keys and values of the context are kept; None keeps half precision, or what the model computes in."""
+    flash_attention: bool | None = None
+    """Whether llama.cpp uses it; None lets llama.cpp choose, and leaves it off for a model in float32. MLX has one way
+    of its own and refuses a choice."""
+    batch_tokens: int = MOST_BATCH_TOKENS
+    """Most prompt tokens computed in one pass, and between two chances to cancel."""
 
     def __post_init__(self) -> None:
         for name, value in (("context_length", self.context_length), ("threads", self.threads)):
             _require(value is None or (_is_integer(value) and value >= 1), name, value, _COUNT)
+        types = get_args(KvCacheType)
+        _require(self.kv_cache_type in (None, *types), "kv_cache_type", self.kv_cache_type, " or ".join(types))
+        flash = self.flash_attention
+        _require(flash is None or isinstance(flash, bool), "flash_attention", flash, "True, False or None")
+        fits = _is_integer(self.batch_tokens) and 1 <= self.batch_tokens <= MOST_BATCH_TOKENS
+        _require(fits, "batch_tokens", self.batch_tokens, f"a whole number between 1 and {MOST_BATCH_TOKENS}")
 
 
 def _is_integer(value: object) -> bool:
@@ -79,6 +137,13 @@ def _is_integer(value: object) -> bool:
 def _is_number(value: object) -> bool:
     """Whether it is a finite number: no text, no truth value, no NaN."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
+
+
+def _is_logit_bias(value: object) -> bool:
+    return isinstance(value, Mapping) and all(
+        _is_integer(token) and token >= 0 and (bias == -math.inf or (_is_number(bias) and abs(bias) <= _LARGEST_BIAS))
+        for token, bias in value.items()
+    )
 
 
 def _are_texts(value: object) -> bool:

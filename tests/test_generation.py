@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 import localq.generation
 from localq.engines.base import PrefillProgress
 from localq.engines.scripted import ScriptedEngine
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.generation import Completion, GenerationStatistics, TextRules, complete, stream
 from localq.options import GenerationOptions
 
@@ -149,6 +152,53 @@ def test_progress_of_the_prompt_is_reported_and_may_cancel() -> None:
     with pytest.raises(KeyboardInterrupt):
         complete(engine, RULES, PROMPT, GenerationOptions(), cancel)
     assert complete(engine, RULES, PROMPT, GenerationOptions()).text == "x"
+
+
+class UnevenEngine(ScriptedEngine):
+    """Its next token has the logit 3, token 10 has 2, token 20 has 1 and all others 0."""
+
+    def logits(self) -> NDArray[np.float32]:
+        row = 3 * super().logits()
+        row[[10, 20]] = 2, 1
+        return row
+
+
+def test_logprobs_are_those_of_the_softmax_of_the_logits() -> None:
+    engine = UnevenEngine([b"ab\0"])
+    options = GenerationOptions(logprobs=3, temperature=0.2, top_k=1, logit_bias={5: 9.0})
+    reply = complete(engine, RULES, PROMPT, options)
+    total = math.log(math.exp(3) + math.exp(2) + math.exp(1) + 253)
+    assert reply.logprobs is not None
+    assert [logprobs.token_id for logprobs in reply.logprobs] == list(b"ab\0") == list(reply.generated_token_ids)
+    for logprobs in reply.logprobs:
+        assert logprobs.logprob == pytest.approx(3 - total)
+        assert [token for token, _ in logprobs.top] == [logprobs.token_id, 10, 20]
+        assert [value for _, value in logprobs.top] == pytest.approx([3 - total, 2 - total, 1 - total])
+
+
+@pytest.mark.parametrize(("count", "told"), [(0, 0), (1, 1), (256, 256), (10**9, 256)])
+def test_as_many_alternatives_are_told_as_are_asked_for_and_there_are(count: int, told: int) -> None:
+    for chunk in stream(UnevenEngine([b"a"]), RULES, PROMPT, GenerationOptions(logprobs=count)):
+        assert (chunk.logprobs is None) == (chunk.token_ids == ())
+        if chunk.logprobs is not None:
+            assert len(chunk.logprobs.top) == told
+            assert sum(math.exp(value) for _, value in chunk.logprobs.top) <= 1 + 1e-9
+
+
+def test_without_logprobs_none_are_told_and_no_logits_are_read() -> None:
+    class Unreadable(ScriptedEngine):
+        def logits(self) -> NDArray[np.float32]:
+            raise AssertionError
+
+    reply = complete(Unreadable([b"ab"]), RULES, PROMPT, GenerationOptions())
+    assert reply.logprobs is None
+
+
+def test_a_bias_that_does_not_fit_is_refused_before_the_prompt_is_computed() -> None:
+    engine = ScriptedEngine([b"x"])
+    with pytest.raises(OptionError, match="token 256"):
+        complete(engine, RULES, PROMPT, GenerationOptions(logit_bias={256: 1.0}))
+    assert engine.prompts == []
 
 
 class WatchedEngine(ScriptedEngine):

@@ -25,6 +25,13 @@ ACCEPTED: list[tuple[type, str, Any]] = [
     (GenerationOptions, "min_p", 0),
     (GenerationOptions, "min_p", 1),
     (GenerationOptions, "repeat_penalty", 1e-3),
+    (GenerationOptions, "repeat_penalty", 1e6),
+    (GenerationOptions, "presence_penalty", -1000),
+    (GenerationOptions, "frequency_penalty", np.float32(0.5)),
+    (GenerationOptions, "logit_bias", {}),
+    (GenerationOptions, "logit_bias", {0: 1, np.int64(7): -1000.0, 10**9: -INFINITE}),
+    (GenerationOptions, "logprobs", None),
+    (GenerationOptions, "logprobs", 0),
     (GenerationOptions, "seed", None),
     (GenerationOptions, "seed", 0),
     (GenerationOptions, "seed", 2**32 - 2),
@@ -41,7 +48,13 @@ REFUSED: list[tuple[type, str, Any]] = [
     *((GenerationOptions, "top_k", value) for value in (-1, 2.5, NAN, INFINITE, "40", None)),
     *((GenerationOptions, "top_p", value) for value in (0, -0.5, 1.0001, NAN, "1", None)),
     *((GenerationOptions, "min_p", value) for value in (-0.1, 1.1, NAN, "0", None)),
-    *((GenerationOptions, "repeat_penalty", value) for value in (0, -1, NAN, INFINITE, "1.1", None)),
+    *((GenerationOptions, "repeat_penalty", value) for value in (0, -1, 1e-4, 1e7, NAN, INFINITE, "1.1", None)),
+    *((GenerationOptions, "presence_penalty", value) for value in (-1001, 1e6, NAN, INFINITE, "1", None, True)),
+    *((GenerationOptions, "frequency_penalty", value) for value in (-1001, 1e6, NAN, INFINITE, "1", None)),
+    *((GenerationOptions, "logit_bias", {token: 1.0}) for token in (-1, 1.0, "5", True, None)),
+    *((GenerationOptions, "logit_bias", {5: bias}) for bias in (INFINITE, 1001.0, "1", None, True)),
+    *((GenerationOptions, "logit_bias", value) for value in (None, [(5, 1.0)], "5=1")),
+    *((GenerationOptions, "logprobs", value) for value in (-1, 1.0, "5", True)),
     *((GenerationOptions, "seed", value) for value in (-1, 2**32 - 1, 2**64, 1.0, NAN, "1", True)),
     *((GenerationOptions, "stop", value) for value in (("",), ("a", ""), "end", ("a", 5), ("a", None), None, 5)),
     *((LoadOptions, "context_length", value) for value in (0, -1, 512.0, NAN, "512", True)),
@@ -84,3 +97,12 @@ def test_stop_strings_may_come_as_a_list_and_are_kept_as_a_tuple() -> None:
     options = GenerationOptions(stop=given)  # type: ignore[arg-type]
     given.append("c")
     assert options.stop == ("a", "b")
+
+
+def test_a_bias_that_is_changed_afterwards_changes_no_options_and_options_can_be_keys() -> None:
+    given = {5: 1.0}
+    options = GenerationOptions(logit_bias=given)
+    given[6] = 2.0
+    assert options.logit_bias == {5: 1.0}
+    assert {options: 1}[GenerationOptions(logit_bias={5: 1.0})] == 1
+    assert options != GenerationOptions(logit_bias={5: 1.5})

@@ -10,7 +10,7 @@ from localq.cli import arguments as flags
 from localq.cli.generate import statistics_line
 from localq.cli.output import emit, say
 from localq.errors import LocalqError, PromptTooLongError
-from localq.options import GenerationOptions
+from localq.options import MOST_BATCH_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
     from localq.generation import GenerationStatistics
@@ -35,27 +35,25 @@ def chat(
     top_k: flags.TopK = _DEFAULTS.top_k,
     min_p: flags.MinP = _DEFAULTS.min_p,
     repeat_penalty: flags.RepeatPenalty = _DEFAULTS.repeat_penalty,
+    presence_penalty: flags.PresencePenalty = _DEFAULTS.presence_penalty,
+    frequency_penalty: flags.FrequencyPenalty = _DEFAULTS.frequency_penalty,
+    logit_bias: flags.LogitBias = None,
     seed: flags.Seed = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
+    kv_cache_type: flags.KvCacheType = None,
+    flash_attention: flags.FlashAttention = None,
+    batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
     models_dir: flags.ModelsDir = None,
 ) -> None:
     """Talk to a model; /help lists the commands."""
-    options = GenerationOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-    )
+    options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.model import load
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, context_length=context_length, threads=threads, models_dir=models_dir, listener=listener)
+        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
     with model:
         model.prompt_token_ids("")  # refuse a model without chat template before the first question
         say(f"{model.name}:{model.recipe_name}, context {model.context_length} tokens; /help for help, Ctrl-D to leave")

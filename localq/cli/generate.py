@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -10,12 +11,13 @@ import typer
 from localq.cli import arguments as flags
 from localq.cli.output import emit, emit_json, format_rate, say
 from localq.errors import OptionError
-from localq.options import GenerationOptions
+from localq.options import MOST_BATCH_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
-    from localq.generation import Chunk, Completion, GenerationStatistics
+    from localq.generation import Chunk, Completion, GenerationStatistics, TokenLogprobs
     from localq.model import Model, Prompt
 
 _DEFAULTS = GenerationOptions()
@@ -32,25 +34,27 @@ def generate(
     top_k: flags.TopK = _DEFAULTS.top_k,
     min_p: flags.MinP = _DEFAULTS.min_p,
     repeat_penalty: flags.RepeatPenalty = _DEFAULTS.repeat_penalty,
+    presence_penalty: flags.PresencePenalty = _DEFAULTS.presence_penalty,
+    frequency_penalty: flags.FrequencyPenalty = _DEFAULTS.frequency_penalty,
+    logit_bias: flags.LogitBias = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
+    logprobs: Annotated[
+        int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
+    ] = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
+    kv_cache_type: flags.KvCacheType = None,
+    flash_attention: flags.FlashAttention = None,
+    batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
+    prompt_cache: flags.PromptCache = None,
     stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and rates on stderr.")] = False,
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
 ) -> None:
     """Answer one prompt; a form that was not made yet is made first."""
-    options = GenerationOptions(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_p=top_p,
-        top_k=top_k,
-        min_p=min_p,
-        repeat_penalty=repeat_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
+    options, load_options = flags.generation_options(locals()), flags.load_options(locals())
+    _require_json(json, logprobs)
     messages = _prompt(prompt, system, raw)
 
     from localq.cli.progress import ByteBar, TerminalListener
@@ -58,8 +62,8 @@ def generate(
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, context_length=context_length, threads=threads, models_dir=models_dir, listener=listener)
-    with model:
+        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
+    with model, _kept_prompt(model, prompt_cache):
         if json:
             completion = model.generate(messages, raw=raw, options=options)
             emit_json(_record(model, completion))
@@ -95,6 +99,20 @@ def statistics_line(statistics: GenerationStatistics) -> str:
     return ", ".join(parts)
 
 
+def _require_json(json: bool, logprobs: int | None) -> None:
+    if logprobs is not None and not json:
+        raise OptionError(f"--logprobs {logprobs} shows nothing without --json", "add --json")
+
+
+@contextmanager
+def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
+    if file is not None and file.exists():
+        model.load_prompt_cache(file)
+    yield
+    if file is not None:
+        model.save_prompt_cache(file)
+
+
 def _prompt(argument: str | None, system: str | None, raw: bool) -> Prompt:
     text = argument or ""
     if sys.stdin is not None and not sys.stdin.isatty():
@@ -121,7 +139,7 @@ def _record(model: Model, completion: Completion) -> dict[str, Any]:
     from localq.measure.machine import peak_memory_bytes
 
     statistics = completion.statistics
-    return {
+    record = {
         "model": model.name,
         "recipe": model.recipe_name,
         "text": completion.text,
@@ -139,3 +157,14 @@ def _record(model: Model, completion: Completion) -> dict[str, Any]:
         "load_seconds": model.load_seconds,
         "peak_memory_bytes": peak_memory_bytes(),
     }
+    if completion.logprobs is not None:
+        record["logprobs"] = [_logprobs_record(model, logprobs) for logprobs in completion.logprobs]
+    return record
+
+
+def _logprobs_record(model: Model, logprobs: TokenLogprobs) -> dict[str, Any]:
+    def one(token_id: int, logprob: float) -> dict[str, Any]:
+        text = model.tokenizer.token_bytes(token_id).decode(errors="replace")
+        return {"token_id": token_id, "text": text, "logprob": logprob}
+
+    return {**one(logprobs.token_id, logprobs.logprob), "top": [one(*alternative) for alternative in logprobs.top]}

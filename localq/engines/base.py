@@ -6,10 +6,13 @@ exist once, above it. A new engine is one file that fulfils `Engine`, and one li
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+import math
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError, OptionError, PromptTooLongError
+from localq.options import MOST_BATCH_TOKENS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +24,17 @@ PrefillProgress = Callable[[int, int], None]
 """Called after every chunk of the prompt with (tokens done, tokens in all). Raising from it cancels the
 prefill; the engine stays usable."""
 
-PREFILL_CHUNK_TOKENS = 512
+PREFILL_CHUNK_TOKENS = MOST_BATCH_TOKENS
 """Most prompt tokens computed between two chances to cancel."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """What an engine has computed: tokens with their keys and values, to be taken up by another one like it."""
+
+    tokens: tuple[int, ...]
+    arrays: tuple[NDArray[np.uint8], ...]
+    """In the engine's own layout."""
 
 
 class Engine(Protocol):
@@ -50,19 +62,36 @@ class Engine(Protocol):
 
         The first id comes from the logits that `prefill` left; each further one takes one forward pass.
         The caller stops early by closing the generator. Ids include end tokens: the engine does not know them.
-        Raises EngineError when no prefill, or only a broken-off one, came before.
+        With `options.logprobs`, `logits` gives the row that an id was drawn from as long as that id is the newest.
+        Raises EngineError when no prefill, or only a broken-off one, came before; OptionError as `check_bias`.
         """
 
     def logits(self) -> NDArray[np.float32]:
         """Logits after the newest computed token: shape (vocabulary_size,).
 
-        While `generate` runs, an engine may already have computed the id that it gave last.
+        While `generate` runs without `logprobs`, an engine may already have computed the id that it gave last.
         """
 
     def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each of `tokens`, from an empty cache: shape (len(tokens), vocabulary_size).
 
         `tokens` may fill the whole context. The cache holds them afterwards.
+        """
+
+    @property
+    def state_settings(self) -> Mapping[str, str | bool]:
+        """What two engines with the same weights must have alike to take up each other's states."""
+
+    def state(self) -> EngineState:
+        """A copy of what the cache holds; another prefill must come before more is generated.
+
+        Raises UnsupportedOptionError for a network whose cache can't be copied.
+        """
+
+    def restore(self, state: EngineState) -> None:
+        """Put a state in the place of what the cache holds, as if its tokens had been computed; logits come later.
+
+        Raises EngineError when it does not fit this engine; then the cache is empty.
         """
 
     def close(self) -> None:
@@ -89,6 +118,18 @@ def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
             f"token id {outside} is not in this model's vocabulary of {vocabulary_size}",
             "tokenizer and weights belong to different models",
         )
+
+
+def check_bias(options: GenerationOptions, vocabulary_size: int) -> None:
+    """Raise OptionError when the logit bias names a token outside the vocabulary, or leaves none."""
+    outside = next((token for token in options.logit_bias if token >= vocabulary_size), None)
+    if outside is not None:
+        raise OptionError(
+            f"logit_bias names token {outside}; this model's vocabulary has {vocabulary_size}",
+            f"ids go from 0 to {vocabulary_size - 1}",
+        )
+    if list(options.logit_bias.values()).count(-math.inf) == vocabulary_size:
+        raise OptionError(f"logit_bias bans all {vocabulary_size} tokens of the vocabulary", "leave at least one")
 
 
 def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:

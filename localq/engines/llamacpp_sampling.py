@@ -6,14 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from localq.options import REPEAT_PENALTY_WINDOW_TOKENS, GenerationOptions
+from localq.options import PENALTY_WINDOW_TOKENS, GenerationOptions
 
 
 @contextmanager
 def sampler_chain(options: GenerationOptions, vocabulary_size: int, context: Sequence[int]) -> Iterator[Any]:
     """A `llama_sampler *` that draws by `options`, freed on leaving.
 
-    `context` are the tokens so far, prompt included; the repeat penalty looks at the newest of them.
+    `context` are the tokens so far, prompt included; the penalties look at the newest of them.
     """
     from llama_cpp import llama_cpp as api
 
@@ -23,8 +23,8 @@ def sampler_chain(options: GenerationOptions, vocabulary_size: int, context: Seq
     try:
         for stage in _stages(options, vocabulary_size):
             api.llama_sampler_chain_add(chain, stage)
-        if options.repeat_penalty != 1:
-            for token in context[-REPEAT_PENALTY_WINDOW_TOKENS:]:
+        if options.penalizes:
+            for token in context[-PENALTY_WINDOW_TOKENS:]:
                 api.llama_sampler_accept(chain, token)
         yield chain
     finally:
@@ -36,15 +36,17 @@ def _stages(options: GenerationOptions, vocabulary_size: int) -> Iterator[Any]:
     from llama_cpp import llama_cpp as api
 
     keep_at_least = 1
-    if options.repeat_penalty != 1:
-        yield api.llama_sampler_init_penalties(
-            vocabulary_size, REPEAT_PENALTY_WINDOW_TOKENS, options.repeat_penalty, 0.0, 0.0
-        )
-    if options.temperature == 0:
-        # The filters always keep the likeliest token, so greedy needs none of them.
+    if options.logit_bias:
+        # Copied by llama.cpp.
+        biases = (api.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
+        yield api.llama_sampler_init_logit_bias(vocabulary_size, len(biases), biases)
+    if options.penalizes:
+        penalties = options.repeat_penalty, options.frequency_penalty, options.presence_penalty
+        yield api.llama_sampler_init_penalties(vocabulary_size, PENALTY_WINDOW_TOKENS, *penalties)
+    if options.greedy:
         yield api.llama_sampler_init_greedy()
         return
-    if options.top_k > 0:
+    if 0 < options.top_k < vocabulary_size:
         yield api.llama_sampler_init_top_k(options.top_k)
     if options.top_p < 1:
         yield api.llama_sampler_init_top_p(options.top_p, keep_at_least)

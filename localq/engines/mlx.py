@@ -6,22 +6,25 @@ otherwise than the tokenizer that they come with. Knows no text.
 
 from __future__ import annotations
 
-import functools
-import json
 from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localq.engines.availability import require_backend
 from localq.engines.base import (
     PREFILL_CHUNK_TOKENS,
+    EngineState,
     PrefillProgress,
+    check_bias,
     check_ids,
     check_prompt,
     chunks,
     shared_prefix_tokens,
 )
+from localq.engines.mlx_cache import CacheMaker, cache_arrays, cache_maker, fill_cache
+from localq.engines.mlx_loading import load_network, on_gpu
 from localq.engines.mlx_sampling import Sampler
 from localq.errors import EngineError, PromptTooLongError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
@@ -44,8 +47,8 @@ booleans, so that the earlier tokens of a pass see the later ones."""
 def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
     """Load an MLX folder on MLX's default device.
 
-    Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for a number of threads, EngineError
-    when mlx_lm can't load the folder.
+    Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for what MLX has no choice of and for
+    a cache that the network can't have, EngineError when mlx_lm can't load the folder.
     """
     require_backend("mlx")
     if options.threads is not None:
@@ -53,33 +56,48 @@ def open_engine(folder: Path, options: LoadOptions, default_context_length: int)
             f"MLX chooses its own number of threads; it can't be given {options.threads}",
             "leave --threads out, or take a gguf form",
         )
-    import mlx.core as mx
-    from mlx_lm.utils import load_model
-
+    if options.flash_attention is not None:
+        raise UnsupportedOptionError(
+            f"MLX has one kind of attention; flash_attention can't be {options.flash_attention}",
+            "leave --flash-attention out, or take a gguf form",
+        )
     context_length = options.context_length or default_context_length
-    _wire_memory()
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        model, _ = load_model(folder, lazy=True, model_config=_longrope_for(config, context_length))
-        if not _on_gpu():
-            # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
-            model.set_dtype(mx.float32)
-        # The state has more than the parameters: also rotary frequencies, which only this thread could compute later.
-        mx.eval(model.state)
-    except Exception as error:
-        raise EngineError(f"MLX could not load {folder}: {type(error).__name__}: {error}") from error
-    return MlxEngine(model, config["vocab_size"], context_length)
+    network = load_network(folder, context_length)
+    parts = MlxParts(
+        model=network.model,
+        make_cache=cache_maker(network.model, options.kv_cache_type),
+        vocabulary_size=network.vocabulary_size,
+        most_pass_tokens=_MOST_PASS_TOKENS.get(network.model.model_type, options.batch_tokens),
+        state_settings={
+            "engine": "mlx",
+            "kv_cache_type": options.kv_cache_type or "full",
+            "long_context": network.is_long_context,
+        },
+    )
+    return MlxEngine(parts, context_length)
+
+
+@dataclass(frozen=True, slots=True)
+class MlxParts:
+    """What an engine is made of."""
+
+    model: Any  # an `mlx.nn.Module` as mlx_lm makes it, its weights loaded
+    make_cache: CacheMaker
+    vocabulary_size: int
+    most_pass_tokens: int
+    state_settings: Mapping[str, str | bool]
 
 
 class MlxEngine:
     """An opened MLX model with one key-value cache."""
 
-    def __init__(self, model: Any, vocabulary_size: int, context_length: int) -> None:
-        """`model` is an `mlx.nn.Module` as mlx_lm makes it, its weights loaded."""
-        self._model: Any = model
-        self._vocabulary_size = vocabulary_size
+    def __init__(self, parts: MlxParts, context_length: int) -> None:
+        self._model = parts.model
+        self._make_cache = parts.make_cache
+        self._vocabulary_size = parts.vocabulary_size
         self._context_length = context_length
-        self._pass_tokens = _MOST_PASS_TOKENS.get(model.model_type, PREFILL_CHUNK_TOKENS)
+        self._pass_tokens = parts.most_pass_tokens
+        self._state_settings = parts.state_settings
         self._cache: list[Any] = []
         # What every layer's cache surely holds. After an interruption some may hold more, never less.
         self._tokens: list[int] = []
@@ -121,9 +139,11 @@ class MlxEngine:
         import mlx.core as mx
 
         logits = self._require_logits()
+        check_bias(options, self._vocabulary_size)
         sampler = Sampler(options, self._tokens)
         limit = min(options.max_tokens, self._context_length - len(self._tokens))
-        runs_ahead = _runs_ahead()
+        # Whoever wants log-probabilities reads the row of each token before the next one is computed.
+        runs_ahead = _runs_ahead() and options.logprobs is None
         with self._errors_translated():
             token = sampler.draw(logits)
         for left in reversed(range(limit)):
@@ -177,11 +197,36 @@ class MlxEngine:
             self._newest_logits = newest
         return logits
 
+    @property
+    def state_settings(self) -> Mapping[str, str | bool]:
+        """See `Engine.state_settings`."""
+        return self._state_settings
+
+    def state(self) -> EngineState:
+        """See `Engine.state`."""
+        self._require_open()
+        self._keep(len(self._tokens))
+        return EngineState(tuple(self._tokens), cache_arrays(self._cache))
+
+    def restore(self, state: EngineState) -> None:
+        """See `Engine.restore`."""
+        self._require_open()
+        check_ids(state.tokens, self._vocabulary_size)
+        self._drop_cache()
+        if state.tokens:
+            try:
+                fill_cache(self._model, self._cache, state.arrays, len(state.tokens))
+            except BaseException:
+                self._drop_cache()
+                raise
+        self._tokens = list(state.tokens)
+
     def close(self) -> None:
         """See `Engine.close`."""
         import mlx.core as mx
 
         self._model = self._newest_logits = None
+        self._make_cache = list  # the one for the model holds it
         self._cache = []
         self._tokens = []
         # MLX keeps the buffers of arrays that are gone for new ones.
@@ -201,11 +246,9 @@ class MlxEngine:
         return token_count
 
     def _drop_cache(self) -> None:
-        from mlx_lm.models.cache import make_prompt_cache
-
         self._newest_logits = None
         self._tokens = []
-        self._cache = make_prompt_cache(self._model)
+        self._cache = self._make_cache()
 
     def _forward(self, ids: mx.array) -> mx.array:
         """Logits after each of `ids`, shape (len(ids), vocabulary_size), not evaluated yet; the cache grows."""
@@ -248,51 +291,10 @@ class MlxEngine:
         return self._newest_logits
 
 
-def _on_gpu() -> bool:
-    """Whether MLX computes on a GPU. There may be one that it was told not to use."""
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
-
-
 def _chunk_tokens() -> int:
-    return PREFILL_CHUNK_TOKENS if _on_gpu() else _CPU_CHUNK_TOKENS
+    return PREFILL_CHUNK_TOKENS if on_gpu() else _CPU_CHUNK_TOKENS
 
 
 def _runs_ahead() -> bool:
     """A pass that nobody asks for in the end is cheap on a GPU that would idle; on a CPU it costs a token's time."""
-    return _on_gpu()
-
-
-def _longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:
-    """What to change in a config so that mlx_lm rotates by the LongRoPE factors of this context length.
-
-    LongRoPE has short factors for contexts up to `original_max_position_embeddings` and long ones beyond.
-    mlx_lm always takes the long ones, so for a short context the short ones are given as both. The choice
-    by context length is llama.cpp's. The scale of the embeddings follows from the config's maximum length
-    and stays as it is; Phi-3.5-MoE names one for each regime (`short_mscale`, `long_mscale`).
-    """
-    scaling = config.get("rope_scaling")
-    if not scaling or "short_factor" not in scaling:
-        return {}
-    original = config.get("original_max_position_embeddings") or scaling["original_max_position_embeddings"]
-    if context_length > original:
-        return {}
-    short = {"long_factor": scaling["short_factor"]}
-    if "short_mscale" in scaling:
-        short["long_mscale"] = scaling["short_mscale"]
-    return {"rope_scaling": {**scaling, **short}}
-
-
-@functools.cache
-def _wire_memory() -> None:
-    """Let MLX keep its memory on the GPU from being paged out, where Metal allows it.
-
-    The limit is the process's. It is set once and stays: it takes no memory by itself, and engines that each set it
-    and put it back would take it from one another.
-    """
-    import mlx.core as mx
-
-    most_bytes = mx.device_info().get("max_recommended_working_set_size")
-    if most_bytes is not None:
-        mx.set_wired_limit(int(most_bytes))
+    return on_gpu()

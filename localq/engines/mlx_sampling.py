@@ -10,12 +10,16 @@ import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from localq.options import REPEAT_PENALTY_WINDOW_TOKENS, GenerationOptions
+from localq.options import PENALTY_WINDOW_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
     import mlx.core as mx
 
 _SEED_BITS = 32
+_ROUNDS_TO_ONE = 1 - 2**-25
+"""From here on a top-p is 1 in float32, which llama.cpp keeps it in: it filters nothing."""
+_SMALLEST_TOP_P = 1e-30
+"""A smaller one could be 0 in float32, and keep no token at all."""
 
 
 class Sampler:
@@ -25,13 +29,15 @@ class Sampler:
     """
 
     def __init__(self, options: GenerationOptions, context: Sequence[int]) -> None:
-        """`context` are the tokens so far, prompt included; the repeat penalty looks at the newest of them."""
+        """`context` are the tokens so far, prompt included; the penalties look at the newest of them."""
         import mlx.core as mx
 
         self._options = options
-        self._penalizes = options.repeat_penalty != 1
-        self._recent = mx.array(list(context[-REPEAT_PENALTY_WINDOW_TOKENS:]), dtype=mx.int32)
+        self._biased = mx.array(list(options.logit_bias.keys()), dtype=mx.int32)
+        self._biases = mx.array(list(options.logit_bias.values()), dtype=mx.float32)
+        self._recent = mx.array(list(context[-PENALTY_WINDOW_TOKENS:]), dtype=mx.int32)
         self._key = mx.random.key(secrets.randbits(_SEED_BITS) if options.seed is None else options.seed)
+        mx.eval(self._biased, self._biases, self._recent, self._key)
 
     def draw(self, logits: mx.array) -> mx.array:
         """The next token's id, shape (1,), being evaluated, and with it the logits.
@@ -40,47 +46,50 @@ class Sampler:
         """
         import mlx.core as mx
 
-        logits = filtered(logits, self._options, self._recent)
-        if self._options.temperature == 0:
+        logits = self.filtered(logits)
+        if self._options.greedy:
             token = mx.argmax(logits, keepdims=True)
         else:
             self._key, key = mx.random.split(self._key)
             token = mx.random.categorical(logits, shape=(1,), key=key)
         token = token.astype(mx.int32)
-        if self._penalizes:
-            self._recent = mx.concatenate([self._recent, token])[-REPEAT_PENALTY_WINDOW_TOKENS:]
+        if self._options.penalizes:
+            self._recent = mx.concatenate([self._recent, token])[-PENALTY_WINDOW_TOKENS:]
         mx.async_eval(token, self._key, self._recent)  # type: ignore[no-untyped-call, unused-ignore]
         return token
 
+    def filtered(self, logits: mx.array) -> mx.array:
+        """Logits to draw from: every stage of the options that changes something, in its order."""
+        options = self._options
+        if options.logit_bias:
+            logits = logits.at[self._biased].add(self._biases)
+        if options.penalizes:
+            logits = penalized(logits, self._recent, options)
+        if options.greedy:
+            return logits
+        if options.top_k > 0:
+            logits = top_k(logits, options.top_k)
+        if options.top_p < _ROUNDS_TO_ONE:
+            logits = top_p(logits, options.top_p)
+        if options.min_p > 0:
+            logits = min_p(logits, options.min_p)
+        return logits if options.temperature == 1 else logits / options.temperature
 
-def filtered(logits: mx.array, options: GenerationOptions, recent: mx.array) -> mx.array:
-    """Logits to draw from: every stage of `options` that changes something, in its order.
 
-    Greedy needs the repeat penalty alone: the filters always keep the likeliest token.
-    """
-    if options.repeat_penalty != 1:
-        logits = repeat_penalty(logits, recent, options.repeat_penalty)
-    if options.temperature == 0:
-        return logits
-    if options.top_k > 0:
-        logits = top_k(logits, options.top_k)
-    if options.top_p < 1:
-        logits = top_p(logits, options.top_p)
-    if options.min_p > 0:
-        logits = min_p(logits, options.min_p)
-    return logits if options.temperature == 1 else logits / options.temperature
+def penalized(logits: mx.array, recent: mx.array, options: GenerationOptions) -> mx.array:
+    """Make the tokens `recent` (ids, shape (n,)) less likely.
 
-
-def repeat_penalty(logits: mx.array, recent: mx.array, penalty: float) -> mx.array:
-    """Make the tokens `recent` (ids, shape (n,)) less likely, each once however often it occurs.
-
-    A positive logit is divided by the penalty, another one multiplied.
+    The repeat penalty divides a positive logit and multiplies another one, once however often the token occurs;
+    then the presence penalty is subtracted once, and the frequency penalty as often as the token occurs.
     """
     import mlx.core as mx
 
     found = logits[recent]
+    found = mx.where(found > 0, found / options.repeat_penalty, found * options.repeat_penalty)
+    counts = (recent[:, None] == recent).sum(axis=1)
+    found -= counts * options.frequency_penalty + options.presence_penalty
     # Equal ids get equal values, so the order in which they are written does not matter.
-    return mx.put_along_axis(logits, recent, mx.where(found > 0, found / penalty, found * penalty), axis=-1)
+    return mx.put_along_axis(logits, recent, found, axis=-1)
 
 
 def top_k(logits: mx.array, k: int) -> mx.array:
@@ -101,7 +110,8 @@ def top_p(logits: mx.array, p: float) -> mx.array:
     order = mx.argsort(-logits)
     ordered = logits[order]
     sum_before = mx.cumsum(mx.softmax(ordered, precise=True), inclusive=False)
-    return mx.put_along_axis(logits, order, mx.where(sum_before < p, ordered, -math.inf), axis=-1)
+    kept = sum_before < max(p, _SMALLEST_TOP_P)
+    return mx.put_along_axis(logits, order, mx.where(kept, ordered, -math.inf), axis=-1)
 
 
 def min_p(logits: mx.array, p: float) -> mx.array:

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from localq.engines.base import PrefillProgress, check_ids, check_prompt, chunks, shared_prefix_tokens
+from localq.engines.base import (
+    EngineState,
+    PrefillProgress,
+    check_bias,
+    check_ids,
+    check_prompt,
+    chunks,
+    shared_prefix_tokens,
+)
 from localq.errors import EngineError, PromptTooLongError
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions
 
@@ -69,11 +77,11 @@ class ScriptedEngine:
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
         """See `Engine.generate`."""
         rest = self._require_reply()
+        check_bias(options, self._vocabulary_size)
         limit = min(options.max_tokens, self._context_length - len(self._tokens), len(rest))
         for _ in range(limit):
-            token = rest.pop(0)
-            self._tokens.append(token)
-            yield token
+            yield rest[0]
+            self._tokens.append(rest.pop(0))
 
     def logits(self) -> NDArray[np.float32]:
         """See `Engine.logits`."""
@@ -88,6 +96,25 @@ class ScriptedEngine:
             raise PromptTooLongError(len(tokens), self._context_length)
         self._tokens = list(tokens)
         return self._rows([*tokens[1:], *([-1] if tokens else [])])
+
+    @property
+    def state_settings(self) -> Mapping[str, str | bool]:
+        """See `Engine.state_settings`."""
+        return {"engine": "scripted"}
+
+    def state(self) -> EngineState:
+        """See `Engine.state`: nothing but the tokens."""
+        self._require_open()
+        self._rest = None
+        return EngineState(tuple(self._tokens), ())
+
+    def restore(self, state: EngineState) -> None:
+        """See `Engine.restore`."""
+        self._require_open()
+        self._tokens, self._rest = list(state.tokens), None
+        if state.arrays:
+            self._tokens.clear()
+            raise EngineError("a script has no keys and values")
 
     def close(self) -> None:
         """See `Engine.close`."""

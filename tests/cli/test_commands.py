@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -107,6 +109,68 @@ def test_generate_json_has_the_keys_of_the_contract() -> None:
     assert record["peak_memory_bytes"] > 10_000_000
 
 
+@pytest.mark.parametrize("form", ["mlx-4bit", "gguf-q4_k_m"])
+def test_logprobs_are_told_of_every_token(form: str) -> None:
+    record = data(localq("generate", f"toy-llama:{form}", QUESTION, "--json", "--logprobs", "2"))
+    assert [token["token_id"] for token in record["logprobs"]] == record["generated_token_ids"]
+    assert "".join(token["text"] for token in record["logprobs"]).strip() == ANSWER
+    for token in record["logprobs"]:
+        assert len(token["top"]) == 2
+        # The default is greedy.
+        assert token["top"][0] == {key: token[key] for key in ("token_id", "text", "logprob")}
+
+
+@pytest.mark.parametrize("form", ["mlx-4bit", "gguf-q4_k_m"])
+@pytest.mark.parametrize("spelling", ["{}=-inf", "{}-inf", "{}-500", "{}=-1e2"])
+def test_a_bias_bans_a_token(form: str, spelling: str) -> None:
+    ask = ("generate", f"toy-llama:{form}", QUESTION, "--json", "-n", "3")
+    first = data(localq(*ask))["generated_token_ids"][0]
+    assert first not in data(localq(*ask, "--logit-bias", spelling.format(first)))["generated_token_ids"]
+
+
+def test_penalties_change_a_reply() -> None:
+    ask = ("generate", "toy-llama:gguf-q4_k_m", QUESTION)
+    for flag in ("--presence-penalty", "--frequency-penalty"):
+        assert localq(*ask, flag, "0").stdout == ANSWER + "\n" != localq(*ask, flag, "50").stdout
+
+
+@pytest.mark.parametrize("form", ["mlx-4bit", "gguf-q4_k_m"])
+def test_a_prompt_is_kept_on_disk_and_taken_up_by_a_later_run(form: str, tmp_path: Path) -> None:
+    file = tmp_path / "prompt.cache"
+    ask = ("generate", f"toy-llama:{form}", QUESTION, "--json", "--prompt-cache", str(file))
+    first, second = data(localq(*ask)), data(localq(*ask))
+    assert first["cached_prompt_tokens"] == 0
+    assert second["cached_prompt_tokens"] == second["prompt_tokens"] - 1
+    assert first["text"] == second["text"] == ANSWER
+    other = "toy-llama:gguf-q8_0" if form.startswith("gguf") else "toy-phi:mlx-4bit"
+    kept = file.read_bytes()
+    assert_fails(localq("generate", other, QUESTION, "--prompt-cache", str(file)), str(file), "another")
+    file.write_bytes(kept[:-1])
+    assert_fails(localq(*ask), str(file), "damaged")
+    file.write_text("mine")
+    assert_fails(localq(*ask), str(file), "no prompt cache")
+    assert file.read_text() == "mine"
+
+
+def test_a_gguf_file_named_itself_keeps_its_prompt_until_it_changes(tmp_path: Path) -> None:
+    (made,) = data(localq("convert", "toy-llama", "--to", "gguf-q4_k_m", "--json"))
+    model, file = tmp_path / "model.gguf", tmp_path / "prompt.cache"
+    shutil.copy(made["path"], model)
+    ask = ("generate", str(model), QUESTION, "--json", "--prompt-cache", str(file))
+    assert [data(localq(*ask))["cached_prompt_tokens"] > 0 for _ in range(2)] == [False, True]
+    os.utime(model, (1, 1))
+    assert_fails(localq(*ask), str(file), "another model")
+
+
+def test_keys_and_values_may_be_kept_smaller(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "heads-of-64", "llama-3")
+    for form in ("mlx-4bit", "gguf-q8_0"):
+        ask = ("generate", f"{folder}:{form}", "hi", "--json", "-n", "4", "--logprobs", "0")
+        full, small = (data(localq(*ask, *more))["logprobs"] for more in ((), ("--kv-cache-type", "q8_0")))
+        assert full[0]["logprob"] != small[0]["logprob"]
+        assert full[0]["logprob"] == pytest.approx(small[0]["logprob"], abs=0.05)
+
+
 @pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
 def test_both_formats_see_the_same_prompt_tokens(toy: str) -> None:
     records = [data(localq("generate", f"{toy}:{form}", QUESTION, "--json")) for form in ("mlx-4bit", "gguf-q4_k_m")]
@@ -151,6 +215,17 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:gguf-q4_k_m"], ["no prompt"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "-1"], ["temperature", "-1"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
+        *(
+            (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", bias], ["--logit-bias", bias, "15043=-inf"])
+            for bias in ("5", "5:1", "five=1", "5=", "5=x", "=1", "-1=3", "5 =1", "9" * 5000 + "=1")
+        ),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "99999=1"], ["logit_bias", "99999", "512"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9=inf"], ["logit_bias", "-inf"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "2"], ["--logprobs", "--json"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "-2", "--json"], ["logprobs", "-2"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--kv-cache-type", "q5_1"], ["kv_cache_type", "q5_1", "q8_0"]),
+        (["generate", "toy-llama:mlx-4bit", "hi", "--flash-attention"], ["flash_attention", "--flash-attention"]),
+        (["generate", "toy-llama:mlx-4bit", "hi", "--batch-tokens", "513"], ["batch_tokens", "513", "512"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "-c", "999999"], ["999999", "--context-length"]),
         (["generate", "toy-phi:gguf-q4_k_m", "word " * 400], ["tokens", "256", "--context-length"]),
         (["convert", "toy-llama", "--to", "q4_k_m"], ["q4_k_m", "gguf-q4_k_m"]),

@@ -1,6 +1,6 @@
 """Tiny random-weight models, each as an MLX folder and as a GGUF file with the same float32 weights.
 
-Written by hand, without localq's converter: what the engines are tested with does not depend on it.
+Written by hand, without localq's converter: what the engines are tested with does not depend on it, but for one.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from localq.conversion.convert import convert
 from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine
 from localq.engines.scripted import ScriptedEngine
 from localq.options import LoadOptions
+from tests.tiny_checkpoints import write_checkpoint
 
 VOCABULARY_SIZE = 320
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD_DIM = 64, 96, 2, 4, 2, 16
@@ -205,6 +207,15 @@ def tiny_longrope(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     writer.add_tensor("rope_factors_long.weight", long.astype(np.float32))
     _write_gguf(writer, weights)
     return TinyModel(folder / "mlx", folder / "phi3.gguf")
+
+
+@pytest.fixture(scope="session")
+def heads_of_64(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A Llama in half precision by format, with heads as large as those of real ones; made by localq's converter."""
+    folder = tmp_path_factory.mktemp("heads-of-64")
+    checkpoint = write_checkpoint(folder / "model", "llama-3")
+    artifacts = convert(checkpoint, ["mlx-f16", "gguf-f16"], models_dir=folder / "models")
+    return {artifact.recipe.format: artifact.path for artifact in artifacts}
 
 
 @pytest.fixture(params=["scripted", "llamacpp", "mlx"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -9,10 +10,11 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from localq.engines.base import PREFILL_CHUNK_TOKENS, Engine
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.options import GenerationOptions
 
 EngineMaker = Callable[[int], Engine]
@@ -144,6 +146,24 @@ def test_nothing_is_generated_without_a_prefill(make_engine: EngineMaker) -> Non
         engine.logits()
 
 
+@pytest.mark.parametrize("bias", [{320: 1.0}, {3: 1.0, 10**12: 1.0}, {token: -math.inf for token in range(320)}])
+def test_a_bias_that_does_not_fit_the_vocabulary_is_refused(make_engine: EngineMaker, bias: dict[int, float]) -> None:
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    with pytest.raises(OptionError, match="logit_bias .*320"):
+        next(engine.generate(GenerationOptions(logit_bias=bias)))
+
+
+def test_with_logprobs_the_logits_of_each_id_can_be_read_when_it_comes(
+    make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("localq.engines.mlx._runs_ahead", lambda: True)  # as on Metal
+    engine = make_engine(64)
+    engine.prefill(PROMPT)
+    for token in engine.generate(replace(GREEDY, logprobs=0)):
+        assert token == engine.logits().argmax()
+
+
 def test_logits_come_as_a_row_of_float32_that_the_caller_may_keep(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     engine.prefill(PROMPT)
@@ -225,7 +245,10 @@ def test_without_a_seed_every_reply_is_drawn_anew(computing_engine: Engine) -> N
     assert len(set(replies)) == 3
 
 
-@pytest.mark.parametrize("options", [GREEDY, SAMPLED, replace(SAMPLED, repeat_penalty=1.3)])
+@pytest.mark.parametrize(
+    "options",
+    [GREEDY, SAMPLED, replace(SAMPLED, repeat_penalty=1.3, logit_bias={7: 2.0}), replace(SAMPLED, logprobs=0)],
+)
 def test_threads_may_take_turns_with_one_reply(computing_engine: Engine, options: GenerationOptions) -> None:
     expected = generated(computing_engine, options)
     expected_logits = computing_engine.logits()
@@ -248,6 +271,21 @@ def test_logits_may_be_read_by_another_thread_than_computed_them(computing_engin
         np.testing.assert_allclose(computing_engine.logits(), after_prefill, atol=2e-4)
 
 
+def test_a_bias_bans_and_forces_tokens(computing_engine: Engine) -> None:
+    plain = generated(computing_engine, GREEDY)
+    banned = generated(computing_engine, replace(GREEDY, logit_bias={token: -math.inf for token in plain}))
+    assert not set(banned) & set(plain)
+    assert generated(computing_engine, replace(SAMPLED, logit_bias={77: 1000.0})) == [77] * SAMPLED.max_tokens
+
+
+def test_a_bias_and_penalties_leave_the_logits_as_they_are(computing_engine: Engine) -> None:
+    computing_engine.prefill(PROMPT)
+    before = computing_engine.logits()
+    biased = replace(SAMPLED, logit_bias={77: 1000.0}, repeat_penalty=2.0, presence_penalty=3.0, logprobs=0)
+    assert next(computing_engine.generate(biased)) == 77
+    assert np.array_equal(computing_engine.logits(), before)
+
+
 def test_top_k_of_one_is_greedy(computing_engine: Engine) -> None:
     expected = generated(computing_engine, replace(GREEDY, max_tokens=24))
     assert generated(computing_engine, replace(SAMPLED, top_k=1)) == expected
@@ -263,6 +301,19 @@ def test_only_tokens_that_the_filters_leave_are_drawn(computing_engine: Engine) 
     assert drawn == likeliest
 
 
+@pytest.mark.parametrize("name", ["llamacpp", "mlx"])
+def test_closing_frees_what_opening_took(tiny_llama: Any, name: str) -> None:
+    def use_one() -> int:
+        engine = tiny_llama.open(name, 512)
+        generated(engine, GREEDY)
+        engine.close()
+        return psutil.Process().memory_info().rss
+
+    early = max(use_one() for _ in range(20))
+    # One that stayed would take more than 300 kB: its weights.
+    assert max(use_one() for _ in range(80)) - early < 80 * 100_000
+
+
 def test_both_engines_generate_the_same_ids_from_the_same_weights(both_engines: tuple[Engine, Engine]) -> None:
     long = replace(GREEDY, max_tokens=200)
     first, second = (generated(engine, long) for engine in both_engines)
@@ -270,25 +321,35 @@ def test_both_engines_generate_the_same_ids_from_the_same_weights(both_engines: 
     assert len(set(first)) > 20
 
 
-@pytest.mark.parametrize("penalty", [1.3, 0.8])
-def test_the_repeat_penalty_changes_both_engines_replies_alike(
-    both_engines: tuple[Engine, Engine], penalty: float
+@pytest.mark.parametrize(
+    "penalty",
+    [
+        {"repeat_penalty": 1.3},
+        {"repeat_penalty": 0.8},
+        {"presence_penalty": 1.5},
+        {"frequency_penalty": 0.7},
+        {"logit_bias": {token: token % 5 - 2.0 for token in range(320)}},
+    ],
+)
+def test_penalties_and_bias_change_both_engines_replies_alike(
+    both_engines: tuple[Engine, Engine], penalty: dict[str, Any]
 ) -> None:
-    options = GenerationOptions(max_tokens=150, repeat_penalty=penalty)
+    options = GenerationOptions(max_tokens=150, **penalty)
     prompt = long_prompt(90)
     first, second = (generated(engine, options, prompt) for engine in both_engines)
     assert first == second
-    assert first != generated(both_engines[0], replace(options, repeat_penalty=1.0), prompt)
+    assert first != generated(both_engines[0], GenerationOptions(max_tokens=150), prompt)
 
 
-def test_the_repeat_penalty_looks_back_64_tokens(computing_engine: Engine) -> None:
+@pytest.mark.parametrize("penalty", [{"repeat_penalty": 1e6}, {"presence_penalty": 1e3}, {"frequency_penalty": 1e3}])
+def test_the_penalties_look_back_64_tokens(computing_engine: Engine, penalty: dict[str, float]) -> None:
     prompt = long_prompt(90)
     computing_engine.prefill(prompt)
     logits = computing_engine.logits()
     recent = prompt[-64:]
     # So strong that every token which is looked at falls below every other one.
     computing_engine.prefill(prompt)
-    token = next(computing_engine.generate(GenerationOptions(max_tokens=1, repeat_penalty=1e6)))
+    token = next(computing_engine.generate(GenerationOptions(max_tokens=1, **penalty)))  # type: ignore[arg-type]
     outside = [token for token in range(computing_engine.vocabulary_size) if token not in recent]
     assert token == max(outside, key=lambda token: logits[token])
     assert set(prompt[:-64]) - set(recent)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,7 +13,7 @@ import gguf
 import numpy as np
 import pytest
 
-from localq.engines import llamacpp
+from localq.engines import llamacpp_loading
 from localq.engines.llamacpp import open_engine
 from localq.errors import EngineError
 from localq.options import LoadOptions
@@ -48,7 +50,7 @@ def test_a_failed_load_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pyt
 def test_an_interrupted_load_frees_what_was_loaded(
     gguf_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api = llamacpp._api()
+    api = llamacpp_loading.llama_api()
     captures = 0
 
     @contextmanager
@@ -63,16 +65,59 @@ def test_an_interrupted_load_frees_what_was_loaded(
     for name in ("llama_free", "llama_model_free"):
         free = getattr(api, name)
         monkeypatch.setattr(api, name, lambda it, name=name, free=free: (freed.append((name, bool(it))), free(it)))
-    monkeypatch.setattr(llamacpp, "captured_llama_log", interrupted_once)
+    monkeypatch.setattr(llamacpp_loading, "captured_llama_log", interrupted_once)
     with pytest.raises(KeyboardInterrupt):
         open_engine(gguf_file("gguf-q8_0"), LoadOptions(), 32)
     assert freed == [("llama_free", True), ("llama_model_free", True)]
 
 
+def test_ctrl_c_ends_loading_at_the_next_tensor(
+    gguf_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    api = llamacpp_loading.llama_api()
+    as_c_function = api.llama_progress_callback
+    answers: list[bool] = []
+
+    def interrupting(keeps_loading: Callable[[float, Any], bool]) -> Any:
+        def answer(progress: float, user_data: Any) -> bool:
+            if len(answers) == 1:
+                signal.raise_signal(signal.SIGINT)
+            answers.append(keeps_loading(progress, user_data))
+            return answers[-1]
+
+        return as_c_function(answer)
+
+    monkeypatch.setattr(api, "llama_progress_callback", interrupting)
+    with pytest.raises(KeyboardInterrupt):
+        open_engine(gguf_file("gguf-q8_0"), LoadOptions(threads=1), 32)
+    assert answers == [True, False]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    monkeypatch.undo()
+    engine = open_engine(gguf_file("gguf-q8_0"), LoadOptions(threads=1), 32)
+    assert engine.prefill([1, 2, 3]) == 0
+    engine.close()
+
+
+def test_a_handler_of_the_callers_own_stays_in_place_and_other_threads_can_load(
+    gguf_file: Callable[[str], Path],
+) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
+    try:
+        with llamacpp_loading._interruptible() as keeps_loading:
+            signal.raise_signal(signal.SIGINT)
+            assert keeps_loading(0.5, None)
+        assert heard == [signal.SIGINT]
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ThreadPoolExecutor(1) as thread:
+        thread.submit(open_engine, gguf_file("gguf-q8_0"), LoadOptions(threads=1), 32).result().close()
+
+
 def test_a_float32_file_is_kept_from_the_gpu_and_no_other_one(
     gguf_file: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    api = llamacpp._api()
+    api = llamacpp_loading.llama_api()
     load, loaded = api.llama_model_load_from_file, []
 
     def recording_load(path: bytes, parameters: Any) -> Any:

@@ -7,9 +7,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
-from localq.engines.mlx import _chunk_tokens, _longrope_for, _runs_ahead, _wire_memory, open_engine
+from localq.engines.mlx import _chunk_tokens, _runs_ahead, open_engine
+from localq.engines.mlx_loading import longrope_for, wire_memory
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
 
@@ -44,23 +46,23 @@ def save_llama(folder: Path, dtype: mx.Dtype, **quantization: int) -> None:
 
 
 def test_a_context_within_the_original_one_takes_the_short_factors() -> None:
-    changed = _longrope_for(CONFIG, 4096)["rope_scaling"]
+    changed = longrope_for(CONFIG, 4096)["rope_scaling"]
     assert changed["long_factor"] == [1.0, 1.5]
     assert LONGROPE["long_factor"] == [2.0, 9.0]
 
 
 def test_a_longer_context_leaves_the_config_as_it_is() -> None:
-    assert _longrope_for(CONFIG, 4097) == {}
+    assert longrope_for(CONFIG, 4097) == {}
 
 
 def test_a_scale_named_for_each_regime_goes_with_its_factors() -> None:
     scaling = LONGROPE | {"short_mscale": 1.1, "long_mscale": 1.3}
-    assert _longrope_for(CONFIG | {"rope_scaling": scaling}, 100)["rope_scaling"]["long_mscale"] == 1.1
+    assert longrope_for(CONFIG | {"rope_scaling": scaling}, 100)["rope_scaling"]["long_mscale"] == 1.1
 
 
 @pytest.mark.parametrize("scaling", [None, {"type": "llama3", "factor": 8.0}])
 def test_other_rotary_embeddings_are_left_alone(scaling: dict[str, Any] | None) -> None:
-    assert _longrope_for({"rope_scaling": scaling}, 100) == {}
+    assert longrope_for({"rope_scaling": scaling}, 100) == {}
 
 
 @pytest.mark.skipif(mx.default_device().type == mx.DeviceType.gpu, reason="on the GPU a model keeps its dtype")
@@ -131,7 +133,7 @@ def test_memory_is_wired_once_for_the_process(tmp_path: Path, monkeypatch: pytes
     limits: list[int] = []
     monkeypatch.setattr(mx, "device_info", lambda: {"max_recommended_working_set_size": 1 << 30})
     monkeypatch.setattr(mx, "set_wired_limit", limits.append)
-    _wire_memory.cache_clear()
+    wire_memory.cache_clear()
     try:
         engines = [open_engine(tmp_path, LoadOptions(), 32) for _ in range(2)]
         for engine in engines:
@@ -139,7 +141,7 @@ def test_memory_is_wired_once_for_the_process(tmp_path: Path, monkeypatch: pytes
             list(engine.generate(GenerationOptions(max_tokens=3)))
             engine.close()
     finally:
-        _wire_memory.cache_clear()
+        wire_memory.cache_clear()
     assert limits == [1 << 30]
 
 
@@ -151,6 +153,20 @@ def test_closing_gives_back_the_buffers_that_mlx_keeps(tmp_path: Path) -> None:
     assert mx.get_cache_memory() > 0
     engine.close()
     assert mx.get_cache_memory() == 0
+
+
+def test_loading_again_and_again_takes_no_more_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(LLAMA, "num_hidden_layers", 24)
+    save_llama(tmp_path, mx.float32)
+
+    def resident_bytes(loads: int) -> int:
+        for _ in range(loads):
+            open_engine(tmp_path, LoadOptions(), 32).close()
+        return psutil.Process().memory_info().rss
+
+    before = resident_bytes(15)
+    # The weights that each one has first, random and never used, would add 370 kB if they stayed uncomputed.
+    assert resident_bytes(45) - before < 45 * 40_000
 
 
 def test_threads_may_take_turns_where_a_pass_is_queued_ahead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,210 @@
+"""A GGUF file as a model and a context of llama.cpp, ready to compute. Knows nothing of generation."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localq.engines.availability import available_cores
+from localq.errors import EngineError, LocalqError, UnsupportedOptionError
+from localq.llama_log import captured_llama_log
+from localq.options import LoadOptions
+
+_NO_DEVICES = (ctypes.c_void_p * 1)()
+"""What `llama_model_params.devices` wants: a list of devices that ends with NULL, here an empty one."""
+_VALUE_BYTES = 64
+"""Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
+
+_ONE_THREAD_BELOW_BYTES = 32 << 20
+"""Smaller models run on one thread by default. Measured with 0.8 MB on two cores: 5,100 tokens per second on one
+thread; on two 6,700 at best, and 100 while other programs keep a core busy, since threads wait for each other after
+every operation."""
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedContext:
+    """A `llama_model *` and a `llama_context *` made from it; whoever gets them frees them with `free`."""
+
+    model: Any
+    context: Any
+    settings: Mapping[str, str | bool]
+    """What the keys and values depend on beside the weights."""
+
+
+def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
+    """Load a `.gguf` file and make a context.
+
+    All layers are on the GPU where llama.cpp was built for one; a float32 file stays on the CPU. Ctrl-C ends it at the
+    next tensor. Raises EngineError with llama.cpp's own reason when the file can't be loaded, UnsupportedOptionError
+    when the model's cache can't be as the options say.
+    """
+    api = llama_api()
+    model = context = None
+    try:
+        with captured_llama_log() as log:
+            parameters = _model_parameters(api, path)
+            with _interruptible() as keeps_loading:
+                callback = api.llama_progress_callback(keeps_loading)
+                parameters.progress_callback = callback
+                model = api.llama_model_load_from_file(os.fsencode(path), parameters)
+            if not model:
+                raise EngineError(f"llama.cpp could not load {path}: {reason(log)}")
+            parameters = _context_parameters(api, model, options, context_length)
+            context = api.llama_init_from_model(model, parameters)
+            if not context:
+                raise _context_error(path, options, context_length, reason(log))
+    except BaseException:
+        # Also after Ctrl-C: model and context may be there already.
+        free(api, model, context)
+        raise
+    settings: dict[str, str | bool] = {
+        "engine": "llama.cpp",
+        "kv_cache_type": options.kv_cache_type or ("f32" if parameters.type_k == api.GGML_TYPE_F32 else "f16"),
+        "long_context": context_length > _original_context_length(api, model, context_length),
+    }
+    return LoadedContext(model, context, settings)
+
+
+@functools.cache
+def llama_api() -> Any:
+    """llama.cpp's C functions, ready for use."""
+    from llama_cpp import llama_cpp as api
+
+    with captured_llama_log():
+        api.llama_backend_init()
+    return api
+
+
+@contextmanager
+def _interruptible() -> Iterator[Callable[[float, Any], bool]]:
+    """Gives a progress callback that ends loading after Ctrl-C; KeyboardInterrupt is raised as the block is left.
+
+    Python would raise it inside the callback, from where ctypes can't let it through llama.cpp. So the signal is noted
+    there and sent again afterwards. A handler of the caller's own is left in place, and other threads get no signals.
+    """
+    interrupted = False
+
+    def note(_signal: int, _frame: object) -> None:
+        nonlocal interrupted
+        interrupted = True
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    takes_over = in_main_thread and signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if takes_over:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield lambda _progress, _user_data: not interrupted
+    finally:
+        if takes_over:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if interrupted:
+            signal.raise_signal(signal.SIGINT)
+
+
+def _model_parameters(api: Any, path: Path) -> Any:
+    parameters = api.llama_model_default_params()
+    if api.llama_supports_gpu_offload() and _is_float32(api, path):
+        # A model in float32 is what others are measured against, and Metal's matrix product makes half-precision
+        # tiles of float32 weights (a fact of llama.cpp's source, not seen on a Mac). No devices: the CPU computes.
+        parameters.n_gpu_layers = 0
+        parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
+    else:
+        parameters.n_gpu_layers = -1
+    # Compilers such as GCC 12 drop the tile configuration of llama.cpp's AMX kernels, which then end the process
+    # (ggml-org/llama.cpp#26954). A build that has them is kept from using them, and from all other repacking.
+    parameters.use_extra_bufts = b"AMX_INT8 = 1" not in api.llama_print_system_info()
+    return parameters
+
+
+def _is_float32(api: Any, path: Path) -> bool:
+    """Whether a file says that all its weights are float32. Reads its header and vocabulary: 0.3 s for 128,000 tokens.
+
+    `llama_model_ftype` answers 0, which means float32, for every model that was loaded without its weights.
+    """
+    parameters = api.llama_model_default_params()
+    parameters.vocab_only = True
+    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
+    if not model:
+        return False  # Loading it with its weights will say why.
+    try:
+        return _metadata(api, model, "general.file_type") == str(api.LLAMA_FTYPE_ALL_F32)
+    finally:
+        api.llama_model_free(model)
+
+
+def _original_context_length(api: Any, model: Any, default: int) -> int:
+    """Where LongRoPE's regimes meet."""
+    architecture = _metadata(api, model, "general.architecture")
+    return int(_metadata(api, model, f"{architecture}.rope.scaling.original_context_length") or default)
+
+
+def _metadata(api: Any, model: Any, key: str) -> str:
+    """A short value as text; empty where there is none."""
+    value = ctypes.create_string_buffer(_VALUE_BYTES)
+    api.llama_model_meta_val_str(model, key.encode(), value, _VALUE_BYTES)
+    return value.value.decode()
+
+
+def _default_threads(api: Any, model: Any) -> int:
+    if api.llama_model_size(model) < _ONE_THREAD_BELOW_BYTES:
+        return 1
+    return available_cores()
+
+
+def _context_parameters(api: Any, model: Any, options: LoadOptions, context_length: int) -> Any:
+    parameters = api.llama_context_default_params()
+    parameters.n_ctx = context_length
+    parameters.n_batch = parameters.n_ubatch = options.batch_tokens
+    parameters.n_threads = parameters.n_threads_batch = options.threads or _default_threads(api, model)
+    cache_type, flash_attention = api.GGML_TYPE_F16, options.flash_attention
+    if api.llama_model_ftype(model) == api.LLAMA_FTYPE_ALL_F32 and options.kv_cache_type is None:
+        # A model in float32 is what others are measured against. Flash attention computes in float16 on the CPU,
+        # whatever the cache's type: measured on random weights, it is off by a KL divergence of 3e-6, without 1e-11.
+        cache_type, flash_attention = api.GGML_TYPE_F32, bool(flash_attention)
+    if options.kv_cache_type is not None:
+        cache_type = getattr(api, f"GGML_TYPE_{options.kv_cache_type.upper()}")
+    parameters.type_k = parameters.type_v = cache_type
+    parameters.flash_attn_type = {
+        None: api.LLAMA_FLASH_ATTN_TYPE_AUTO,
+        True: api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+        False: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+    }[flash_attention]
+    # Any token of the cache may be wanted again, also one that has left the attention window.
+    parameters.swa_full = True
+    parameters.no_perf = True
+    return parameters
+
+
+def _context_error(path: Path, options: LoadOptions, context_length: int, cause: str) -> LocalqError:
+    if re.search("flash|cache type", cause, re.IGNORECASE):
+        return UnsupportedOptionError(
+            f"llama.cpp can't run {path} with kv_cache_type {options.kv_cache_type} and flash_attention "
+            f"{options.flash_attention}: {cause}",
+            "leave both out: --kv-cache-type and --flash-attention",
+        )
+    return EngineError(
+        f"llama.cpp could not make a context of {context_length} tokens for {path}: {cause}",
+        "a smaller one, with -c/--context-length, needs less memory",
+    )
+
+
+def free(api: Any, model: Any, context: Any) -> None:
+    """Free both; either may be None."""
+    with captured_llama_log():
+        api.llama_free(context)
+        api.llama_model_free(model)
+
+
+def reason(log: Sequence[str]) -> str:
+    """What llama.cpp gave as the reason: its last line but for those that only say that a load failed."""
+    lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
+    return ([line for line in lines if "failed to load model" not in line] or lines or ["no reason given"])[-1]
