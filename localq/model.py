@@ -8,30 +8,35 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
+from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
+from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_name, require_backend
 from localq.engines.base import Engine
-from localq.errors import ChatTemplateError, CheckpointError, OptionError
-from localq.families.config import parse_config
-from localq.families.table import family_of
-from localq.generation import Completion, TextRules, complete, stream
+from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
+from localq.errors import ChatTemplateError, OptionError
+from localq.generation import Chunk, Completion, TextRules, complete, stream
+from localq.gguf_file import model_name, read_model_header
 from localq.json_files import read_json, read_optional_json
-from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
+from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
+from localq.options import GenerationOptions, LoadOptions
 from localq.recipes import Recipe, parse_recipe
-from localq.reference import ModelReference, parse_reference
+from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import read_artifact
+from localq.store.store import Store
 from localq.text.chat_template import ChatTemplate, load_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
-from localq.turns import ReplyStream, Turns
+from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`; roles are those of the model's chat template."""
@@ -52,6 +57,7 @@ class ModelParts:
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     end_tokens: frozenset[int]
+    fingerprint: str  # tells its weights from others
     load_seconds: float = 0.0
 
 
@@ -66,6 +72,7 @@ class Model:
         self.chat_template = parts.chat_template
         self.end_tokens = parts.end_tokens
         self.load_seconds = parts.load_seconds
+        self._fingerprint = parts.fingerprint
         self._turns = Turns()
 
     @property
@@ -114,7 +121,22 @@ class Model:
         """
         generation_options = _generation_options(options)
         ids = self.prompt_token_ids(prompt, raw=raw)
-        return ReplyStream(self._turns, lambda: stream(self.engine, self._rules(raw), ids, generation_options))
+
+        def start(require_wanted: StopCheck) -> Generator[Chunk, None, None]:
+            rules = self._rules(raw)
+            return stream(self.engine, rules, ids, generation_options, lambda done, total: require_wanted())
+
+        return ReplyStream(self._turns, start)
+
+    def load_prompt_cache(self, file: Path) -> None:
+        """Take up what a run of the same form kept. Raises OptionError for another model's, EngineError for damage."""
+        with self._turns.turn():
+            load_prompt_cache(self.engine, file, self._fingerprint)
+
+    def save_prompt_cache(self, file: Path) -> None:
+        """Keep what was computed of the newest prompt and its reply for a later run."""
+        with self._turns.turn():
+            save_prompt_cache(self.engine, file, self._fingerprint)
 
     def _rules(self, raw: bool) -> TextRules:
         # The space that SentencePiece puts before a text belongs to a continuation, and not to a reply.
@@ -138,29 +160,57 @@ class Model:
 def load(
     reference: str | os.PathLike[str] | ModelReference,
     *,
-    context_length: int | None = None,
-    threads: int | None = None,
     models_dir: Path | str | None = None,
     listener: ConversionListener | None = None,
+    **options: Any,
 ) -> Model:
-    """Open a model by reference; a form that was not made yet is made first.
+    """Open a model by reference; a form that was not made yet is made first. `options` are those of `LoadOptions`.
 
     Raises errors of the tree in `localq.errors`.
     """
     parsed = reference if isinstance(reference, ModelReference) else parse_reference(reference)
-    options = LoadOptions(context_length=context_length, threads=threads)
-    if parsed.kind == "gguf":
-        return open_gguf_file(cast(Path, parsed.path), options)
-    if parsed.kind == "folder" and parsed.recipe is None and is_form(cast(Path, parsed.path)):
-        return open_form(cast(Path, parsed.path), options)
+    load_options = LoadOptions(**options)
+    ready = ready_form(parsed, models_dir, listener.on_download if listener else None)
+    if ready is not None:
+        model = open_gguf_file(ready, load_options) if ready.is_file() else open_form(ready, load_options)
+        if parsed.kind == "repo":  # people know it by the repository, and not by its place in the cache
+            model.name = parsed.name
+            model.recipe_name = parsed.recipe.name if parsed.recipe else model.recipe_name
+        return model
     recipe = chosen_recipe(parsed)
     require_backend(recipe.format)
     (artifact,) = convert(parsed.without_recipe(), [recipe], models_dir=models_dir, listener=listener)
-    return open_form(artifact.folder, options)
+    return open_form(artifact.folder, load_options)
+
+
+def ready_form(
+    reference: ModelReference, models_dir: Path | str | None = None, on_download: DownloadProgress | None = None
+) -> Path | None:
+    """The `.gguf` file or MLX folder that a reference means and that runs as it is; None for what is to be converted.
+
+    A repository is pulled when it is not in the Hugging Face cache, unless localq has made the form of it before.
+    Raises errors of the tree in `localq.errors`.
+    """
+    if reference.kind == "gguf":
+        return reference.path
+    if reference.kind == "repo" and not is_local(reference.name):
+        if not isinstance(reference.recipe, ForeignForm):
+            store, recipe = Store(models_dir), chosen_recipe(reference)
+            if store.find(reference.without_recipe(), recipe):
+                return None
+        path = fetch_form(reference, on_download)
+        if path is not None or reference.recipe is not None:
+            return path
+        folder = fetch_folder(reference, on_download)
+        return folder if is_form(folder) else None
+    if reference.kind == "folder" and reference.recipe is None and is_form(cast(Path, reference.path)):
+        return reference.path
+    return None
 
 
 def chosen_recipe(reference: ModelReference) -> Recipe:
     """The recipe that a reference names, else this platform's default."""
+    assert not isinstance(reference.recipe, ForeignForm), "those are ready, or there is no such form"
     return reference.recipe or parse_recipe(default_recipe_name())
 
 
@@ -169,7 +219,7 @@ def is_form(folder: Path) -> bool:
 
     MLX marks the weight files that it writes; quantized forms also say so in their config.
     """
-    if read_artifact(folder) is not None or "quantization" in read_optional_json(folder / "config.json"):
+    if read_artifact(folder) is not None or is_quantized_by_mlx(folder):
         return True
     return any(is_written_by_mlx(file) for file in sorted(folder.glob("model*.safetensors"))[:1])
 
@@ -178,72 +228,63 @@ def open_form(folder: Path, options: LoadOptions) -> Model:
     """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
     started = time.perf_counter()
     artifact = read_artifact(folder)
-    config = read_json(folder / "config.json")
+    config = _text_config(read_json(folder / "config.json"))
     form = artifact.recipe.format if artifact else "mlx"
+    name = artifact.manifest.model if artifact else folder.name
+    require_backend(form)
     tokenizer = load_tokenizer(folder)
-    engine = _open_engine(form, artifact.path if artifact else folder, options, config)
+    if artifact and form == "gguf":
+        use = gguf_file_memory(read_model_header(artifact.path), options)
+    else:
+        use = mlx_folder_memory(folder, config, options)
+    limits = config_limits(config)
+    require_memory(name, form, use, limits.chosen(options.context_length))
     parts = ModelParts(
-        name=artifact.manifest.model if artifact else folder.name,
+        name=name,
         recipe_name=artifact.manifest.recipe if artifact else form,
-        engine=engine,
+        engine=_open_engine(form, artifact.path if artifact else folder, options, limits.default),
         tokenizer=tokenizer,
         chat_template=load_chat_template(folder),
         end_tokens=end_tokens(config, read_optional_json(folder / "generation_config.json"), tokenizer),
+        fingerprint="".join(f.sha256 for f in artifact.manifest.files) if artifact else weights_fingerprint(folder),
         load_seconds=time.perf_counter() - started,
     )
     return Model(parts)
 
 
 def open_gguf_file(path: Path, options: LoadOptions) -> Model:
-    """Open a GGUF file with the vocabulary and the chat template that it brings."""
+    """Open a GGUF file, or the first part of a split one, with the vocabulary and the chat template that it brings."""
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
     started = time.perf_counter()
     require_backend("gguf")
+    header = read_model_header(path)
+    limits = gguf_limits(header)
+    require_memory(path.name, "gguf", gguf_file_memory(header, options), limits.chosen(options.context_length))
     tokenizer = load_gguf_tokenizer(path)
-    architecture = tokenizer.metadata("general.architecture")
-    trained = int(tokenizer.metadata(f"{architecture}.context_length") or DEFAULT_CONTEXT_LENGTH_TOKENS)
-    original = tokenizer.metadata(f"{architecture}.rope.scaling.original_context_length")
-    default = min(int(original or trained), DEFAULT_CONTEXT_LENGTH_TOKENS)
     template = gguf_chat_template(tokenizer)
-    engine = _open("gguf", path, _within(options, trained), default)
     parts = ModelParts(
-        name=path.stem,
+        name=model_name(path),
         recipe_name="gguf",
-        engine=engine,
+        engine=_open_engine("gguf", path, options, limits.default),
         tokenizer=tokenizer,
         chat_template=ChatTemplate(template, tokenizer.special_tokens) if template else None,
         end_tokens=gguf_end_tokens(tokenizer),
+        fingerprint=weights_fingerprint(path),
         load_seconds=time.perf_counter() - started,
     )
     return Model(parts)
 
 
-def _open_engine(form: str, path: Path, options: LoadOptions, config: Mapping[str, Any]) -> Engine:
-    try:
-        family = family_of(config)
-    except CheckpointError:  # a foreign form, of a model that localq does not convert
-        maximum = int(config.get("max_position_embeddings", DEFAULT_CONTEXT_LENGTH_TOKENS))
-        default = min(maximum, DEFAULT_CONTEXT_LENGTH_TOKENS)
-    else:
-        parsed = parse_config(config)
-        maximum = parsed.max_position_embeddings
-        default = family.default_context_length(parsed)
-    return _open(form, path, _within(options, maximum), default)
-
-
-def _within(options: LoadOptions, maximum: int) -> LoadOptions:
-    if options.context_length is not None and options.context_length > maximum:
-        raise OptionError(
-            f"a context of {options.context_length} tokens is more than the model's {maximum}",
-            f"give -c/--context-length {maximum} or less",
-        )
-    return options
-
-
-def _open(form: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
+def _open_engine(form: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
     engine = import_module(require_backend(form).engine_module).open_engine(path, options, default_context_length)
     return cast(Engine, engine)
+
+
+def _text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the part that writes text, where a model has others as well."""
+    inner = config.get("text_config")
+    return {**inner, **config} if isinstance(inner, dict) else config
 
 
 def _generation_options(options: dict[str, Any]) -> GenerationOptions:

@@ -1,7 +1,8 @@
 """Model references: what people write to name a model.
 
 `org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
-each may be followed by `:RECIPE`. Reads the text and asks the file system what exists; opens nothing.
+each may be followed by `:RECIPE`; a repository of `.gguf` files by the form of one, also of one that is no recipe
+(`:gguf-iq2_xxs`). Reads the text and asks the file system what exists; opens nothing.
 """
 
 from __future__ import annotations
@@ -13,19 +14,29 @@ from pathlib import Path
 from typing import Literal
 
 from localq.errors import ModelNotFoundError, ModelReferenceError
-from localq.recipes import Recipe, looks_like_recipe, parse_recipe
+from localq.recipes import RECIPES, Recipe, looks_like_recipe, parse_recipe
 
 BUILT_IN_NAMES = ("toy-llama", "toy-phi")
 """Checkpoints that come with localq."""
 
 _DEMO_FOLDER = Path(__file__).parent / "demo"
 _REPO = re.compile(r"(?P<org>[A-Za-z0-9][\w.-]*)/(?P<name>[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_FOREIGN_FORM = re.compile(r"gguf-[a-z0-9][a-z0-9_.-]*")
 _LOOKS_LIKE_PATH = (".", "/", "~")
 
 
 def is_local(name: str) -> bool:
     """Whether a name is that of a converted checkpoint folder, as `localq ls` shows it, and no repository's."""
     return name.startswith("local/")
+
+
+@dataclass(frozen=True, slots=True)
+class ForeignForm:
+    """A form that localq can't make; a repository may have it as a `.gguf` file."""
+
+    name: str
+    """Such as `gguf-iq2_xxs`: `gguf-` and what the file is called by."""
+    format: str = "gguf"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +50,7 @@ class ModelReference:
     """Absolute path of a folder, a file or a built-in checkpoint; None for a repository."""
     revision: str | None = None
     """Branch, tag or commit of a repository; None for its default branch."""
-    recipe: Recipe | None = None
+    recipe: Recipe | ForeignForm | None = None
 
     def without_recipe(self) -> ModelReference:
         """The same model, whatever the form."""
@@ -82,13 +93,20 @@ def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
     return ModelReference("repo", name, revision=match["revision"], recipe=recipe)
 
 
-def _split_recipe(text: str) -> tuple[str, Recipe | None]:
+def _split_recipe(text: str) -> tuple[str, Recipe | ForeignForm | None]:
     head, colon, tail = text.rpartition(":")
     if not colon or _existing_path(text) is not None:
         return text, None
+    form = tail.lower()
+    if _FOREIGN_FORM.fullmatch(form) and form not in RECIPES and _may_be_repository(head):
+        return head, ForeignForm(form)
     if looks_like_recipe(tail) or "/" not in tail:
         return head, parse_recipe(tail)
     return text, None
+
+
+def _may_be_repository(text: str) -> bool:
+    return bool(_REPO.fullmatch(text)) and not is_local(text) and _existing_path(text) is None
 
 
 def _existing_path(text: str) -> Path | None:
@@ -102,7 +120,7 @@ def _existing_path(text: str) -> Path | None:
         return None
 
 
-def _path_reference(path: Path, recipe: Recipe | None) -> ModelReference:
+def _path_reference(path: Path, recipe: Recipe | ForeignForm | None) -> ModelReference:
     if path.is_dir():
         return ModelReference("folder", path.name, path, recipe=recipe)
     if path.suffix != ".gguf":

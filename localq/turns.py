@@ -17,27 +17,30 @@ from localq.errors import EngineError
 if TYPE_CHECKING:
     from localq.generation import Chunk
 
+StopCheck = Callable[[], None]
+"""Raises when the reply is no longer wanted; to be called now and then before the first piece."""
+
 
 class Turns:
     """Whose turn it is."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._thread: int | None = None
         self._reply: weakref.ref[ReplyStream] | None = None
 
     def begin(self, reply: ReplyStream | None = None) -> None:
         """Wait for the turn; ends a reply that this thread left unfinished."""
-        unfinished = self._reply() if self._reply is not None else None
-        if unfinished is not None and self._thread == threading.get_ident():
-            unfinished.cut_off()
+        unfinished = self._reply  # another thread may end it meanwhile
+        running = unfinished() if unfinished is not None else None
+        if running is not None and running.reader is threading.current_thread():
+            running.cut_off()
+        del running  # who waits here must not keep alive what another thread drops
         self._lock.acquire()
-        self._thread = threading.get_ident()
         self._reply = weakref.ref(reply) if reply is not None else None
 
     def end(self) -> None:
         """Let the next one have it."""
-        self._thread = self._reply = None
+        self._reply = None
         self._lock.release()
 
     @contextmanager
@@ -50,47 +53,96 @@ class Turns:
             self.end()
 
 
+class _NoLongerWanted(Exception):
+    """Raised into a reply that was closed while its prompt was computed."""
+
+
+def _stop_check(over: threading.Event) -> StopCheck:
+    """Not a method of the reply: the running reply would keep itself alive by it when everyone else has dropped it."""
+
+    def check() -> None:
+        if over.is_set():
+            raise _NoLongerWanted
+
+    return check
+
+
 class ReplyStream(Iterator["Chunk"]):
     """The pieces of a reply. Its turn begins with the first piece and ends with the last one, or with `close`."""
 
-    def __init__(self, turns: Turns, start: Callable[[], Generator[Chunk, None, None]]) -> None:
+    def __init__(self, turns: Turns, start: Callable[[StopCheck], Generator[Chunk, None, None]]) -> None:
         self._turns = turns
         self._start = start
         self._chunks: Generator[Chunk, None, None] | None = None
-        self._is_over = False
+        self._reading = threading.Lock()
+        """Held by the one that runs the reply, or ends it."""
+        self._has_turn = False
+        self._over = threading.Event()
+        self._require_wanted = _stop_check(self._over)
         self._was_cut_off = False
+        self.reader: threading.Thread | None = None
+        """The thread that read last. Not its number, which a later thread may get."""
 
     def __next__(self) -> Chunk:
+        try:
+            with self._reading:
+                chunk = self._read()
+        finally:
+            if self._over.is_set():  # closed by someone who could not wait, or at its end
+                self._end()
+        if self._over.is_set():
+            raise StopIteration
+        return chunk
+
+    def _read(self) -> Chunk:
         if self._was_cut_off:
             raise EngineError(
                 "this reply was cut off: the same thread asked the model for something else",
                 "read a reply to its end, or close it, before the next one",
             )
-        if self._is_over:
-            raise StopIteration
-        if self._chunks is None:
-            self._turns.begin(self)
-            self._chunks = self._start()
         try:
+            self._require_wanted()
+            self.reader = threading.current_thread()
+            if not self._has_turn:
+                self._turns.begin(self)
+                self._has_turn = True
+                self._require_wanted()
+                self._chunks = self._start(self._require_wanted)
+            assert self._chunks is not None
             return next(self._chunks)
+        except _NoLongerWanted:
+            raise StopIteration from None
         except BaseException:
-            self.close()
+            self._over.set()
             raise
 
     def close(self) -> None:
-        """Stop the engine and give up the turn. Calling it twice is harmless."""
-        is_running = self._chunks is not None and not self._is_over
-        self._is_over = True
-        if is_running and self._chunks is not None:
-            try:
-                self._chunks.close()
-            finally:
-                self._turns.end()
+        """Stop the engine and give up the turn. Calling it twice is harmless.
+
+        While another thread computes the next piece, that one stops: after the token or the chunk of the prompt that
+        it is at.
+        """
+        self._over.set()
+        self._end()
 
     def cut_off(self) -> None:
         """As `close`, when the model is wanted for something else; reading on raises EngineError."""
         self._was_cut_off = True
         self.close()
+
+    def _end(self) -> None:
+        if not self._reading.acquire(blocking=False):
+            return  # who reads will end it
+        try:
+            if self._has_turn:
+                self._has_turn = False
+                try:
+                    if self._chunks is not None:
+                        self._chunks.close()
+                finally:
+                    self._turns.end()
+        finally:
+            self._reading.release()
 
     def __enter__(self) -> ReplyStream:
         return self

@@ -4,7 +4,7 @@
         repository = hub.add("org/name", {"config.json": b"{}"})
         ...  # a client with HF_ENDPOINT=hub.endpoint
 
-Files are served as the hub serves them: `.safetensors` and `.bin` as large files, whose ETag is the SHA-256,
+Files are served as the hub serves them: `.safetensors`, `.bin` and `.gguf` as large files, whose ETag is the SHA-256,
 the others with git's blob hash. No xet, no redirect to another host.
 """
 
@@ -31,6 +31,7 @@ class Repository:
     private: bool = False
     """There only for the tokens in `readers`."""
     readers: set[str] = field(default_factory=set)
+    tags: list[str] = field(default_factory=list)
 
     def commit(self, files: dict[str, bytes], reference: str = "main") -> str:
         """Add a commit, let the branch or tag point to it, and return its hash."""
@@ -100,7 +101,7 @@ class HubServer:
 
 def etag_of(name: str, content: bytes) -> str:
     """The hub's ETag: SHA-256 for large files, git's blob hash for the others."""
-    if name.endswith((".safetensors", ".bin")):
+    if name.endswith((".safetensors", ".bin", ".gguf")):
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0%b" % (len(content), content)).hexdigest()
 
@@ -182,7 +183,14 @@ class _Handler(BaseHTTPRequestHandler):
         answer: Any = [_tree_entry(name, content) for name, content in files]
         if not is_tree:
             siblings = [_sibling(name, content) for name, content in files]
-            answer = {"id": repo, "sha": commit, "siblings": siblings, "tags": [], "downloads": 0, "likes": 0}
+            answer = {
+                "id": repo,
+                "sha": commit,
+                "siblings": siblings,
+                "tags": repository.tags,
+                "downloads": 0,
+                "likes": 0,
+            }
         self._send(200, {"Content-Type": "application/json"}, json.dumps(answer).encode())
 
     def _answer_file(self, path: str) -> None:

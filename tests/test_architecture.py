@@ -25,10 +25,10 @@ LAYERS = [
     {"model"},
     {"conversion"},
     {"store"},
-    {"generation"},
+    {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
-    {"json_files", "tables", "llama_log", "options", "reference", "demo"},
-    {"recipes"},
+    {"json_files", "tables", "gguf_file", "options", "reference", "demo"},
+    {"recipes", "llama_log"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""

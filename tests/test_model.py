@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -173,6 +175,58 @@ def test_threads_take_turns(form: str) -> None:
         for thread in threads:
             thread.join()
     assert answers == dict(questions)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_reply_is_cancelled_from_another_thread_while_its_prompt_is_computed(form: str) -> None:
+    with load(f"toy-llama:{form}") as model:
+        computed: list[int] = []
+        prefill = model.engine.prefill
+        stream = model.stream("word " * 300, raw=True)
+
+        def watched(prompt: Sequence[int], on_progress: Any = None) -> int:
+            def report(done: int, total: int) -> None:
+                computed.append(done)
+                canceller = threading.Thread(target=stream.close)
+                canceller.start()
+                canceller.join()
+                on_progress(done, total)
+
+            return prefill(prompt, report)
+
+        model.engine.prefill = watched  # type: ignore[method-assign]
+        assert list(stream) == []
+        assert len(computed) == 1 and computed[0] <= 512
+        model.engine.prefill = prefill  # type: ignore[method-assign]
+        assert model.generate(QUESTION).text == ANSWER
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_closing_waits_for_the_reply_of_another_thread_and_ends_what_comes_later(form: str) -> None:
+    model = load(f"toy-llama:{form}")
+    has_begun, may_go_on = threading.Event(), threading.Event()
+    texts: list[str] = []
+
+    def read() -> None:
+        for chunk in model.stream(QUESTION):
+            texts.append(chunk.text)
+            has_begun.set()
+            assert may_go_on.wait(20)
+
+    reader, closer = threading.Thread(target=read), threading.Thread(target=model.close)
+    reader.start()
+    assert has_begun.wait(20)
+    closer.start()
+    closer.join(0.05)
+    assert closer.is_alive()
+    may_go_on.set()
+    for thread in (reader, closer):
+        thread.join(20)
+    assert "".join(texts) == ANSWER
+    for use in (lambda: model.generate(QUESTION), lambda: next(model.stream(QUESTION)), lambda: model.engine.logits()):
+        with pytest.raises(EngineError, match="closed"):
+            use()
+    model.close()
 
 
 @pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from localq.errors import LocalqError, ModelNotFoundError, ModelReferenceError, UnknownRecipeError
 from localq.recipes import RECIPES
-from localq.reference import BUILT_IN_NAMES, ModelReference, parse_reference
+from localq.reference import BUILT_IN_NAMES, ForeignForm, ModelReference, parse_reference
 
 
 @pytest.fixture(autouse=True)
@@ -36,6 +36,23 @@ def test_repositories(text: str, name: str, revision: str | None, recipe: str | 
     reference = parse_reference(text)
     assert (reference.kind, reference.name, reference.revision, reference.path) == ("repo", name, revision, None)
     assert (reference.recipe and reference.recipe.name) == recipe
+
+
+@pytest.mark.parametrize("name", ["gguf-iq2_xxs", "gguf-Q4_K_XL", "gguf-q4km", "gguf-ud-q2_k_xl", "gguf-name-v1.5"])
+def test_a_repository_may_have_forms_that_are_no_recipes(name: str) -> None:
+    reference = parse_reference(f"org/name@v1:{name}")
+    assert (reference.name, reference.revision, reference.recipe) == ("org/name", "v1", ForeignForm(name.lower()))
+    assert parse_reference(str(reference)) == reference
+    assert reference.without_recipe() == parse_reference("org/name@v1")
+
+
+@pytest.mark.parametrize(
+    "text", ["toy-phi:gguf-iq2_xxs", "local/name:gguf-iq2_xxs", "here/it:gguf-iq2_xxs", "org/a:mlx-x"]
+)
+def test_what_is_no_repository_has_forms_by_recipe_alone(empty_folder: Path, text: str) -> None:
+    (empty_folder / "here" / "it").mkdir(parents=True)
+    with pytest.raises(UnknownRecipeError):
+        parse_reference(text)
 
 
 @pytest.mark.parametrize("name", BUILT_IN_NAMES)

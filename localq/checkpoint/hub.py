@@ -11,16 +11,17 @@ from __future__ import annotations
 import errno
 import logging
 import re
-import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from localq.checkpoint.hub_errors import Failure, FailureKind, as_localq_error
-from localq.checkpoint.hub_files import is_complete, needed_names, weight_format
+from localq.checkpoint.hub_files import has_weights, is_complete, needed_names, weight_format
+from localq.checkpoint.hub_gguf import choose_form, exact_form
+from localq.checkpoint.hub_progress import byte_counter, ignore_bytes
+from localq.checkpoint.hub_repository import RemoteFile, Repository
 from localq.errors import DownloadError, LocalqError
 
 DownloadProgress = Callable[[int, int], None]
@@ -44,74 +45,87 @@ class Snapshot:
     """The full commit hash, whatever name was asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class _RemoteFile:
-    size_bytes: int
-    etag: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Repository:
-    """What the hub lists for one commit of a repository."""
-
-    repo: str
-    commit: str
-    files: Mapping[str, _RemoteFile]
-
-    @property
-    def folder(self) -> Path:
-        return _cache_folder(self.repo) / "snapshots" / self.commit
-
-    def is_missing(self, name: str) -> bool:
-        """Whether the file's bytes have to travel; an unchanged file of another commit needs only a link."""
-        return self.files[name].size_bytes not in self._lengths_on_disk(name)
-
-    def is_damaged(self, name: str) -> bool:
-        """Whether the cache holds the file at a wrong length; the client itself would take it as it is."""
-        return bool(self._lengths_on_disk(name) - {self.files[name].size_bytes})
-
-    def _lengths_on_disk(self, name: str) -> set[int]:
-        blob = _cache_folder(self.repo) / "blobs" / self.files[name].etag
-        return {path.stat().st_size for path in (self.folder / name, blob) if path.is_file()}
-
-
 def find_snapshot(repo: str, revision: str | None = None) -> Snapshot | None:
     """The checkpoint as far as it is complete in the cache; asks no network.
 
     `revision` is a branch, a tag or a commit; None is the default branch. Complete means: config.json,
     tokenizer_config.json, a tokenizer, and every weight file. Anything less is None: `pull` completes it.
     """
-    wanted = revision or _DEFAULT_REVISION
-    commit = wanted if _COMMIT.fullmatch(wanted) else _cached_commit(repo, wanted)
+    commit = _cached_commit(repo, revision or _DEFAULT_REVISION)
     if commit is None:
         return None
     folder = _cache_folder(repo) / "snapshots" / commit
     return Snapshot(folder, repo, commit) if is_complete(folder) else None
 
 
+def find_form(repo: str, form: str, revision: str | None = None) -> Path | None:
+    """The `.gguf` file of a form such as `gguf-q4_k_m`, of a split one its first part; None unless all is in the cache.
+
+    Asks no network.
+    """
+    commit = _cached_commit(repo, revision or _DEFAULT_REVISION)
+    if commit is None:
+        return None
+    folder = _cache_folder(repo) / "snapshots" / commit
+    found = exact_form({name: 0 for name in _cached_names(folder)}, form)
+    return folder / found.names[0] if found is not None else None
+
+
 def pull(
-    repo: str, revision: str | None = None, progress: DownloadProgress | None = None, check: FolderCheck | None = None
+    repo: str,
+    revision: str | None = None,
+    progress: DownloadProgress | None = None,
+    check: FolderCheck | None = None,
+    checks_mlx: bool = True,
 ) -> Snapshot:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
     Files already there at their full length are not fetched again. When the hub can't be reached, a complete
     snapshot in the cache will do. `check` gets the snapshot's folder when config.json is there and the weights
-    have yet to travel: what it raises ends the pull. Raises ModelNotFoundError (no such repository or revision)
+    have yet to travel: what it raises ends the pull; `checks_mlx` says whether it is asked about a repository whose
+    owner says that it is for MLX. Raises ModelNotFoundError (no such repository or revision)
     or DownloadError (everything else, among it a full disk and a repository without weights that localq reads).
     """
     wanted = revision or _DEFAULT_REVISION
-    try:
-        with _quiet_client():
-            return _pull(repo, wanted, progress or (lambda done_bytes, total_bytes: None), check)
-    except LocalqError:
-        raise
-    except Exception as error:
-        raise as_localq_error(_classified(error, repo, wanted)) from error
+    with _errors_translated(repo, wanted), _quiet_client():
+        return _pull(repo, wanted, progress or _ignore_progress, check, checks_mlx)
 
 
-def _pull(repo: str, revision: str, progress: DownloadProgress, check: FolderCheck | None) -> Snapshot:
-    from huggingface_hub import hf_hub_download
+def pull_form(
+    repo: str,
+    form: str,
+    revision: str | None = None,
+    progress: DownloadProgress | None = None,
+    beside_checkpoint: bool = False,
+) -> Path | None:
+    """Bring the `.gguf` file of a form into the cache, all parts of a split one; gives the path of its first part.
 
+    None where the repository has a checkpoint in Hugging Face format, from which the form can be made: then its
+    `.gguf` files count only with `beside_checkpoint`, and where one is the form. When the hub can't be reached, what
+    is in the cache will do. Raises as `pull`, and DownloadError that lists the forms there.
+    """
+    wanted = revision or _DEFAULT_REVISION
+    with _errors_translated(repo, wanted), _quiet_client():
+        try:
+            repository = _look_up(repo, wanted)
+        except Exception as error:
+            found = find_form(repo, form, revision) if _classified(error, repo, wanted).is_outage else None
+            if found is None:
+                raise
+            return found
+        sizes = {name: file.size_bytes for name, file in repository.files.items()}
+        if has_weights(sizes) and not (beside_checkpoint and exact_form(sizes, form)):
+            return None
+        names = choose_form(repo, sizes, form).names
+        repository.require_room(names)
+        _fetch_all(repository, names, progress or _ignore_progress)
+        _point_to(repository, wanted, names[0])
+        return repository.folder / names[0]
+
+
+def _pull(
+    repo: str, revision: str, progress: DownloadProgress, check: FolderCheck | None, checks_mlx: bool
+) -> Snapshot:
     try:
         repository = _look_up(repo, revision)
     except Exception as error:
@@ -119,23 +133,29 @@ def _pull(repo: str, revision: str, progress: DownloadProgress, check: FolderChe
         if cached is None:
             raise
         return cached
-    kind = weight_format(repo, repository.files)
-    _fetch(repository, "config.json", _ignore_bytes)
-    if check:
+    kind = weight_format(repo, {name: file.size_bytes for name, file in repository.files.items()})
+    _fetch(repository, "config.json", ignore_bytes)
+    if check and (checks_mlx or not repository.is_mlx):
         check(repository.folder)
     if kind.index_name in repository.files:
-        _fetch(repository, kind.index_name, _ignore_bytes)
+        _fetch(repository, kind.index_name, ignore_bytes)
     names = needed_names(repo, repository.files, kind, repository.folder)
-    _require_room(repository, names)
+    repository.require_room(names)
     _fetch_all(repository, names, progress)
-    if revision != repository.commit:
-        # Only now does the branch or tag point to the new commit: a reader never meets a half snapshot
-        # under its name. The file is there already, so that the client does nothing but write the reference.
-        hf_hub_download(repo, "config.json", revision=revision, tqdm_class=_counter(_ignore_bytes))
+    _point_to(repository, revision, "config.json")
     return Snapshot(repository.folder, repo, repository.commit)
 
 
-def _look_up(repo: str, revision: str) -> _Repository:
+def _point_to(repository: Repository, revision: str, name: str) -> None:
+    """Let the branch or tag mean this commit from now on: a reader never meets a half snapshot under its name."""
+    from huggingface_hub import hf_hub_download
+
+    if revision != repository.commit:
+        # The file is there already, so that the client does nothing but write the reference.
+        hf_hub_download(repository.repo, name, revision=revision, tqdm_class=byte_counter(ignore_bytes))
+
+
+def _look_up(repo: str, revision: str) -> Repository:
     from huggingface_hub import HfApi, constants
 
     # Without a limit of its own this request would wait for ever on a network that swallows packets.
@@ -144,26 +164,13 @@ def _look_up(repo: str, revision: str) -> _Repository:
     files = {}
     for entry in info.siblings or []:
         size_bytes, etag = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-        files[entry.rfilename] = _RemoteFile(size_bytes or 0, etag or "")
+        files[entry.rfilename] = RemoteFile(size_bytes or 0, etag or "")
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise DownloadError(f"{_endpoint()} names no commit for {repo}@{revision}", "check HF_ENDPOINT")
-    return _Repository(repo, info.sha, files)
+    return Repository(repo, info.sha, files, _cache_folder(repo), "mlx" in (info.tags or ()))
 
 
-def _require_room(repository: _Repository, names: Collection[str]) -> None:
-    needed_bytes = sum(repository.files[name].size_bytes for name in names if repository.is_missing(name))
-    cache = _cache_folder(repository.repo)
-    existing = next(folder for folder in (cache, *cache.parents) if folder.exists())
-    free_bytes = shutil.disk_usage(existing).free
-    if needed_bytes > free_bytes:
-        raise DownloadError(
-            f"{repository.repo} needs {needed_bytes / 1e9:.3f} GB more in {cache.parent}, "
-            f"which has {free_bytes / 1e9:.3f} GB free",
-            "free some space, or point HF_HOME to another disk",
-        )
-
-
-def _fetch_all(repository: _Repository, names: Collection[str], progress: DownloadProgress) -> None:
+def _fetch_all(repository: Repository, names: Collection[str], progress: DownloadProgress) -> None:
     total_bytes = sum(repository.files[name].size_bytes for name in names)
     finished_bytes = 0
     progress(finished_bytes, total_bytes)
@@ -177,42 +184,28 @@ def _fetch_all(repository: _Repository, names: Collection[str], progress: Downlo
         progress(finished_bytes, total_bytes)
 
 
-def _fetch(repository: _Repository, name: str, on_bytes: Callable[[int], None]) -> None:
+def _fetch(repository: Repository, name: str, on_bytes: Callable[[int], None]) -> None:
     # One file after the other, in this thread: Ctrl-C ends it at once, where snapshot_download would wait for
     # the files that its threads have begun. Within a large file the xet transfer is parallel anyway.
     from huggingface_hub import hf_hub_download
 
     force = repository.is_damaged(name)
-    counter = _counter(on_bytes)
+    counter = byte_counter(on_bytes)
     hf_hub_download(repository.repo, name, revision=repository.commit, force_download=force, tqdm_class=counter)
 
 
-def _ignore_bytes(file_bytes: int) -> None:
+def _ignore_progress(done_bytes: int, total_bytes: int) -> None:
     pass
 
 
-def _counter(on_bytes: Callable[[int], None]) -> Any:
-    """A class that the client takes for tqdm: it draws nothing and reports the bytes of one file so far."""
-
-    class Counter:
-        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            self._done_bytes = initial
-
-        def __enter__(self) -> Counter:
-            return self
-
-        def update(self, new_bytes: float | None = 1) -> None:
-            # Negative when a broken transfer starts again from zero.
-            self._done_bytes += int(new_bytes or 0)
-            on_bytes(self._done_bytes)
-
-        def _ignore(self, *_: object, **__: object) -> None:
-            pass
-
-        # `update_transfer` is told the bytes on the wire; without it xet would make a second bar for them.
-        __exit__ = close = update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
-
-    return Counter
+@contextmanager
+def _errors_translated(repo: str, revision: str) -> Iterator[None]:
+    try:
+        yield
+    except LocalqError:
+        raise
+    except Exception as error:
+        raise as_localq_error(_classified(error, repo, revision)) from error
 
 
 @contextmanager
@@ -236,7 +229,14 @@ def _cache_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
 
 
+def _cached_names(folder: Path) -> list[str]:
+    """Files of a snapshot, without the links that lead nowhere."""
+    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf")) if path.is_file()]
+
+
 def _cached_commit(repo: str, revision: str) -> str | None:
+    if _COMMIT.fullmatch(revision):
+        return revision
     references = _cache_folder(repo) / "refs"
     try:
         commit = (references / revision).read_text(encoding="utf-8").strip()

@@ -6,9 +6,10 @@ Knows names, and of the contents only the weight files that the index lists. Kno
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path, PurePosixPath
 
+from localq.checkpoint.hub_gguf import gguf_forms, there
 from localq.checkpoint.weight_files import SAFETENSORS, TORCH, WeightFormat
 from localq.errors import DownloadError
 from localq.text.tokenizer_json import TOKENIZER_SOURCES, has_tokenizer
@@ -17,18 +18,29 @@ _WEIGHT_FORMATS = (SAFETENSORS, TORCH)  # the first one that a repository has is
 _OTHER_WEIGHTS = frozenset((".bin", ".ckpt", ".gguf", ".h5", ".npz", ".onnx", ".pt", ".pth", ".safetensors"))
 
 
-def weight_format(repo: str, names: Collection[str]) -> WeightFormat:
+def has_weights(names: Collection[str]) -> bool:
+    """Whether a repository has weights in a format that localq converts."""
+    return _weight_format(names) is not None
+
+
+def weight_format(repo: str, names: Mapping[str, int]) -> WeightFormat:
     """The format of a repository's weights; refuses one that localq could not convert, before anything is fetched.
 
-    Raises DownloadError, which names what the repository lacks, or has instead.
+    `names` come with sizes in bytes. Raises DownloadError, which names what the repository lacks, or has instead.
     """
-    kind = next((kind for kind in _WEIGHT_FORMATS if kind.index_name in names or kind.single_name in names), None)
+    kind = _weight_format(names)
     if kind is None:
+        forms = gguf_forms(names)
+        if forms:
+            raise DownloadError(
+                f"{repo} holds .gguf files, which are forms already, and no checkpoint; {there(forms)}",
+                f"name the one you want: {repo}:{forms[0].name}",
+            )
         kinds = sorted({PurePosixPath(name).suffix for name in names} & _OTHER_WEIGHTS)
         found = f"its weights are {', '.join(kinds)}" if kinds else "nor any other weights"
         raise DownloadError(
             f"{repo} has no {SAFETENSORS.single_name}, no {TORCH.single_name}; {found}",
-            "localq pulls checkpoints in Hugging Face format; a .gguf file runs as it is once it is on this disk",
+            "localq pulls checkpoints in Hugging Face format, MLX folders and .gguf files",
         )
     if "config.json" not in names:
         raise DownloadError(f"{repo} has no config.json", "look for the base model: this may be an adapter")
@@ -64,6 +76,10 @@ def is_complete(folder: Path) -> bool:
     if not names >= {"config.json", "tokenizer_config.json"} or not has_tokenizer(names):
         return False
     return any(_has_weights(folder, names, kind) for kind in _WEIGHT_FORMATS)
+
+
+def _weight_format(names: Collection[str]) -> WeightFormat | None:
+    return next((kind for kind in _WEIGHT_FORMATS if kind.index_name in names or kind.single_name in names), None)
 
 
 def _has_weights(folder: Path, names: set[str], kind: WeightFormat) -> bool:

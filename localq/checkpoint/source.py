@@ -1,4 +1,7 @@
-"""From a reference to an open checkpoint: a built-in, a folder, or a repository that is pulled when needed."""
+"""From a reference to an open checkpoint: a built-in, a folder, or a repository that is pulled when needed.
+
+A repository may also hold forms that were made elsewhere, `.gguf` files or an MLX folder: these come as they are.
+"""
 
 from __future__ import annotations
 
@@ -7,9 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
-from localq.checkpoint.hub import DownloadProgress, Snapshot, find_snapshot, pull
-from localq.errors import CheckpointError, ModelNotFoundError
-from localq.reference import ModelReference, is_local
+from localq.checkpoint.hub import DownloadProgress, Snapshot, find_form, find_snapshot, pull, pull_form
+from localq.errors import CheckpointError, ModelNotFoundError, ModelReferenceError, UnsupportedModelError
+from localq.json_files import read_optional_json
+from localq.recipes import parse_recipe
+from localq.reference import ForeignForm, ModelReference, is_local
 
 
 def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Checkpoint:
@@ -36,6 +41,7 @@ class CheckpointPlace:
 
     def open(self) -> Checkpoint:
         """Read and check it."""
+        refuse_mlx_form(self.folder, self.name)
         return open_checkpoint(self.folder, self.name, self.revision)
 
 
@@ -70,7 +76,80 @@ def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | N
     such as `local/model`, else as `hub.pull` does.
     """
     _refuse_local(reference.name)
-    return pull(reference.name, reference.revision, on_download, read_config)
+
+    def check(folder: Path) -> None:
+        refuse_mlx_form(folder, reference.name)
+        read_config(folder)
+
+    return pull(reference.name, reference.revision, on_download, check)
+
+
+def fetch_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path | None:
+    """The `.gguf` file that a repository has for the form named: from the cache where it is complete, else pulled.
+
+    None where localq makes the form from the repository's checkpoint instead. Raises UnknownRecipeError where it can't
+    be made, else as `hub.pull_form` does.
+    """
+    form, repo, revision = reference.recipe, reference.name, reference.revision
+    if form is None or form.format != "gguf" or is_local(repo):
+        return None
+    if not isinstance(form, ForeignForm) and find_snapshot(repo, revision):
+        return None
+    return find_form(repo, form.name, revision) or _pulled_form(reference, on_download)
+
+
+def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+    """As `fetch_form`, brought up to date; raises ModelReferenceError for a form that is made from the checkpoint."""
+    _refuse_local(reference.name)
+    form = reference.recipe
+    assert form is not None
+    path = _pulled_form(reference, on_download) if form.format == "gguf" else None
+    if path is None:
+        raise ModelReferenceError(
+            f"{reference} names a form that is made here; pull brings the checkpoint",
+            f"localq convert {reference.without_recipe()} --to {form.name}",
+        )
+    return path
+
+
+def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None) -> Path | None:
+    form = reference.recipe
+    assert form is not None
+    is_foreign = isinstance(form, ForeignForm)
+    path = pull_form(reference.name, form.name, reference.revision, on_download, beside_checkpoint=is_foreign)
+    if path is None and is_foreign:
+        parse_recipe(form.name)  # which raises
+    return path
+
+
+def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+    """The folder of a repository that is a checkpoint, or an MLX folder of any model that mlx_lm may run.
+
+    From the cache where it is complete, else pulled. Raises as `pull_checkpoint`.
+    """
+    _refuse_local(reference.name)
+    repo, revision = reference.name, reference.revision
+    found = find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs, checks_mlx=False)
+    return found.folder
+
+
+def refuse_mlx_form(folder: Path, name: str) -> None:
+    """Raise UnsupportedModelError for a folder that MLX has quantized: a form, and no checkpoint."""
+    if is_quantized_by_mlx(folder):
+        raise UnsupportedModelError(
+            f"{name} is an MLX form, already quantized, and no checkpoint",
+            f"`localq generate {name}` runs it as it is; other forms are converted from the original checkpoint",
+        )
+
+
+def is_quantized_by_mlx(folder: Path) -> bool:
+    """Whether config.json is that of a folder which MLX has quantized: mlx_lm writes the key, transformers does not."""
+    return "quantization" in read_optional_json(folder / "config.json")
+
+
+def _check_runs(folder: Path) -> None:
+    if not is_quantized_by_mlx(folder):
+        read_config(folder)
 
 
 def _cached_snapshot(reference: ModelReference) -> Snapshot:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast
 
 from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_names
-from localq.model import is_form
+from localq.gguf_file import model_name, part_names
+from localq.model import chosen_recipe, ready_form
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.manifest import Artifact, read_artifact
@@ -56,8 +56,9 @@ def find_forms(
     forms = []
     for text in references:
         reference = parse_reference(text)
-        if reference.kind == "gguf" or (reference.kind == "folder" and is_form(cast(Path, reference.path))):
-            forms.append(_existing_form(cast(Path, reference.path)))
+        ready = ready_form(reference, models_dir, listener.on_download if listener else None)
+        if ready is not None:
+            forms.append(_existing_form(ready, reference))
             continue
         recipes = _recipes(reference)
         artifacts = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
@@ -67,14 +68,16 @@ def find_forms(
 
 def _recipes(reference: ModelReference) -> list[Recipe]:
     if reference.recipe is not None:
-        return [reference.recipe]
+        return [chosen_recipe(reference)]
     return [parse_recipe(name) for name in default_recipe_names()]
 
 
-def _existing_form(path: Path) -> Form:
-    if path.is_file():
-        return Form(path.stem, "gguf", path, path.stat().st_size, None)
-    artifact = read_artifact(path)
+def _existing_form(path: Path, reference: ModelReference) -> Form:
+    artifact = None if path.is_file() else read_artifact(path)
     if artifact is not None:
         return form_of(artifact)
-    return Form(path.name, "mlx", path, sum(file.stat().st_size for file in path.iterdir() if file.is_file()), None)
+    model, recipe = (model_name(path), "gguf") if path.is_file() else (path.name, "mlx")
+    if reference.kind == "repo":
+        model, recipe = reference.name, reference.recipe.name if reference.recipe else recipe
+    files = [path.with_name(name) for name in part_names(path.name)] if path.is_file() else path.iterdir()
+    return Form(model, recipe, path, sum(file.stat().st_size for file in files if file.is_file()), None)

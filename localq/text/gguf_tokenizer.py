@@ -14,11 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from localq.errors import EngineError, ModelNotFoundError
+from localq.errors import ChatTemplateError, EngineError, ModelNotFoundError
 from localq.llama_log import captured_llama_log
 from localq.text.tokenizer import decode_tokens, utf8_bytes
 
 _SHORT_PIECE_BYTES = 64
+_LONGEST_KEY_BYTES = 65536
+"""The format's own limit."""
+_CHAT_TEMPLATE = "tokenizer.chat_template"
 
 
 class GgufTokenizer:
@@ -43,14 +46,14 @@ class GgufTokenizer:
     def strips_leading_space(self) -> bool:
         """Whether llama.cpp puts a space before a text, and takes it away again when decoding.
 
-        `tokenizer.ggml.add_space_prefix`; without it llama.cpp assumes so for SentencePiece vocabularies
-        alone.
+        `tokenizer.ggml.add_space_prefix`; without it llama.cpp assumes so for SentencePiece vocabularies.
+        WordPiece ones have the space within the first token of a word.
         """
         stated = self.metadata("tokenizer.ggml.add_space_prefix")
         if stated is not None:
             return stated == "true"
-        is_sentencepiece = self._llama.llama_vocab_type(self._vocabulary) == self._llama.LLAMA_VOCAB_TYPE_SPM
-        return bool(is_sentencepiece)
+        with_space = self._llama.LLAMA_VOCAB_TYPE_SPM, self._llama.LLAMA_VOCAB_TYPE_WPM
+        return self._llama.llama_vocab_type(self._vocabulary) in with_space
 
     @cached_property
     def special_tokens(self) -> Mapping[str, str]:
@@ -112,6 +115,16 @@ class GgufTokenizer:
         self._llama.llama_model_meta_val_str(self._model, name, buffer, len(buffer))
         return buffer.value.decode("utf-8", errors="replace")
 
+    @property
+    def keys(self) -> list[str]:
+        """Names of all metadata values that are no lists."""
+        buffer = ctypes.create_string_buffer(_LONGEST_KEY_BYTES)
+        found = []
+        for number in range(self._llama.llama_model_meta_count(self._model)):
+            self._llama.llama_model_meta_key_by_index(self._model, number, buffer, len(buffer))
+            found.append(buffer.value.decode("utf-8", errors="replace"))
+        return found
+
     def is_end_token(self, token_id: int) -> bool:
         """Whether llama.cpp ends generation at this token."""
         return bool(self._llama.llama_vocab_is_eog(self._vocabulary, token_id))
@@ -156,8 +169,19 @@ def load_gguf_tokenizer(path: Path) -> GgufTokenizer:
 
 
 def gguf_chat_template(tokenizer: GgufTokenizer) -> str | None:
-    """Source of the chat template in the file (`tokenizer.chat_template`); None when it has none."""
-    return tokenizer.metadata("tokenizer.chat_template")
+    """Source of the chat template in the file; None when it has none.
+
+    `tokenizer.chat_template` is the default one, `tokenizer.chat_template.NAME` is one of that name, as llama.cpp's
+    converter writes them. Without a default the only one there is counts; raises ChatTemplateError for several.
+    """
+    default = tokenizer.metadata(_CHAT_TEMPLATE)
+    names = [] if default is not None else [key for key in tokenizer.keys if key.startswith(f"{_CHAT_TEMPLATE}.")]
+    if len(names) > 1:
+        shown = ", ".join(sorted(name.removeprefix(f"{_CHAT_TEMPLATE}.") for name in names))
+        raise ChatTemplateError(
+            f"the file has no default chat template, but several others: {shown}", "take another file"
+        )
+    return tokenizer.metadata(names[0]) if names else default
 
 
 def gguf_end_tokens(tokenizer: GgufTokenizer) -> frozenset[int]:

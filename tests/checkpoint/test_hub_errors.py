@@ -192,7 +192,10 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
             ["config.json", "tokenizer.json", "consolidated.00.pth", "rust_model.ot"],
             "no model.safetensors, no pytorch_model.bin; its weights are .pth",
         ),
-        (["tiny.gguf", "README.md"], "no model.safetensors, no pytorch_model.bin; its weights are .gguf"),
+        (
+            ["tiny.gguf", "README.md"],
+            r"holds .gguf files, which are forms already, and no checkpoint; it has gguf-tiny \(2 B\)",
+        ),
         (["README.md"], "no model.safetensors, no pytorch_model.bin; nor any other weights"),
         (["model.safetensors", "tokenizer.json"], "no config.json"),
         (["pytorch_model.bin", "tokenizer.json"], "no config.json"),

@@ -12,8 +12,9 @@ from localq.conversion.convert import convert
 from localq.conversion.plan_mlx import MlxPlan
 from localq.conversion.survey import make_plan
 from localq.doctor import memory
-from localq.doctor.memory import RUNTIME_BYTES, MemoryUse, memory_use
+from localq.doctor.memory import memory_use
 from localq.engines.base import PREFILL_CHUNK_TOKENS
+from localq.memory import RUNTIME_BYTES, MemoryUse
 from localq.recipes import parse_recipe
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
 
@@ -43,18 +44,21 @@ def test_the_longest_context_is_what_is_left_of_the_free_memory() -> None:
 
 
 @pytest.mark.parametrize("recipe", ["mlx-4bit", "mlx-mixed-3-6", "mlx-mxfp4", "mlx-bf16", "mlx-f16", "mlx-f32"])
-def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(folder: Path, recipe: str) -> None:
+def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(
+    folder: Path, recipe: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import mlx.core as mx
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
+    monkeypatch.setattr(memory, "_mlx_runs_on_gpu", lambda: False)
     (artifact,) = convert(folder, recipe, models_dir=folder.parent / "models")
     model, _ = load_model(artifact.folder, lazy=True)
     model.set_dtype(mx.float32)  # as localq.engines.mlx does
     checkpoint = open_checkpoint(folder, "model")
     plan = make_plan(checkpoint, parse_recipe(recipe))
     assert isinstance(plan, MlxPlan)
-    use = memory._mlx_memory(plan, checkpoint.config, on_gpu=False)
+    use = memory_use(plan, checkpoint.config)
     assert use.weight_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
     assert use.context_bytes_per_token == 2 * KV_BYTES
     largest = {"mlx-f32": 0, "mlx-bf16": 768 * 256 * 2, "mlx-f16": 768 * 256 * 2}
@@ -82,16 +86,12 @@ def test_a_gguf_context_takes_what_llama_cpp_reserves_for_it(folder: Path, recip
 
 def reserved_bytes(path: Path, context_length: int) -> float:
     """What llama.cpp says of the buffers that it makes for a context."""
-    from localq.engines import llamacpp
+    from localq.engines.llamacpp import open_engine
     from localq.llama_log import captured_llama_log
+    from localq.options import LoadOptions
 
-    api = llamacpp._api()
     with captured_llama_log() as log:
-        model = api.llama_model_load_from_file(str(path).encode(), llamacpp._model_parameters(api, path))
-        is_reference = api.llama_model_ftype(model) == api.LLAMA_FTYPE_ALL_F32
-        parameters = llamacpp._context_parameters(api, context_length, 1, is_reference)
-        context = api.llama_init_from_model(model, parameters)
-    llamacpp._free(api, model, context)
+        open_engine(path, LoadOptions(threads=1), context_length).close()
     sizes = re.findall(r"(?:KV|compute) buffer size = +([\d.]+) MiB", "".join(log))
     assert len(sizes) >= 2
     return sum(map(float, sizes)) * 2**20

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import json
 from pathlib import Path
 
+import gguf
 import pytest
+import tokenizers
+from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
 from localq.errors import EngineError, ModelNotFoundError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, gguf_chat_template, load_gguf_tokenizer
@@ -133,3 +137,52 @@ def test_a_damaged_file_is_refused_with_the_reason_of_llama_cpp(tmp_path: Path, 
     path.write_bytes(content)
     with pytest.raises(EngineError, match=r"damaged\.gguf: .*(failed|error|invalid)"):
         load_gguf_tokenizer(path)
+
+
+def test_a_unigram_vocabulary_is_read_as_by_its_tokenizer(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.Unigram())
+    backend.pre_tokenizer, backend.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+    special = ["<pad>", "</s>", "<unk>"]
+    trainer = trainers.UnigramTrainer(vocab_size=300, special_tokens=special, unk_token="<unk>", show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    vocabulary = json.loads(backend.to_str())["model"]["vocab"]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("t5")
+    writer.add_token_list([piece for piece, _ in vocabulary])
+    writer.add_token_scores([score for _, score in vocabulary])
+    writer.add_token_types([3, 3, 2] + [1] * (len(vocabulary) - 3))
+    writer.add_eos_token_id(1)
+    writer.add_unk_token_id(2)
+    writer.add_add_space_prefix(True)
+    check_reads_as(written(writer, tmp_path / "model.gguf"), backend)
+
+
+def test_a_wordpiece_vocabulary_is_read_as_by_its_tokenizer(tmp_path: Path) -> None:
+    backend = tokenizers.Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    backend.normalizer, backend.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    backend.decoder = decoders.WordPiece()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]"]
+    trainer = trainers.WordPieceTrainer(vocab_size=300, special_tokens=special, show_progress=False)
+    backend.train_from_iterator(SENTENCES, trainer)
+    pieces = [backend.id_to_token(number) or "" for number in range(backend.get_vocab_size())]
+    writer = gguf.GGUFWriter(tmp_path / "model.gguf", "llama")
+    writer.add_tokenizer_model("bert")
+    # As llama.cpp's converter writes them: the beginning of a word is marked, and not its continuation.
+    starts = [piece if piece in special or piece.startswith("##") else f"▁{piece}" for piece in pieces]
+    writer.add_token_list([piece.removeprefix("##") for piece in starts])
+    writer.add_token_types([3, 2, 3, 3] + [1] * (len(pieces) - 4))
+    check_reads_as(written(writer, tmp_path / "model.gguf"), backend)
+
+
+def written(writer: gguf.GGUFWriter, path: Path) -> GgufTokenizer:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    return load_gguf_tokenizer(path)
+
+
+def check_reads_as(tokenizer: GgufTokenizer, backend: tokenizers.Tokenizer) -> None:
+    for text in ("the dog", "the quick brown fox", "12345 mal", "x"):
+        ids = tokenizer.encode(text, add_special_tokens=False)
+        assert ids == backend.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == backend.decode(ids) == text

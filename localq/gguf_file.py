@@ -1,0 +1,227 @@
+"""What the header of a GGUF file says, read by ggml itself: metadata, size of the weights, parts of a split model.
+
+Knows no tokenizer and loads no weights. The keys are those of ggml's `docs/gguf.md`; the names of the parts are
+llama.cpp's (`llama_split_path`).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from localq.errors import CheckpointError, ModelNotFoundError
+from localq.llama_log import captured_llama_log
+
+Value = str | int | float | bool | list[int]
+
+PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
+"""`name-00001-of-00003.gguf`: a part of a split model."""
+
+_MOST_LAYERS = 4096  # of an array with a number per layer; longer ones are of the vocabulary, and are not read
+
+_STRING, _ARRAY = 8, 9
+_NUMBERS: dict[int, tuple[str, Any]] = {  # enum gguf_type: suffix of the function, type of the value
+    0: ("u8", ctypes.c_uint8),
+    1: ("i8", ctypes.c_int8),
+    2: ("u16", ctypes.c_uint16),
+    3: ("i16", ctypes.c_int16),
+    4: ("u32", ctypes.c_uint32),
+    5: ("i32", ctypes.c_int32),
+    6: ("f32", ctypes.c_float),
+    7: ("bool", ctypes.c_bool),
+    10: ("u64", ctypes.c_uint64),
+    11: ("i64", ctypes.c_int64),
+    12: ("f64", ctypes.c_double),
+}
+_INTEGERS = frozenset(_NUMBERS) - {6, 7, 12}
+
+_OTHER_KINDS = {
+    "adapter": "a LoRA adapter, not a model",
+    "imatrix": "an importance matrix, which quantizing uses, not a model",
+    "mmproj": "the part of a model that sees pictures; the model itself is another file",
+}
+"""By `general.type`."""
+_NO_CHAT_ARCHITECTURES = frozenset(("t5", "t5encoder", "dream", "llada", "llada-moe", "rnd1"))
+"""Encoders with a decoder, and diffusion models: llama.cpp runs them, but not one token after the other."""
+
+
+@dataclass(frozen=True, slots=True)
+class GgufHeader:
+    """What stands before the weights."""
+
+    path: Path
+    metadata: Mapping[str, Value]
+    """Numbers, truth values and texts by key, and arrays with a number for each layer; nothing of the vocabulary."""
+    tensor_count: int
+    weight_bytes: int
+    """Of all tensors, without padding."""
+    file_bytes: int
+    """That the file must have at least."""
+
+    @property
+    def architecture(self) -> str:
+        """As llama.cpp names it: `llama`, `qwen2`."""
+        return str(self.metadata.get("general.architecture", ""))
+
+    def of_model(self, key: str) -> Value | None:
+        """A value of the architecture's own: `of_model("block_count")` is that of `llama.block_count`."""
+        return self.metadata.get(f"{self.architecture}.{key}")
+
+    def integer(self, key: str) -> int | None:
+        """As `of_model`, for a whole number; None for anything else."""
+        value = self.of_model(key)
+        return value if isinstance(value, int) else None
+
+
+def read_model_header(path: Path) -> GgufHeader:
+    """The header of a model that generates text; of a split one the first part's, with the sizes of all parts together.
+
+    Raises ModelNotFoundError where there is no file, CheckpointError for a file that is damaged, incomplete, not the
+    first part, or no such model.
+    """
+    header = read_header(path)
+    _require_model(header)
+    parts = [header, *(read_header(part) for part in _other_parts(header))]
+    for part in parts:
+        found_bytes = part.path.stat().st_size
+        if found_bytes < part.file_bytes:
+            raise CheckpointError(
+                f"{part.path} is cut off: it has {found_bytes:,} of {part.file_bytes:,} bytes", "fetch the file again"
+            )
+    tensor_count = sum(part.tensor_count for part in parts)
+    if tensor_count == 0:
+        raise CheckpointError(f"{path} holds a vocabulary and no weights", "take the file of the model itself")
+    return replace(header, tensor_count=tensor_count, weight_bytes=sum(part.weight_bytes for part in parts))
+
+
+def model_name(path: Path) -> str:
+    """What a file's model is called: its name without the suffix and what makes it a part."""
+    match = PART_NAME.fullmatch(path.name)
+    return match["stem"] if match else path.stem
+
+
+def part_names(name: str) -> list[str]:
+    """Names of all parts of the split model that `name` is a part of; of any other file its own name."""
+    match = PART_NAME.fullmatch(name)
+    if match is None:
+        return [name]
+    stem, count, suffix = match["stem"], match["count"], name[-len(".gguf") :]
+    return [f"{stem}-{number:05d}-of-{count}{suffix}" for number in range(1, int(count) + 1)]
+
+
+def read_header(path: Path) -> GgufHeader:
+    """The header of one file, whatever it holds. Raises as `read_model_header`."""
+    if not path.is_file():
+        raise ModelNotFoundError(f"no file {path}", "check the path; `localq ls` lists the models made so far")
+    library = _library()
+    with captured_llama_log() as log:
+        context = library.gguf_init_from_file(os.fsencode(path), _Parameters(no_alloc=True))
+    if not context:
+        said = [line.strip() for line in "".join(log).splitlines() if line.strip()]
+        reason = said[0].partition(": ")[2] if said else "no reason given"
+        raise CheckpointError(f"{path} is damaged, or no GGUF file: {reason}", "fetch the file again")
+    try:
+        keys = range(library.gguf_get_n_kv(context))
+        values = {library.gguf_get_key(context, key).decode(errors="replace"): _value(context, key) for key in keys}
+        tensors = range(library.gguf_get_n_tensors(context))
+        sizes = [library.gguf_get_tensor_size(context, tensor) for tensor in tensors]
+        ends = [library.gguf_get_tensor_offset(context, tensor) + sizes[tensor] for tensor in tensors]
+        file_bytes = library.gguf_get_data_offset(context) + max(ends, default=0)
+    finally:
+        library.gguf_free(context)
+    metadata = {key: value for key, value in values.items() if value is not None}
+    return GgufHeader(path, metadata, len(sizes), sum(sizes), file_bytes if sizes else 0)
+
+
+def _require_model(header: GgufHeader) -> None:
+    kind = str(header.metadata.get("general.type", "model"))
+    kind = "mmproj" if header.architecture == "clip" else kind
+    if kind != "model":
+        what = _OTHER_KINDS.get(kind, f"of the type {kind!r}, not a model")
+        raise CheckpointError(f"{header.path} is {what}", "give the .gguf file of the model itself")
+    if header.of_model("attention.causal") is False or header.architecture in _NO_CHAT_ARCHITECTURES:
+        raise CheckpointError(
+            f"{header.path} is a model of the architecture {header.architecture}, "
+            "which does not write a text token by token",
+            "localq runs models that do; embeddings and translation need another program",
+        )
+
+
+def _other_parts(header: GgufHeader) -> list[Path]:
+    """The parts behind the first; raises CheckpointError where one is missing."""
+    number, count = (header.metadata.get(f"split.{key}", 0) for key in ("no", "count"))
+    if not isinstance(number, int) or not isinstance(count, int) or count < 2:
+        return []
+    path = header.path
+    names = part_names(path.name)
+    if len(names) != count or number >= count or names[number] != path.name:
+        raise CheckpointError(
+            f"{path} is part {number + 1} of {count} of a split model, but is not named so",
+            f"give it its name again: NAME-{number + 1:05d}-of-{count:05d}.gguf",
+        )
+    if number > 0:
+        raise CheckpointError(
+            f"{path} is part {number + 1} of {count} of a split model", f"give its first part: {names[0]}"
+        )
+    for name in names[1:]:
+        if not (path.parent / name).is_file():
+            raise CheckpointError(
+                f"{path.parent / name} is missing: the model is split into {count} files", "fetch the missing file too"
+            )
+    return [path.parent / name for name in names[1:]]
+
+
+class _Parameters(ctypes.Structure):
+    """`struct gguf_init_params`; with `no_alloc` and no context nothing of the weights is touched."""
+
+    _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
+
+
+def _value(context: int, key: int) -> Value | None:
+    library = _library()
+    kind = library.gguf_get_kv_type(context, key)
+    if kind == _STRING:
+        text: bytes = library.gguf_get_val_str(context, key)
+        return text.decode(errors="replace")
+    if kind != _ARRAY:
+        number: Value = getattr(library, f"gguf_get_val_{_NUMBERS[kind][0]}")(context, key)
+        return number
+    item, length = library.gguf_get_arr_type(context, key), library.gguf_get_arr_n(context, key)
+    if item not in _INTEGERS or length > _MOST_LAYERS:
+        return None
+    data = ctypes.cast(library.gguf_get_arr_data(context, key), ctypes.POINTER(_NUMBERS[item][1]))
+    return list(data[:length])
+
+
+@cache
+def _library() -> Any:
+    # The library that llama_cpp has loaded already; its handle finds the symbols of libggml-base too.
+    from llama_cpp._ggml import libggml
+
+    pointer, index = ctypes.c_void_p, ctypes.c_int64
+    results: dict[str, Any] = {
+        "gguf_get_key": ctypes.c_char_p,
+        "gguf_get_kv_type": ctypes.c_int,
+        "gguf_get_arr_type": ctypes.c_int,
+        "gguf_get_arr_n": ctypes.c_size_t,
+        "gguf_get_arr_data": pointer,
+        "gguf_get_val_str": ctypes.c_char_p,
+        "gguf_get_tensor_size": ctypes.c_size_t,
+        "gguf_get_tensor_offset": ctypes.c_size_t,
+        **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
+    }
+    for name, result in results.items():
+        getattr(libggml, name).restype, getattr(libggml, name).argtypes = result, [pointer, index]
+    for name, result in {"n_kv": index, "n_tensors": index, "data_offset": ctypes.c_size_t}.items():
+        getter = getattr(libggml, f"gguf_get_{name}")
+        getter.restype, getter.argtypes = result, [pointer]
+    libggml.gguf_free.restype, libggml.gguf_free.argtypes = None, [pointer]
+    libggml.gguf_init_from_file.restype = pointer
+    libggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, _Parameters]
+    return libggml

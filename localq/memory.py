@@ -1,0 +1,176 @@
+"""What an open form takes in memory: estimated from headers before it is loaded, and refused where it does not fit.
+
+Measures nothing but the free memory. The ways in which the engines load are those of `localq.engines`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from localq.checkpoint.safetensors_header import read_header
+from localq.engines.base import PREFILL_CHUNK_TOKENS
+from localq.errors import EngineError
+from localq.gguf_file import GgufHeader
+from localq.options import KvCacheType, LoadOptions
+from localq.tables import format_bytes
+
+RUNTIME_BYTES = 300_000_000
+"""What a process takes beside weights and context: Python, the tokenizer, the runtime and its buffers. Measured on
+Linux with a 1.2B Llama of 128,256 tokens: 202 to 229 MB with llama.cpp, 171 MB with MLX; rounded up to the next
+hundred megabytes."""
+
+IGNORE_VARIABLE = "LOCALQ_IGNORE_MEMORY"
+"""Set to anything, lets load what is not thought to fit: the machine may have swap space."""
+
+DEFAULTS = LoadOptions()
+
+_FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
+_KV_NUMBER_BYTES: dict[KvCacheType, float] = {"q8_0": 1.125, "q4_0": 0.625}
+"""The larger of both engines: ggml has a half-precision scale for 32 numbers, MLX a scale and a bias for 64."""
+_ALL_FLOAT32 = 0  # `general.file_type`, as `enum llama_ftype` has it
+_LEAST_CONTEXT_TOKENS = 256  # a smaller one is no advice
+
+
+@dataclass(frozen=True, slots=True)
+class KvShape:
+    """What a model keeps for each token of a context."""
+
+    numbers_per_token: int
+    """Keys and values: 2 x layers x key-value heads x width of a head."""
+    head_count: int
+    """Heads of queries in a layer."""
+
+    def bytes_per_token(self, number_bytes: int, options: LoadOptions) -> int:
+        """Where `options` ask for no other type, at `number_bytes` each."""
+        wanted = options.kv_cache_type
+        return int(self.numbers_per_token * (_KV_NUMBER_BYTES[wanted] if wanted else number_bytes))
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Memory of one opened form."""
+
+    weight_bytes: int
+    """While it runs: more than on disk where the runtime widens them."""
+    loading_bytes: int
+    """On top of the weights, until they are loaded; what the context takes comes later."""
+    context_bytes_per_token: int
+
+    def longest_context_tokens(self, free_bytes: int, most_tokens: int) -> int:
+        """Tokens that fit in the memory that is free, at most `most_tokens`; 0 where the weights alone don't fit.
+
+        (free - weights - RUNTIME_BYTES) / context bytes per token.
+        """
+        room = free_bytes - self.weight_bytes - RUNTIME_BYTES
+        return 0 if room < self.loading_bytes else min(most_tokens, room // max(self.context_bytes_per_token, 1))
+
+
+def gguf_memory(weight_bytes: int, kv: KvShape, is_float32: bool, options: LoadOptions = DEFAULTS) -> MemoryUse:
+    """A GGUF form: its weights as they are on disk, and for each token of the context what follows.
+
+    Keys and values, and what a chunk of a prompt computes for each of the context's tokens: the mask, and without
+    flash attention every head's scores in single precision. As llama.cpp's log tells its buffers.
+    """
+    number_bytes = _FLOAT32_BYTES if is_float32 else _FLOAT16_BYTES
+    has_flash_attention = not is_float32 if options.flash_attention is None else options.flash_attention
+    rows = _FLOAT16_BYTES if has_flash_attention else _FLOAT32_BYTES * (kv.head_count + 1)
+    return MemoryUse(weight_bytes, 0, kv.bytes_per_token(number_bytes, options) + PREFILL_CHUNK_TOKENS * rows)
+
+
+def mlx_memory(
+    tensors: Iterable[tuple[str, int]], kv: KvShape, on_gpu: bool, options: LoadOptions = DEFAULTS
+) -> MemoryUse:
+    """An MLX form from its tensors, (dtype, bytes) each.
+
+    On the CPU every float becomes float32, and a tensor lies there in both precisions while it is widened.
+    """
+    stored = list(tensors)
+    halves = [nbytes for dtype, nbytes in stored if dtype in ("F16", "BF16")]
+    weight_bytes = sum(nbytes for _, nbytes in stored)
+    if on_gpu:
+        number_bytes = _FLOAT16_BYTES if halves else _FLOAT32_BYTES
+        return MemoryUse(weight_bytes, 0, kv.bytes_per_token(number_bytes, options))
+    widened_bytes = sum(halves) * (_FLOAT32_BYTES - _FLOAT16_BYTES) // _FLOAT16_BYTES
+    loading_bytes = max(halves, default=0)
+    return MemoryUse(weight_bytes + widened_bytes, loading_bytes, kv.bytes_per_token(_FLOAT32_BYTES, options))
+
+
+def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> MemoryUse:
+    """A `.gguf` file of any architecture, by its header.
+
+    Keys and values: the sum over the layers of key-value heads x (width of a key + width of a value). Layers without
+    attention have no such heads; what they keep instead does not grow with the context.
+    """
+    layers = header.integer("block_count") or 0
+    heads = header.integer("attention.head_count") or 1
+    head_width = (header.integer("embedding_length") or 0) // max(heads, 1)
+    widths = [header.integer(f"attention.{name}_length") for name in ("key", "value")]
+    width = sum(head_width if stated is None else stated for stated in widths)
+    kv_heads = header.of_model("attention.head_count_kv")
+    in_all = sum(kv_heads) if isinstance(kv_heads, list) else layers * (kv_heads if type(kv_heads) is int else heads)
+    is_float32 = header.metadata.get("general.file_type") == _ALL_FLOAT32
+    return gguf_memory(header.weight_bytes, KvShape(in_all * width, heads), is_float32, options)
+
+
+def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOptions = DEFAULTS) -> MemoryUse:
+    """An MLX folder of any model, by the headers of its weights and the keys that transformers' configurations share.
+
+    Raises CheckpointError for a damaged weight file.
+    """
+    tensors = [tensor for file in sorted(folder.glob("model*.safetensors")) for tensor in read_header(file)]
+    layers, heads, hidden = (_count(config, key) for key in ("num_hidden_layers", "num_attention_heads", "hidden_size"))
+    kv_heads = _count(config, "num_key_value_heads") or heads
+    head_width = _count(config, "head_dim") or hidden // max(heads, 1)
+    kv = KvShape(2 * layers * kv_heads * head_width, heads)
+    return mlx_memory(((tensor.dtype, tensor.nbytes) for tensor in tensors), kv, mlx_runs_on_gpu(), options)
+
+
+def require_memory(name: str, form: str, use: MemoryUse, context_length: int) -> None:
+    """Raise EngineError where a form, `mlx` or `gguf`, does not fit in the free memory together with its context.
+
+    Does nothing where a graphics card with memory of its own computes: there the runtime refuses.
+    """
+    import psutil
+
+    if sys.platform != "darwin" and _runs_on_gpu(form):
+        return
+    free_bytes = psutil.virtual_memory().available
+    longest = use.longest_context_tokens(free_bytes, context_length)
+    if longest == context_length or os.environ.get(IGNORE_VARIABLE):
+        return
+    context_bytes = context_length * use.context_bytes_per_token
+    needed_bytes = use.weight_bytes + RUNTIME_BYTES + max(context_bytes, use.loading_bytes)
+    advice = f"-c {longest // _LEAST_CONTEXT_TOKENS * _LEAST_CONTEXT_TOKENS} would fit"
+    if longest < _LEAST_CONTEXT_TOKENS:
+        advice = "take a smaller form, or end other programs"
+    raise EngineError(
+        f"{name} with a context of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
+        f"({format_bytes(use.weight_bytes)} for weights, {format_bytes(context_bytes)} for the context); "
+        f"{format_bytes(free_bytes)} are free",
+        f"{advice}; {IGNORE_VARIABLE}=1 loads it all the same",
+    )
+
+
+def mlx_runs_on_gpu() -> bool:
+    """Whether MLX computes on a GPU. There may be one that it was told not to use."""
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def _runs_on_gpu(form: str) -> bool:
+    if form == "mlx":
+        return mlx_runs_on_gpu()
+    import llama_cpp
+
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def _count(config: Mapping[str, Any], key: str) -> int:
+    value = config.get(key)
+    return value if type(value) is int and value > 0 else 0

@@ -1,0 +1,149 @@
+"""`localq pull` and `localq generate` of forms that a repository has, against a hub on 127.0.0.1."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from localq.cli import main as cli
+from tests.foreign_forms import write_gguf, write_mlx
+from tests.hub_client import FILES, SHARDS
+from tests.hub_client import cache_folder as cache_folder
+from tests.hub_client import server as server
+from tests.hub_server import HubServer
+
+REPO = "org/Name-GGUF"
+
+
+@pytest.fixture
+def gguf_repository(server: HubServer, cache_folder: Path, tmp_path: Path) -> HubServer:
+    folder = tmp_path / "repository"
+    folder.mkdir()
+    write_gguf(folder / "Name-IQ2_XXS.gguf", "qwen2")
+    write_gguf(folder / "Name-Q8_0.gguf", "llama")
+    write_gguf(folder / "Name-Q4_K_M.gguf", "qwen2", tensors_per_part=10)
+    server.add(REPO, folder)
+    return server
+
+
+def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, str]:
+    """Exit code, stdout and stderr of a command."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["localq", *arguments])
+        patch.setattr("sys.stdin", None)
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as left:
+            code = int(left.code or 0)
+    written = capsys.readouterr()
+    return code, written.out, written.err
+
+
+def test_pull_brings_one_form_and_prints_its_path(
+    gguf_repository: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, err = run(capsys, "pull", f"{REPO}:GGUF-Q4_K_M")
+    path = Path(out.strip())
+    assert code == 0 and path.name == "Name-Q4_K_M-00001-of-00003.gguf" and cache_folder in path.parents
+    assert gguf_repository.fetched() == [f"Name-Q4_K_M-0000{number}-of-00003.gguf" for number in (1, 2, 3)]
+    assert "pulling" in err
+
+
+@pytest.mark.parametrize("form", ["gguf-q4_k_m", "gguf-iq2_xxs"])
+def test_generate_pulls_a_form_runs_it_and_finds_it_again(
+    gguf_repository: HubServer, capsys: pytest.CaptureFixture[str], form: str
+) -> None:
+    command = ["generate", f"{REPO}:{form}", "the dog", "-n", "4"]
+    first = run(capsys, *command)
+    assert first[0] == 0 and first[1] and "pulling" in first[2]
+    gguf_repository.requests.clear()
+    again = run(capsys, *command)
+    assert again == (0, first[1], "")
+    assert gguf_repository.requests == []
+
+
+def test_generate_names_the_model_by_its_repository(
+    gguf_repository: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code, out, _ = run(capsys, "generate", f"{REPO}:gguf-iq2_xxs", "the dog", "-n", "2", "--json")
+    assert code == 0
+    assert f'"model": "{REPO}"' in out and '"recipe": "gguf-iq2_xxs"' in out
+
+
+@pytest.mark.parametrize("verb", ["pull", "generate", "convert", "bench"])
+def test_a_repository_of_gguf_files_wants_one_of_them_named(
+    gguf_repository: HubServer, capsys: pytest.CaptureFixture[str], verb: str
+) -> None:
+    code, out, err = run(capsys, verb, REPO, *(["the dog"] if verb == "generate" else []))
+    assert (code, out) == (1, "")
+    assert "gguf-iq2_xxs (" in err and "gguf-q4_k_m (" in err and f"{REPO}:gguf-" in err
+    assert gguf_repository.fetched() == []
+
+
+def test_convert_refuses_a_form_that_is_no_recipe(
+    gguf_repository: HubServer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(capsys, "convert", f"{REPO}:gguf-iq2_xxs")[0] == 1
+    code, _, err = run(capsys, "convert", "toy-llama", "--to", "gguf-iq2_xxs")
+    assert code == 1 and "unknown recipe 'gguf-iq2_xxs'" in err
+
+
+def test_a_misspelt_recipe_of_a_checkpoint_is_told_with_the_nearest(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("org/tiny", FILES)
+    for verb in ("pull", "generate", "bench"):
+        code, _, err = run(capsys, verb, "org/tiny:gguf-q4km", *(["the dog"] if verb == "generate" else []))
+        assert code == 1 and "unknown recipe" in err and "gguf-q4_k_m" in err
+    assert server.fetched() == []
+
+
+def test_pull_of_a_form_that_is_made_from_a_checkpoint_says_how(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("org/tiny", FILES)
+    for form in ("gguf-q4_k_m", "mlx-4bit"):
+        code, _, err = run(capsys, "pull", f"org/tiny:{form}")
+        assert code == 1 and f"localq convert org/tiny --to {form}" in err
+
+
+@pytest.mark.parametrize(("bits", "tags"), [(4, []), (None, ["mlx"])])
+def test_an_mlx_repository_runs_as_it_is(
+    server: HubServer,
+    cache_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    bits: int | None,
+    tags: list[str],
+) -> None:
+    pytest.importorskip("mlx_lm")
+    server.add("mlx-community/Name", write_mlx(tmp_path / "repository", "qwen2", bits)).tags = tags
+    command = ["generate", "mlx-community/Name", "the dog", "-n", "4", "--json"]
+    code, out, err = run(capsys, *command)
+    assert code == 0 and '"model": "mlx-community/Name"' in out and '"recipe": "mlx"' in out
+    assert "pulling" in err
+    server.requests.clear()
+    assert run(capsys, *command)[0] == 0
+    assert server.requests == []
+
+
+def test_convert_says_that_an_mlx_repository_is_a_form_before_its_weights_travel(
+    server: HubServer, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("mlx_lm")
+    server.add("mlx-community/Name-4bit", write_mlx(tmp_path / "repository", "qwen2", 4))
+    code, _, err = run(capsys, "convert", "mlx-community/Name-4bit")
+    assert code == 1 and "is an MLX form" in err and "localq generate mlx-community/Name-4bit" in err
+    assert not any(name.endswith(".safetensors") for name in server.fetched())
+
+
+def test_a_checkpoint_that_can_not_be_converted_is_refused_before_its_weights_travel(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = b'{"model_type": "gemma3", "architectures": ["Gemma3ForCausalLM"]}'
+    server.add("org/gemma", FILES | {"config.json": config})
+    code, _, err = run(capsys, "generate", "org/gemma", "the dog")
+    assert code == 1 and "Gemma3ForCausalLM" in err
+    assert not set(server.fetched()) & set(SHARDS)
