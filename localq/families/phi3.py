@@ -43,7 +43,7 @@ class Phi3(Family):
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
         """The sliding window, where it is shorter than the context, and an uneven original context."""
-        return (*sliding_window_caveats(config), *longrope_caveats(config))
+        return (*_sliding_window_caveats(config), *longrope_caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor; the family has no biases."""
@@ -69,9 +69,16 @@ class Phi3(Family):
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """As llama.cpp's converter writes them (conversion/phi.py)."""
-        metadata = phi3_gguf_metadata("phi3", config)
+        architecture = self.gguf_architecture()
+        metadata = common_gguf_metadata(architecture, config)
+        metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
+        metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
+        metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
+        metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
+        # Zero marks a member without a sliding window, such as Phi-4; the runtime attends in full in any case.
+        metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
         if config.rope.type == "longrope":
-            metadata["phi3.rope.scaling.attn_factor"] = attention_factor(config)
+            metadata[f"{architecture}.rope.scaling.attn_factor"] = attention_factor(config)
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
@@ -87,19 +94,7 @@ class Phi3(Family):
         return min(config.original_context_length, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
-def phi3_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, MetadataValue]:
-    """What the architectures that llama.cpp runs with Phi-3's graph have alike."""
-    metadata = common_gguf_metadata(architecture, config)
-    metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
-    metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
-    metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
-    metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
-    # Zero marks a member without a sliding window, such as Phi-4; the runtime attends in full in any case.
-    metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
-    return metadata
-
-
-def sliding_window_caveats(config: ModelConfig) -> tuple[str, ...]:
+def _sliding_window_caveats(config: ModelConfig) -> tuple[str, ...]:
     """For models that were trained to look back no further than their window, which no runtime honours."""
     window = config.raw.get("sliding_window") or config.max_position_embeddings
     if window >= config.max_position_embeddings:

@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localq.errors import CheckpointError
 from localq.families.base import (
-    Family,
     MetadataValue,
     Module,
     TensorLayout,
     Traits,
     check_traits,
-    common_mlx_config,
     layouts_of,
     outer_layouts,
     refuse_unless,
 )
 from localq.families.config import HINT, ModelConfig, positive_integer, positive_number
-from localq.families.longrope import attention_factor, check_longrope, factor_tensors, longrope_caveats
-from localq.families.phi3 import phi3_gguf_metadata, sliding_window_caveats
-from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
+from localq.families.longrope import attention_factor, check_longrope
+from localq.families.phi3 import Phi3
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
+    pass
 
 _TRAITS = Traits("phimoe", ("default", "longrope"), tied_embeddings=(False,))
 _EXPERTS_PER_TOKEN = 2  # sparsemixer, the reference's routing, takes exactly these
@@ -38,7 +34,7 @@ _GGUF_SCALE_CAVEAT = (
 )
 
 
-class PhiMoe(Family):
+class PhiMoe(Phi3):
     """Layer norms, biases in the attention, and for each token two of a layer's feed-forward networks (experts)."""
 
     name = "PhiMoE"
@@ -65,7 +61,7 @@ class PhiMoe(Family):
         """What llama.cpp does otherwise: with random weights, three in four of the likeliest tokens are others."""
         stated, derived = config.rope.parameters.get("short_mscale"), attention_factor(config)
         scale = _GGUF_SCALE_CAVEAT.format(derived=derived, stated=stated) if stated not in (None, derived) else ""
-        return (_GGUF_CAVEAT, *filter(None, [scale]), *sliding_window_caveats(config), *longrope_caveats(config))
+        return (_GGUF_CAVEAT, *filter(None, [scale]), *super().caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
         """Every tensor; the experts' are stacked, as both runtimes want them."""
@@ -79,25 +75,11 @@ class PhiMoe(Family):
         return "phimoe"
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
-        """As llama.cpp's converter writes them (conversion/phi.py)."""
-        metadata = phi3_gguf_metadata("phimoe", config)
+        """Phi-3's, and how many experts there are."""
+        metadata = super().gguf_metadata(config)
         metadata["phimoe.expert_count"] = _expert_count(config)
         metadata["phimoe.expert_used_count"] = _EXPERTS_PER_TOKEN
-        if config.rope.type == "longrope":
-            metadata["phimoe.rope.scaling.attn_factor"] = attention_factor(config)
         return metadata
-
-    def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-        """LongRoPE's two lists of frequency divisors."""
-        return factor_tensors(config)
-
-    def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """With the original context at the top level, where mlx_lm's PhiMoE looks for it."""
-        return {**common_mlx_config(config), "original_max_position_embeddings": config.original_context_length}
-
-    def default_context_length(self, config: ModelConfig) -> int:
-        """The original context, where LongRoPE's short factors hold; at most 8,192 tokens."""
-        return min(config.original_context_length, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
 def _expert_count(config: ModelConfig) -> int:
