@@ -16,11 +16,13 @@ from typing import Any
 
 from localq.engines.availability import available_cores
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
+from localq.gguf_file import read_header
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
 
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 """What `llama_model_params.devices` wants: a list of devices that ends with NULL, here an empty one."""
+_ALL_FLOAT32 = 0  # of `enum llama_ftype`
 _VALUE_BYTES = 64
 """Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
 
@@ -50,8 +52,8 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
     api = llama_api()
     model = context = None
     try:
+        parameters = _model_parameters(api, path)
         with captured_llama_log() as log:
-            parameters = _model_parameters(api, path)
             with _interruptible() as keeps_loading:
                 callback = api.llama_progress_callback(keeps_loading)
                 parameters.progress_callback = callback
@@ -112,7 +114,7 @@ def _interruptible() -> Iterator[Callable[[float, Any], bool]]:
 
 def _model_parameters(api: Any, path: Path) -> Any:
     parameters = api.llama_model_default_params()
-    if api.llama_supports_gpu_offload() and _is_float32(api, path):
+    if api.llama_supports_gpu_offload() and _is_float32(path):
         # A model in float32 is what others are measured against, and Metal's matrix product makes half-precision
         # tiles of float32 weights (a fact of llama.cpp's source, not seen on a Mac). No devices: the CPU computes.
         parameters.n_gpu_layers = 0
@@ -125,20 +127,15 @@ def _model_parameters(api: Any, path: Path) -> Any:
     return parameters
 
 
-def _is_float32(api: Any, path: Path) -> bool:
-    """Whether a file says that all its weights are float32. Reads its header and vocabulary: 0.3 s for 128,000 tokens.
+def _is_float32(path: Path) -> bool:
+    """Whether a file says that all its weights are float32. Of one that can't be read, loading it will say why.
 
     `llama_model_ftype` answers 0, which means float32, for every model that was loaded without its weights.
     """
-    parameters = api.llama_model_default_params()
-    parameters.vocab_only = True
-    model = api.llama_model_load_from_file(os.fsencode(path), parameters)
-    if not model:
-        return False  # Loading it with its weights will say why.
     try:
-        return _metadata(api, model, "general.file_type") == str(api.LLAMA_FTYPE_ALL_F32)
-    finally:
-        api.llama_model_free(model)
+        return read_header(path).metadata.get("general.file_type") == _ALL_FLOAT32
+    except LocalqError:
+        return False
 
 
 def _original_context_length(api: Any, model: Any, default: int) -> int:
