@@ -13,7 +13,7 @@ from localq.store.disk_errors import disk_errors
 from localq.store.manifest import Artifact
 from localq.store.store import Store
 
-_LEFTOVER = re.compile(r"\.(?P<recipe>.+)\.(partial|replaced|removed-\d+)")
+_LEFTOVER = re.compile(r"\.(?P<recipe>.+)\.(partial|replaced|removed-(?P<process>\d+))")
 _BLOCK_BYTES = 1 << 20
 
 Progress = Callable[[int, int], None]
@@ -29,17 +29,26 @@ class Leftover:
 
 
 def remove_leftovers(store: Store) -> list[Leftover]:
-    """Delete what processes that were killed left behind; what a living one is writing stays, by its lock."""
+    """Delete what processes that were killed left behind; what a living one is at work on stays."""
     removed = []
     with disk_errors(store.folder):
         for folder in sorted(store.folder.glob("*/.*")):
             found = _LEFTOVER.fullmatch(folder.name)
-            if found and folder.is_dir() and not store.is_being_written(folder.parent, found["recipe"]):
+            if found and folder.is_dir() and not _is_somebodys(found, store, folder.parent):
                 nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 shutil.rmtree(folder)
                 store.forget_if_empty(folder.parent)
                 removed.append(Leftover(folder, nbytes))
     return removed
+
+
+def _is_somebodys(found: re.Match[str], store: Store, model: Path) -> bool:
+    """Whether a process still writes it, which its lock tells, or deletes it, which takes none."""
+    import psutil
+
+    if found["process"] is not None:
+        return bool(psutil.pid_exists(int(found["process"])))
+    return store.is_being_written(model, found["recipe"])
 
 
 def changed_files(artifact: Artifact, progress: Progress) -> list[str]:

@@ -62,6 +62,16 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
     assert not staging.exists()
 
 
+def test_what_is_being_deleted_is_left_to_the_one_who_does(tmp_path: Path) -> None:
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    doomed = [tmp_path / "toy-llama" / f".gguf-q8_0.removed-{process}" for process in (os.getpid(), ended.pid)]
+    for folder in doomed:
+        folder.mkdir(parents=True)
+    assert [leftover.path for leftover in remove_leftovers(Store(tmp_path))] == [doomed[1]]
+    assert doomed[0].is_dir()
+
+
 @pytest.mark.parametrize("act", ["changed", "lost"])
 def test_a_file_that_changed_is_named(tmp_path: Path, act: str) -> None:
     (artifact,) = convert("toy-llama", ["gguf-q4_0"], models_dir=tmp_path)
