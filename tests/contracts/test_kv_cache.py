@@ -13,7 +13,7 @@ from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine
 from localq.errors import UnsupportedOptionError
 from localq.options import GenerationOptions, KvCacheType, LoadOptions
-from tests.contracts.test_engine import kl_divergence, long_prompt
+from tests.contracts.replies import kl_divergence, long_prompt
 
 pytest.importorskip("mlx_lm")  # not on every platform
 

@@ -17,7 +17,8 @@ from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, we
 from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.options import GenerationOptions, LoadOptions
-from tests.contracts.test_engine import PROMPT, EngineMaker, long_prompt
+from tests.contracts.replies import PROMPT, long_prompt
+from tests.contracts.test_engine import EngineMaker
 
 GREEDY = GenerationOptions(max_tokens=8)
 
