@@ -186,7 +186,7 @@ class _Job:
 
         with checkpoint.weights, worker_pool() as pool, ExitStack() as outputs:
             # While the first weights are computed: it takes a second for 128,000 tokens.
-            metadata = pool.submit(self.survey.gguf_metadata) if self.survey.makes_gguf else Future()
+            metadata = pool.submit(self.survey.gguf_metadata) if self.survey.makes_gguf else None
             forms = [self._form(plan, metadata, stagings[plan.recipe.name]) for plan in plans]
             for form in forms:
                 outputs.enter_context(form)
@@ -198,9 +198,10 @@ class _Job:
             for plan, form in zip(plans, forms, strict=True)
         }
 
-    def _form(self, plan: Plan, metadata: Future[GgufMetadata], staging: Path) -> GgufFile | MlxFolder:
+    def _form(self, plan: Plan, metadata: Future[GgufMetadata] | None, staging: Path) -> GgufFile | MlxFolder:
         checkpoint = self.survey.checkpoint
         if isinstance(plan, GgufPlan):
+            assert metadata is not None, "it was begun for this form"
             return GgufFile(checkpoint, plan, metadata, staging / main_file(checkpoint, plan.recipe))
         return MlxFolder(checkpoint, plan, staging)
 
