@@ -7,12 +7,6 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 
-# llama.cpp's AMX kernels crash when GCC builds them (llama.cpp pull request 26954): leave them out.
-NO_AMX := -mno-amx-tile -mno-amx-int8 -mno-amx-bf16
-ifeq ($(shell uname -s)-$(shell uname -m),Linux-x86_64)
-AMX_FLAGS := $(shell echo | $(CC) $(NO_AMX) -E - >/dev/null 2>&1 && echo $(NO_AMX))
-endif
-
 .PHONY: demo test check format lint types clean
 
 demo: $(VENV)/ready ## convert two toy models to MLX and GGUF, ask both, compare
@@ -38,7 +32,7 @@ $(VENV)/ready: pyproject.toml
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	CFLAGS="$(CFLAGS) $(AMX_FLAGS)" CXXFLAGS="$(CXXFLAGS) $(AMX_FLAGS)" $(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
+	$(BIN)/python -m pip install --progress-bar off --editable '.[dev]'
 	@touch $@
 
 clean:

@@ -40,14 +40,13 @@ print(last.statistics.generated_tokens_per_second)
 
 _BARE = """
 import ctypes, json, sys, time
-from llama_cpp import llama_cpp as api
+from localq.engines.llamacpp_loading import llama_api
 path, count, threads, sampling = sys.argv[2], int(sys.argv[3]), int(sys.argv[5]), json.loads(sys.argv[4])
+api = llama_api()  # with llama.cpp's AMX kernels left out, as in localq
 quiet = api.llama_log_callback(lambda *_: None)
 api.llama_log_set(quiet, None)
-api.llama_backend_init()
 parameters = api.llama_model_default_params()
 parameters.n_gpu_layers = -1
-parameters.use_extra_bufts = b"AMX_INT8 = 1" not in api.llama_print_system_info()
 model = api.llama_model_load_from_file(path.encode(), parameters)
 settings = api.llama_context_default_params()
 settings.n_ctx, settings.n_threads, settings.n_threads_batch = 2048, threads, threads

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localq.engines.availability import available_cores
+from localq.engines.llamacpp_amx import leave_amx_out
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
 from localq.gguf_file import read_header
 from localq.llama_log import captured_llama_log
@@ -83,6 +84,7 @@ def llama_api() -> Any:
 
     with captured_llama_log():
         api.llama_backend_init()
+    leave_amx_out(api)
     return api
 
 
@@ -121,9 +123,6 @@ def _model_parameters(api: Any, path: Path) -> Any:
         parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
     else:
         parameters.n_gpu_layers = -1
-    # Compilers such as GCC 12 drop the tile configuration of llama.cpp's AMX kernels, which then end the process
-    # (ggml-org/llama.cpp#26954). A build that has them is kept from using them, and from all other repacking.
-    parameters.use_extra_bufts = b"AMX_INT8 = 1" not in api.llama_print_system_info()
     return parameters
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import platform
 import signal
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,9 +13,11 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
+from llama_cpp._ggml import libggml
 
 from localq.engines import llamacpp_loading
 from localq.engines.llamacpp import open_engine
+from localq.engines.llamacpp_amx import _extra_buffer_types
 from localq.errors import EngineError
 from localq.options import LoadOptions
 
@@ -45,6 +48,17 @@ def test_a_failed_load_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pyt
     with pytest.raises(EngineError):
         open_engine(tmp_path / "nowhere.gguf", LoadOptions(), 32)
     assert capfd.readouterr() == ("", "")
+
+
+def test_weights_may_be_repacked_for_the_processor_but_never_for_amx() -> None:
+    llamacpp_loading.llama_api()
+    types = _extra_buffer_types(libggml)
+    names = []
+    while types[len(names)] is not None:
+        names.append(libggml.ggml_backend_buft_name(types[len(names)]))
+    assert b"AMX" not in names
+    if platform.machine() == "x86_64":
+        assert b"CPU_REPACK" in names
 
 
 def test_an_interrupted_load_frees_what_was_loaded(
