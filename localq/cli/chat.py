@@ -20,6 +20,8 @@ _DEFAULTS = GenerationOptions()
 _PROMPT = ">>> "
 _HELP = """\
 /help    this list
+/retry   answer the last question again
+/undo    forget the last question and its reply
 /clear   forget the conversation, keep the system message
 /stats   tokens and rates of the last reply
 /exit    leave (also Ctrl-D)
@@ -121,9 +123,38 @@ class Conversation:
         if reply:
             self.messages += [question, {"role": "assistant", "content": "".join(reply)}]
 
+    def retry(self) -> None:
+        """Put the last question again; its reply is kept until a new one begins."""
+        exchange = self._take_back()
+        if not exchange:
+            say("(no question yet)")
+            return
+        if self.options.greedy:
+            say("(at temperature 0 the reply is the same; --temp 0.8 makes it vary)")
+        kept = len(self.messages)
+        self.ask(exchange[0]["content"])
+        if len(self.messages) == kept:
+            self.messages += exchange
+
+    def undo(self) -> None:
+        """Forget the last question and its reply."""
+        exchange = self._take_back()
+        say(f"(forgotten: {exchange[0]['content']})" if exchange else "(no question yet)")
+
+    def _take_back(self) -> list[Message]:
+        """Take the last question and its reply out of the conversation; empty where there is none."""
+        start = max(len(self.messages) - 2, len(self._opening))
+        exchange = self.messages[start:]
+        del self.messages[start:]
+        return exchange
+
     def _command(self, line: str) -> bool:
         if line == "/help":
             say(_HELP)
+        elif line == "/retry":
+            self.retry()
+        elif line == "/undo":
+            self.undo()
         elif line == "/clear":
             self.messages = list(self._opening)
             say("(forgotten)")

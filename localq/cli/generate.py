@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -14,8 +15,7 @@ from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
+    from collections.abc import Iterator, Sequence
 
     from localq.generation import Chunk, Completion, GenerationStatistics, TokenLogprobs
     from localq.model import Model, Prompt
@@ -26,6 +26,10 @@ _DEFAULTS = GenerationOptions()
 def generate(
     ref: flags.Reference,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Piped input goes before it.")] = None,
+    files: Annotated[
+        list[Path] | None,
+        typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
+    ] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -55,7 +59,7 @@ def generate(
     """Answer one prompt; a form that was not made yet is made first."""
     options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     _require_json(json, logprobs)
-    messages = _prompt(prompt, system, raw)
+    messages = _messages(_prompt_text(prompt, files or [], raw), system, raw)
 
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.model import load
@@ -113,13 +117,20 @@ def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
         model.save_prompt_cache(file)
 
 
-def _prompt(argument: str | None, system: str | None, raw: bool) -> Prompt:
-    text = argument or ""
+def _prompt_text(argument: str | None, files: Sequence[Path], raw: bool) -> str:
+    """Piped text, files and the argument, in this order, with an empty line between."""
+    given = [_read_file(file) for file in files]
     if sys.stdin is not None and not sys.stdin.isatty():
-        piped = _read_stdin() if raw else _read_stdin().rstrip("\n")
-        text = "\n\n".join(part for part in (piped, text) if part)
+        given.insert(0, _decoded(sys.stdin.buffer.read(), "standard input"))
+    if not raw:
+        given = [text.rstrip("\n") for text in given]
+    text = "\n\n".join(part for part in (*given, argument or "") if part)
     if not text:
         raise OptionError("no prompt", 'for example: localq generate toy-llama "What is the capital of France?"')
+    return text
+
+
+def _messages(text: str, system: str | None, raw: bool) -> Prompt:
     if raw:
         if system is not None:
             raise OptionError("--system needs the chat template, which --raw leaves out", "drop one of the two")
@@ -128,11 +139,18 @@ def _prompt(argument: str | None, system: str | None, raw: bool) -> Prompt:
     return [*messages, {"role": "user", "content": text}]
 
 
-def _read_stdin() -> str:
+def _read_file(file: Path) -> str:
     try:
-        return sys.stdin.buffer.read().decode("utf-8")
+        return _decoded(file.read_bytes(), str(file))
+    except OSError as error:
+        raise OptionError(f"can't read {file}: {error.strerror}") from error
+
+
+def _decoded(content: bytes, name: str) -> str:
+    try:
+        return content.decode("utf-8")
     except UnicodeDecodeError as error:
-        raise OptionError(f"standard input is not UTF-8 text: {error.reason} at byte {error.start}") from error
+        raise OptionError(f"{name} is not UTF-8 text: {error.reason} at byte {error.start}") from error
 
 
 def _record(model: Model, completion: Completion) -> dict[str, Any]:

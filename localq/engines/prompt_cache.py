@@ -18,6 +18,7 @@ from typing import IO, Any
 
 from localq.engines.base import Engine, EngineState
 from localq.errors import EngineError, OptionError
+from localq.gguf_file import part_names
 
 _MAGIC = b"localq prompt cache 1\n"
 _LENGTH_BYTES = 8
@@ -76,9 +77,12 @@ def load_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
 def weights_fingerprint(path: Path) -> str:
     """Tells a `.gguf` file or an MLX folder from others by names, sizes and times: reading it all would take long.
 
-    Of a split file the first part stands for all. Raises EngineError for files that can't be looked at.
+    Raises EngineError for files that can't be looked at.
     """
-    files = [path / "config.json", *sorted(path.glob("*.safetensors"))] if path.is_dir() else [path]
+    if path.is_dir():
+        files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
+    else:
+        files = [path.with_name(name) for name in part_names(path.name)]
     digest = hashlib.sha256()
     for file in files:
         with _disk_errors(file):

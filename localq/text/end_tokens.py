@@ -1,8 +1,7 @@
 """Which tokens end a reply: one rule for both formats.
 
-The checkpoint's own statements, and the end-of-turn tokens of the Llama and Phi families by name, because the
-statements are often incomplete: Phi-3's `config.json` names `<|endoftext|>`, while every turn ends with
-`<|end|>`.
+The checkpoint's own statements, and end-of-turn tokens by name, because the statements are often incomplete:
+Phi-3's `config.json` names `<|endoftext|>`, while every turn ends with `<|end|>`.
 """
 
 from __future__ import annotations
@@ -21,9 +20,28 @@ END_TOKEN_NAMES = (
     "<|im_end|>",
     "<|endoftext|>",
     "</s>",
+    "<end_of_turn>",
+    "<end_of_utterance>",
+    "<eos>",
+    "<turn|>",
+    "<|tool_response>",
+    "<|return|>",
+    "<|call|>",
+    "<|calls|>",
+    "<|flush|>",
+    "<EOT>",
+    "_<EOT>",
+    "[EOT]",
+    "[EOS]",
+    "[e~[",
+    "<｜end▁of▁sentence｜>",
 )
-"""What llama.cpp takes for the end of generation by name (`special_eog_ids` in src/llama-vocab.cpp), as far
-as vocabularies of the Llama and Phi families have it."""
+"""What llama.cpp takes for the end of generation by name, whatever the family (`special_eog_ids` in
+src/llama-vocab.cpp)."""
+
+_ENDS_A_PART = "<|end|>"
+_ENDS_OF_HARMONY = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
+"""Where a vocabulary has one of these pairs, `<|end|>` ends a part of a reply, and not the reply."""
 
 
 def end_tokens(config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
@@ -33,10 +51,13 @@ def end_tokens(config: Mapping[str, Any], generation_config: Mapping[str, Any], 
     only as an added token: `</s>` as an ordinary piece of text, in HTML, ends nothing. (llama.cpp would stop
     there as well.) Raises CheckpointError for an `eos_token_id` that is neither an id nor a list of ids.
     """
+    names = {name for name in END_TOKEN_NAMES if name in tokenizer.added_tokens}
+    if any(pair <= names for pair in _ENDS_OF_HARMONY):
+        names.discard(_ENDS_A_PART)
     found = {
         *_eos_token_ids("config.json", config),
         *_eos_token_ids("generation_config.json", generation_config),
-        *(tokenizer.added_tokens[name] for name in END_TOKEN_NAMES if name in tokenizer.added_tokens),
+        *(tokenizer.added_tokens[name] for name in names),
     }
     eos_token = tokenizer.special_tokens.get("eos_token")
     if eos_token is not None and (token_id := tokenizer.token_id(eos_token)) is not None:

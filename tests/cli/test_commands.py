@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -14,7 +15,9 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from localq import load
 from localq.cli.main import app
+from localq.options import GenerationOptions
 from tests.tiny_checkpoints import write_checkpoint
 
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
@@ -272,6 +275,33 @@ def test_chat_remembers_clears_and_leaves() -> None:
     assert "/clear" in result.stderr and "cached" in result.stderr and "unknown command /what" in result.stderr
 
 
+def test_chat_takes_back_and_repeats_the_last_question() -> None:
+    lines = f"/retry\n/undo\n{QUESTION}\n/retry\n/stats\n/undo\n/retry\nWhat is the capital of Italy?\n/stats\n"
+    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=lines)
+    assert result.exit_code == 0
+    assert result.stdout == f"{ANSWER}\n{ANSWER}\nThe capital of Italy is Rome.\n"
+    assert result.stderr.count("(no question yet)") == 3
+    assert f"(forgotten: {QUESTION})" in result.stderr and "temperature 0" in result.stderr
+    again, alone = re.findall(r"(\d+) prompt tokens", result.stderr)
+    assert int(again) == int(alone)  # nothing of the question that was taken back
+    assert f"{int(again) - 1} of them cached" in result.stderr
+
+
+def test_a_retry_that_is_stopped_before_its_first_token_keeps_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localq.cli.chat import Conversation
+
+    def stopped(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with load("toy-llama:gguf-q4_k_m") as model:
+        conversation = Conversation(model, GenerationOptions(max_tokens=4))
+        conversation.ask(QUESTION)
+        kept = list(conversation.messages)
+        monkeypatch.setattr(model, "stream", stopped)
+        conversation.retry()
+        assert conversation.messages == kept
+
+
 def test_chat_ends_with_its_input() -> None:
     result = localq("chat", "toy-phi:mlx-4bit", stdin=QUESTION + "\n")
     assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
@@ -282,6 +312,25 @@ def test_chat_tells_when_the_conversation_is_too_long_and_goes_on() -> None:
     assert result.exit_code == 0
     assert "context holds 256" in result.stderr and "/clear" in result.stderr
     assert result.stdout == ANSWER + "\n"
+
+
+def test_files_go_between_piped_text_and_the_prompt(tmp_path: Path) -> None:
+    for name, text in (("a.txt", "one\n"), ("b.txt", "two\n\n")):
+        (tmp_path / name).write_text(text)
+    files = ("-f", str(tmp_path / "a.txt"), "-f", str(tmp_path / "b.txt"))
+    command = ("generate", "toy-llama:gguf-q4_k_m", "-n", "1", "--json")
+    asked = data(localq(*command, *files, "three", stdin="zero\n"))["prompt_token_ids"]
+    assert asked == data(localq(*command, "zero\n\none\n\ntwo\n\nthree"))["prompt_token_ids"]
+    alone = data(localq(*command, "--raw", "-f", str(tmp_path / "a.txt")))["prompt_token_ids"]
+    assert alone == data(localq(*command, "--raw", "one\n"))["prompt_token_ids"]
+
+
+def test_a_prompt_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
+    form = "toy-llama:gguf-q4_k_m"
+    assert_fails(localq("generate", form, "-f", str(tmp_path / "no.txt")), "no.txt")
+    assert_fails(localq("generate", form, "-f", str(tmp_path)), str(tmp_path))
+    (tmp_path / "picture").write_bytes(b"\xff\xd8")
+    assert_fails(localq("generate", form, "-f", str(tmp_path / "picture")), "picture", "UTF-8")
 
 
 def test_text_that_is_not_utf_8_is_refused() -> None:

@@ -33,6 +33,21 @@ def test_llama_cpp_ends_at_each_name_as_well(byte_level_folder: Path, tmp_path: 
     assert tokenizer.token_id(name) in gguf_end_tokens(load_gguf_tokenizer(gguf))
 
 
+@pytest.mark.parametrize("pair", [("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"), ("<|return|>", "<|flush|>")])
+def test_end_of_a_part_ends_no_reply_where_the_reply_has_an_end_of_its_own(
+    byte_level_folder: Path, tmp_path: Path, pair: tuple[str, str]
+) -> None:
+    backend = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
+    backend.add_special_tokens(["<|end|>", *pair])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    tokenizer = load_tokenizer(tmp_path)
+    gguf = write_gguf(tmp_path / "model.gguf", tmp_path, chat_template=None)
+    found = end_tokens({}, {}, tokenizer)
+    assert {tokenizer.token_id(name) for name in pair} <= found
+    assert (tokenizer.token_id("<|end|>") in found) == (pair == ("<|return|>", "<|flush|>"))
+    assert found == gguf_end_tokens(load_gguf_tokenizer(gguf))
+
+
 @pytest.mark.parametrize(
     ("config", "generation_config", "expected"),
     [
