@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from localq.cli import bench, chat, convert, demo, doctor, generate, ls, prune, pull, rm, show, verify
-from localq.cli.output import emit, say
+from localq.cli.output import emit, say, write_no_more
 from localq.errors import LocalqError
 from localq.version import __version__
 
@@ -57,8 +57,8 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
             say("")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader (`head`, say) has enough. Python would complain again when it flushes at exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            # The reader (`head`, say) has enough.
+            write_no_more()
             raise typer.Exit(0) from None
         except LocalqError as error:
             _show(error, error.message, error.hint)

@@ -7,11 +7,24 @@ import os
 import sys
 from typing import Any
 
+from localq.errors import LocalqError
+
 
 def emit(text: str, end: str = "\n") -> None:
-    """Write answer or data to stdout, at once."""
-    sys.stdout.write(text + end)
-    sys.stdout.flush()
+    """Write answer or data to stdout, at once. Raises LocalqError where there is no room, BrokenPipeError unchanged."""
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        write_no_more()
+        raise LocalqError(f"can't write to standard output: {error.strerror}") from error
+
+
+def write_no_more() -> None:
+    """Let what is still to be written to stdout vanish: Python would fail on it again when it flushes at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def emit_json(value: Any) -> None:
