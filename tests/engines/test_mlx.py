@@ -111,6 +111,22 @@ def test_running_ahead_gives_the_same_tokens_and_a_cache_that_can_be_used(
     assert list(engine.generate(GenerationOptions(max_tokens=6))) == expected[2:]
 
 
+@pytest.mark.parametrize("ahead", [True, False])
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_no_pass_is_computed_whose_logits_nobody_draws_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ahead: bool, count: int
+) -> None:
+    save_llama(tmp_path, mx.float32)
+    monkeypatch.setattr("localq.engines.mlx._runs_ahead", lambda: ahead)
+    engine = open_engine(tmp_path, LoadOptions(), 64)
+    engine.prefill([5, 6, 7])
+    passes = []
+    forward = llama.Model.__call__
+    monkeypatch.setattr(llama.Model, "__call__", lambda *a, **k: passes.append(1) or forward(*a, **k))
+    assert len(list(engine.generate(GenerationOptions(max_tokens=count)))) == count
+    assert len(passes) == count - 1
+
+
 def test_a_number_of_threads_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path, mx.float32)
     with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be given 3") as caught:
