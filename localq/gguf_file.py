@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says, read by ggml itself: metadata, size of the weights, parts of a split model.
+"""What the header of a GGUF file says, read by ggml itself: metadata, sizes of the weights, parts of a split model.
 
 Knows no tokenizer and loads no weights. The keys are those of ggml's `docs/gguf.md`; the names of the parts are
 llama.cpp's (`llama_split_path`).
@@ -24,6 +24,8 @@ PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.ggu
 """`name-00001-of-00003.gguf`: a part of a split model."""
 
 _MOST_LAYERS = 4096  # of an array with a number per layer; longer ones are of the vocabulary, and are not read
+
+_TOKENS = b"tokenizer.ggml.tokens"
 
 _STRING, _ARRAY = 8, 9
 _NUMBERS: dict[int, tuple[str, Any]] = {  # enum gguf_type: suffix of the function, type of the value
@@ -58,11 +60,17 @@ class GgufHeader:
     path: Path
     metadata: Mapping[str, Value]
     """Numbers, truth values and texts by key, and arrays with a number for each layer; nothing of the vocabulary."""
-    tensor_count: int
-    weight_bytes: int
-    """Of all tensors, without padding."""
+    tensor_bytes: Mapping[str, int]
+    """Of each tensor by its name, without padding."""
     file_bytes: int
     """That the file must have at least."""
+    vocabulary_size: int = 0
+    """Tokens of the vocabulary; 0 where the file has none."""
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of all tensors together."""
+        return sum(self.tensor_bytes.values())
 
     @property
     def architecture(self) -> str:
@@ -94,10 +102,10 @@ def read_model_header(path: Path) -> GgufHeader:
             raise CheckpointError(
                 f"{part.path} is cut off: it has {found_bytes:,} of {part.file_bytes:,} bytes", "fetch the file again"
             )
-    tensor_count = sum(part.tensor_count for part in parts)
-    if tensor_count == 0:
+    tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
+    if not tensor_bytes:
         raise CheckpointError(f"{path} holds a vocabulary and no weights", "take the file of the model itself")
-    return replace(header, tensor_count=tensor_count, weight_bytes=sum(part.weight_bytes for part in parts))
+    return replace(header, tensor_bytes=tensor_bytes)
 
 
 def model_name(path: Path) -> str:
@@ -130,13 +138,17 @@ def read_header(path: Path) -> GgufHeader:
         keys = range(library.gguf_get_n_kv(context))
         values = {library.gguf_get_key(context, key).decode(errors="replace"): _value(context, key) for key in keys}
         tensors = range(library.gguf_get_n_tensors(context))
+        names = [library.gguf_get_tensor_name(context, tensor).decode(errors="replace") for tensor in tensors]
         sizes = [library.gguf_get_tensor_size(context, tensor) for tensor in tensors]
         ends = [library.gguf_get_tensor_offset(context, tensor) + sizes[tensor] for tensor in tensors]
         file_bytes = library.gguf_get_data_offset(context) + max(ends, default=0)
+        tokens = library.gguf_find_key(context, _TOKENS)
+        vocabulary_size = library.gguf_get_arr_n(context, tokens) if tokens >= 0 else 0
     finally:
         library.gguf_free(context)
     metadata = {key: value for key, value in values.items() if value is not None}
-    return GgufHeader(path, metadata, len(sizes), sum(sizes), file_bytes if sizes else 0)
+    tensor_bytes = dict(zip(names, sizes, strict=True))
+    return GgufHeader(path, metadata, tensor_bytes, file_bytes if sizes else 0, vocabulary_size)
 
 
 def _require_model(header: GgufHeader) -> None:
@@ -212,6 +224,7 @@ def _library() -> Any:
         "gguf_get_arr_n": ctypes.c_size_t,
         "gguf_get_arr_data": pointer,
         "gguf_get_val_str": ctypes.c_char_p,
+        "gguf_get_tensor_name": ctypes.c_char_p,
         "gguf_get_tensor_size": ctypes.c_size_t,
         "gguf_get_tensor_offset": ctypes.c_size_t,
         **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
@@ -221,6 +234,7 @@ def _library() -> Any:
     for name, result in {"n_kv": index, "n_tensors": index, "data_offset": ctypes.c_size_t}.items():
         getter = getattr(libggml, f"gguf_get_{name}")
         getter.restype, getter.argtypes = result, [pointer]
+    libggml.gguf_find_key.restype, libggml.gguf_find_key.argtypes = index, [pointer, ctypes.c_char_p]
     libggml.gguf_free.restype, libggml.gguf_free.argtypes = None, [pointer]
     libggml.gguf_init_from_file.restype = pointer
     libggml.gguf_init_from_file.argtypes = [ctypes.c_char_p, _Parameters]

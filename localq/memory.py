@@ -61,6 +61,12 @@ class MemoryUse:
     """On top of the weights, until they are loaded; what the context takes comes later."""
     context_bytes_per_token: int
 
+    def needed_bytes(self, context_tokens: int) -> int:
+        """With a context: weights + RUNTIME_BYTES + the larger of what the context and what loading takes."""
+        return (
+            self.weight_bytes + RUNTIME_BYTES + max(context_tokens * self.context_bytes_per_token, self.loading_bytes)
+        )
+
     def longest_context_tokens(self, free_bytes: int, most_tokens: int) -> int:
         """Tokens that fit in the memory that is free, at most `most_tokens`; 0 where the weights alone don't fit.
 
@@ -101,10 +107,20 @@ def mlx_memory(
 
 
 def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> MemoryUse:
-    """A `.gguf` file of any architecture, by its header.
+    """A `.gguf` file of any architecture, by its header."""
+    return gguf_memory(header.weight_bytes, _gguf_kv_shape(header), _is_float32(header), options)
 
-    Keys and values: the sum over the layers of key-value heads x (width of a key + width of a value). Layers without
-    attention have no such heads; what they keep instead does not grow with the context.
+
+def gguf_file_kv_bytes_per_token(header: GgufHeader, options: LoadOptions = DEFAULTS) -> int:
+    """Of keys and values alone."""
+    number_bytes = _FLOAT32_BYTES if _is_float32(header) else _FLOAT16_BYTES
+    return _gguf_kv_shape(header).bytes_per_token(number_bytes, options)
+
+
+def _gguf_kv_shape(header: GgufHeader) -> KvShape:
+    """The sum over the layers of key-value heads x (width of a key + width of a value).
+
+    Layers without attention have no such heads; what they keep instead does not grow with the context.
     """
     layers = header.integer("block_count") or 0
     heads = header.integer("attention.head_count") or 1
@@ -113,8 +129,11 @@ def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> Mem
     width = sum(head_width if stated is None else stated for stated in widths)
     kv_heads = header.of_model("attention.head_count_kv")
     in_all = sum(kv_heads) if isinstance(kv_heads, list) else layers * (kv_heads if type(kv_heads) is int else heads)
-    is_float32 = header.metadata.get("general.file_type") == _ALL_FLOAT32
-    return gguf_memory(header.weight_bytes, KvShape(in_all * width, heads), is_float32, options)
+    return KvShape(in_all * width, heads)
+
+
+def _is_float32(header: GgufHeader) -> bool:
+    return header.metadata.get("general.file_type") == _ALL_FLOAT32
 
 
 def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOptions = DEFAULTS) -> MemoryUse:
@@ -130,30 +149,36 @@ def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOpti
     return mlx_memory(((tensor.dtype, tensor.nbytes) for tensor in tensors), kv, mlx_runs_on_gpu(), options)
 
 
-def require_memory(name: str, form: str, use: MemoryUse, context_length: int) -> None:
+def require_memory(name: str, form: str, use: MemoryUse, context_length: int, others_bytes: int = 0) -> None:
     """Raise EngineError where a form, `mlx` or `gguf`, does not fit in the free memory together with its context.
 
-    Does nothing where a graphics card with memory of its own computes: there the runtime refuses.
+    `others_bytes` of what is free are for forms that will be open beside it. Does nothing where a graphics card with
+    memory of its own computes: there the runtime refuses.
     """
     import psutil
 
-    if sys.platform != "darwin" and _runs_on_gpu(form):
+    if computes_in_other_memory(form):
         return
-    free_bytes = psutil.virtual_memory().available
+    free_bytes = max(psutil.virtual_memory().available - others_bytes, 0)
     longest = use.longest_context_tokens(free_bytes, context_length)
     if longest == context_length or os.environ.get(IGNORE_VARIABLE):
         return
-    context_bytes = context_length * use.context_bytes_per_token
-    needed_bytes = use.weight_bytes + RUNTIME_BYTES + max(context_bytes, use.loading_bytes)
+    needed_bytes, context_bytes = use.needed_bytes(context_length), context_length * use.context_bytes_per_token
+    beside = f" beside {format_bytes(others_bytes)} for other forms" if others_bytes else ""
     advice = f"-c {longest // _LEAST_CONTEXT_TOKENS * _LEAST_CONTEXT_TOKENS} would fit"
     if longest < _LEAST_CONTEXT_TOKENS:
         advice = "take a smaller form, or end other programs"
     raise EngineError(
         f"{name} with a context of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
         f"({format_bytes(use.weight_bytes)} for weights, {format_bytes(context_bytes)} for the context); "
-        f"{format_bytes(free_bytes)} are free",
+        f"{format_bytes(free_bytes)} are free{beside}",
         f"{advice}; {IGNORE_VARIABLE}=1 loads it all the same",
     )
+
+
+def computes_in_other_memory(form: str) -> bool:
+    """Whether a form, `mlx` or `gguf`, runs on a graphics card with memory of its own; a Mac's GPU has none."""
+    return sys.platform != "darwin" and _runs_on_gpu(form)
 
 
 def mlx_runs_on_gpu() -> bool:

@@ -10,6 +10,7 @@ import pytest
 from localq.errors import ChatTemplateError, CheckpointError, OptionError
 from localq.measure.forms import find_forms
 from localq.model import Model, load
+from tests.contracts.replies import all_logits
 from tests.foreign_forms import CONTEXT_LENGTH, GGUF_ARCHITECTURES, MLX_CONFIGS, TEMPLATE, write_gguf, write_mlx
 from tests.tiny_tokenizers import byte_level_backend
 
@@ -53,7 +54,7 @@ def test_a_split_model_is_given_by_its_first_part(tmp_path: Path) -> None:
     assert first.name == "split-00001-of-00003.gguf"
     tokens = list(range(40))
     with load(whole) as one, load(first) as other:
-        assert np.array_equal(one.engine.all_logits(tokens), other.engine.all_logits(tokens))
+        assert np.array_equal(all_logits(one.engine, tokens), all_logits(other.engine, tokens))
         check_talks(other)
         assert other.name == "split"
     (form,) = find_forms([str(first)])

@@ -11,8 +11,8 @@ import pytest
 
 from localq.checkpoint.folder import open_checkpoint
 from localq.conversion.convert import convert
+from localq.conversion.plan_memory import memory_use
 from localq.conversion.survey import make_plan
-from localq.doctor.memory import memory_use
 from localq.errors import EngineError
 from localq.gguf_file import GgufHeader, read_model_header
 from localq.json_files import read_json
@@ -91,7 +91,7 @@ def test_layers_may_have_different_numbers_of_heads() -> None:
         "x.attention.head_count": 4,
         "x.attention.head_count_kv": [4, 0, 2],
     }
-    use = gguf_file_memory(GgufHeader(Path("x"), metadata, 1, 1000, 1000))
+    use = gguf_file_memory(GgufHeader(Path("x"), metadata, {"a": 1000}, 1000))
     assert use == MemoryUse(1000, 0, 6 * (32 + 32) * 2 + 512 * 2)
 
 
@@ -148,6 +148,9 @@ def test_the_last_byte_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     for context_length, free_bytes in ((1000, 11_000), (500, 10_700)):
         set_free_memory(monkeypatch, RUNTIME_BYTES + free_bytes)
         require_memory("model", "gguf", use, context_length)
+        assert use.needed_bytes(context_length) == RUNTIME_BYTES + free_bytes
+        with pytest.raises(EngineError):
+            require_memory("model", "gguf", use, context_length, others_bytes=1)
         set_free_memory(monkeypatch, RUNTIME_BYTES + free_bytes - 1)
         with pytest.raises(EngineError):
             require_memory("model", "gguf", use, context_length)

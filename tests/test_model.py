@@ -23,6 +23,7 @@ from localq.errors import (
     UnsupportedModelError,
 )
 from localq.model import load
+from tests.contracts.replies import all_logits
 from tests.make_reference_logits import CASES, DEMO, FILE, positions, token_ids
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
 
@@ -48,7 +49,7 @@ def _log_softmax(logits: np.ndarray) -> np.ndarray:
 def test_logits_of_the_toys_are_those_of_transformers(case: str, form: str) -> None:
     toy, _, regime = case.rpartition("-")
     with load(f"{toy}:{form}", context_length=256 if regime == "short" else 1024) as model:
-        logits = model.engine.all_logits(token_ids(toy, CASES[case]))[positions(CASES[case])]
+        logits = all_logits(model.engine, token_ids(toy, CASES[case]))[positions(CASES[case])]
     assert mean_kl_divergence(np.load(FILE)[case], logits) < 1e-9
 
 
@@ -61,7 +62,7 @@ def test_both_formats_compute_the_same_logits(name: str, context_length: int, tm
     logits = []
     for form in ("mlx-f32", "gguf-f32"):
         with load(f"{folder}:{form}", context_length=context_length, models_dir=tmp_path / "models") as model:
-            logits.append(model.engine.all_logits(tokens))
+            logits.append(all_logits(model.engine, tokens))
     # ggml's GELU, which Phi has and the others have not, is a table of 16-bit floats.
     assert mean_kl_divergence(*logits) < (1e-7 if CONFIGS[name]["model_type"] == "phi" else 1e-9)
 

@@ -1,52 +1,252 @@
-"""`localq bench`: tokens per second per form on this machine."""
+"""`localq bench`: tokens per second per form on this machine, and how they changed."""
 
 from __future__ import annotations
 
-from typing import Annotated
+import math
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
 from localq.cli import arguments as flags
+from localq.cli.bench_history import append_run, show_history
 from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
+from localq.options import MOST_BATCH_TOKENS, LoadOptions
+
+if TYPE_CHECKING:
+    from localq.measure.forms import Form
+    from localq.measure.report import TableStyle
+    from localq.measure.results import BenchReport, BenchSettings
+
+_EXAMPLE = "for example: localq bench toy-llama; or: localq bench --shape phi-4-mini --to gguf-q4_k_m"
+
+_References = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="REF", help="Models or forms; a model without :RECIPE is measured in both default ones."),
+]
+_PromptTokens = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--prompt-tokens", metavar="N[,N]", help="Prompt lengths; 0: none (default: 512)."),
+]
+_GeneratedTokens = Annotated[
+    list[str] | None,
+    typer.Option("-g", "--generated-tokens", metavar="N[,N]", help="Reply lengths; 0: none (default: 128)."),
+]
+_DepthTokens = Annotated[
+    list[str] | None,
+    typer.Option("-d", "--depth-tokens", metavar="N[,N]", help="Tokens in the cache before each (default: 0)."),
+]
+_Repetitions = Annotated[
+    int | None, typer.Option("-r", "--repetitions", metavar="N", help="Counted runs (default: 10).")
+]
+_Delay = Annotated[
+    float | None, typer.Option("--delay", metavar="SECONDS", help="Pause before each run, to cool down (default: 0).")
+]
+_Shapes = Annotated[
+    list[str] | None,
+    typer.Option("--shape", metavar="NAME", help="Random weights at a public model's shape (repeatable)."),
+]
+_To = Annotated[list[str] | None, typer.Option("--to", metavar="RECIPE", help="A form for --shape (repeatable).")]
+_Csv = Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")]
+_Md = Annotated[bool, typer.Option("--md", help="Write Markdown tables to stdout.")]
+_Jsonl = Annotated[
+    Path | None,
+    typer.Option("--jsonl", metavar="FILE", help="The history (default: bench-history.jsonl in the models folder)."),
+]
+_Plot = Annotated[Path | None, typer.Option("--plot", metavar="FILE", help="Draw bars, into a .png or .svg file.")]
+_History = Annotated[bool, typer.Option("--history", help="Measure nothing; show how the speed of REF changed.")]
+
+_MEASURING_FLAGS = {
+    "prompt_tokens": "-p",
+    "generated_tokens": "-g",
+    "depth_tokens": "-d",
+    "repetitions": "-r",
+    "delay_seconds": "--delay",
+    "shapes": "--shape",
+    "to": "--to",
+    "context_length": "-c",
+    "threads": "--threads",
+    "kv_cache_type": "--kv-cache-type",
+    "flash_attention": "--flash-attention",
+    "plot": "--plot",
+}
 
 
 def bench(
-    refs: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="REF...", help="Models or forms; a model without :RECIPE is measured in both default forms."
-        ),
-    ],
-    prompt_tokens: Annotated[int, typer.Option("-p", "--prompt-tokens", metavar="N", help="Prompt length.")] = 512,
-    generated_tokens: Annotated[int, typer.Option("-g", "--generated-tokens", metavar="N", help="Reply length.")] = 128,
-    repetitions: Annotated[int, typer.Option("-r", "--repetitions", metavar="N", help="Counted runs.")] = 5,
+    refs: _References = None,
+    prompt_tokens: _PromptTokens = None,
+    generated_tokens: _GeneratedTokens = None,
+    depth_tokens: _DepthTokens = None,
+    repetitions: _Repetitions = None,
+    delay_seconds: _Delay = None,
+    shapes: _Shapes = None,
+    to: _To = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
+    kv_cache_type: flags.KvCacheType = None,
+    flash_attention: flags.FlashAttention = None,
+    batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
-    csv: Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")] = False,
-    md: Annotated[bool, typer.Option("--md", help="Write a Markdown table to stdout.")] = False,
+    csv: _Csv = False,
+    md: _Md = False,
+    jsonl: _Jsonl = None,
+    plot: _Plot = None,
+    history: _History = False,
 ) -> None:
     """Measure prompt and generation speed, load time and memory; forms take turns, each in its own process."""
+    given = locals()
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")
+    if history:
+        _check_history_flags(given)
+        show_history(refs or [], jsonl, models_dir, json)
+        return
+    settings = _settings(given)
+    _check_request(refs, shapes, to)
+    _check_files(jsonl, plot)
+
+    from localq.measure.bench import bench_forms
+
+    with ExitStack() as stack:
+        forms = [*_named_forms(refs or [], models_dir), *_random_forms(stack, given, settings)]
+        report = bench_forms(forms, settings, on_step=say)
+    command = _command(given, settings)
+    try:
+        append_run(report, command, jsonl, models_dir)
+        _save_plot(report, plot)
+    finally:  # whatever can't be written, what was measured is shown
+        _show(report, command, "json" if json else "csv" if csv else "md" if md else "text")
+
+
+def _check_history_flags(given: Mapping[str, Any]) -> None:
+    measuring = [flag for name, flag in _MEASURING_FLAGS.items() if given[name] is not None]
+    tables = [f"--{name}" for name in ("csv", "md") if given[name]]
+    if measuring or tables:
+        raise OptionError(
+            f"--history measures nothing and has no {', '.join([*measuring, *tables])}",
+            "give it models or forms, --jsonl, --models-dir or --json",
+        )
+
+
+def _settings(given: Mapping[str, Any]) -> BenchSettings:
+    from localq.measure.results import BenchSettings
+
+    LoadOptions(**flags.load_options(given))  # names values that no engine takes
+    delay = given["delay_seconds"]
+    if delay is not None and not math.isfinite(delay):
+        raise OptionError(f"--delay is {delay}; expected seconds, 0 or more")
+    sizes = {
+        "prompt_tokens": _counts("-p", given["prompt_tokens"], least=1),
+        "generated_tokens": _counts("-g", given["generated_tokens"], least=1),
+        "depth_tokens": _counts("-d", given["depth_tokens"], least=0),
+    }
+    chosen = {**{name: given[name] for name in BenchSettings.__dataclass_fields__}, **sizes}
+    return BenchSettings(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def _counts(flag: str, texts: Sequence[str] | None, least: int) -> tuple[int, ...] | None:
+    """The numbers of a flag in their order, each once; those below `least`, a 0 for none, are left out."""
+    if texts is None:
+        return None
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,9}", part):
+            raise OptionError(f"{flag} has {part!r}; expected a number of tokens", f"for example: {flag} 512,2048")
+    return tuple(dict.fromkeys(number for number in map(int, parts) if number >= least))
+
+
+def _check_request(refs: Sequence[str] | None, shapes: Sequence[str] | None, to: Sequence[str] | None) -> None:
+    if not refs and not shapes:
+        raise OptionError("there is no model to measure", _EXAMPLE)
+    for shape in shapes or ():
+        from localq.measure.shapes import shape_config
+
+        shape_config(shape)  # names one that is not known, before anything is made
+    if to and not shapes:
+        raise OptionError(
+            f"--to {to[0]} is for --shape alone", "a model's form stands behind its name: toy-phi:mlx-4bit"
+        )
+
+
+def _check_files(jsonl: Path | None, plot: Path | None) -> None:
+    if jsonl is not None:
+        from localq.measure.output_file import check_writable
+
+        check_writable(jsonl, "--jsonl")
+    if plot is not None:
+        from localq.measure.plot import check_plot
+
+        check_plot(plot)
+
+
+def _named_forms(refs: Sequence[str], models_dir: Path | None) -> list[Form]:
     from localq.cli.progress import ByteBar, TerminalListener
-    from localq.measure.bench import BenchSettings, bench_forms
     from localq.measure.forms import find_forms
+
+    with ByteBar() as bar:
+        return find_forms(refs, models_dir, TerminalListener(bar, tell_reused=False))
+
+
+def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSettings) -> list[Form]:
+    """Forms of random weights, which are deleted when `stack` ends."""
+    if not given["shapes"]:
+        return []
+    from localq.measure.random_form import shape_forms
+
+    context_length = settings.context_length or settings.least_context_length
+    options = LoadOptions(**{**flags.load_options(given), "context_length": context_length})
+    made = [
+        shape_forms(shape, given["to"] or None, options, models_dir=given["models_dir"], on_step=say)
+        for shape in given["shapes"]
+    ]
+    return [form for forms in made for form in stack.enter_context(forms)]
+
+
+def _save_plot(report: BenchReport, file: Path | None) -> None:
+    if file is not None:
+        from localq.measure.plot import save_plot
+
+        save_plot(report, file)
+
+
+def _show(report: BenchReport, command: str, style: TableStyle | Literal["json"]) -> None:
     from localq.measure.report import render_table
 
-    settings = BenchSettings(
-        prompt_tokens=prompt_tokens,
-        generated_tokens=generated_tokens,
-        repetitions=repetitions,
-        context_length=context_length,
-        threads=threads,
-    )
-    with ByteBar() as bar:
-        forms = find_forms(refs, models_dir, TerminalListener(bar, tell_reused=False))
-    report = bench_forms(forms, settings, on_step=say)
-    if json:
-        emit_json(report.to_json())
+    if style == "json":
+        emit_json({**report.to_json(), "command": command})
+    elif style == "text" and sys.stdout.isatty():
+        emit(render_table(report, style, command, shutil.get_terminal_size().columns))
     else:
-        emit(render_table(report, "csv" if csv else "md" if md else "text"))
+        emit(render_table(report, style, command))
+
+
+def _command(given: Mapping[str, Any], settings: BenchSettings) -> str:
+    """The line that measures the same again; what it writes is left out."""
+    sizes = {"-p": settings.prompt_tokens, "-g": settings.generated_tokens}
+    if settings.depth_tokens != (0,):
+        sizes["-d"] = settings.depth_tokens
+    words = ["localq", "bench", *(given["refs"] or [])]
+    words += [word for shape in given["shapes"] or [] for word in ("--shape", shape)]
+    words += [word for recipe in given["to"] or [] for word in ("--to", recipe)]
+    words += [word for flag, counts in sizes.items() for word in (flag, ",".join(map(str, counts)) or "0")]
+    words += ["-r", str(settings.repetitions)]
+    chosen = {
+        "--delay": given["delay_seconds"],
+        "-c": given["context_length"],
+        "--threads": given["threads"],
+        "--kv-cache-type": given["kv_cache_type"],
+        "--batch-tokens": given["batch_tokens"] if given["batch_tokens"] != MOST_BATCH_TOKENS else None,
+        "--models-dir": given["models_dir"],
+    }
+    words += [word for flag, value in chosen.items() if value is not None for word in (flag, f"{value}")]
+    if given["flash_attention"] is not None:
+        words.append("--flash-attention" if given["flash_attention"] else "--no-flash-attention")
+    return shlex.join(words)

@@ -21,15 +21,19 @@ if TYPE_CHECKING:
     from localq.model import Model, Prompt
 
 _DEFAULTS = GenerationOptions()
+_Files = Annotated[
+    list[Path] | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
+]
+_Logprobs = Annotated[
+    int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
+]
 
 
 def generate(
     ref: flags.Reference,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Piped input goes before it.")] = None,
-    files: Annotated[
-        list[Path] | None,
-        typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
-    ] = None,
+    files: _Files = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -43,9 +47,7 @@ def generate(
     logit_bias: flags.LogitBias = None,
     seed: flags.Seed = None,
     stop: flags.Stop = None,
-    logprobs: Annotated[
-        int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
-    ] = None,
+    logprobs: _Logprobs = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
     kv_cache_type: flags.KvCacheType = None,

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import os
-import sys
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 
-from localq.cli import bench, chat, convert, demo, doctor, generate, ls, prune, pull, rm, show, verify
+from localq.cli import bench, chat, convert, demo, doctor, eval, generate, ls, prune, pull, report, rm, show, verify
 from localq.cli.output import emit, say, write_no_more
 from localq.errors import LocalqError
 from localq.version import __version__
@@ -41,6 +40,8 @@ _COMMANDS = (
     generate.generate,
     chat.chat,
     bench.bench,
+    eval.eval,
+    report.report,
     doctor.doctor,
     demo.demo,
 )

@@ -5,32 +5,19 @@ All forms of one call are made in one pass over the checkpoint.
 
 from __future__ import annotations
 
-import json
-import time
 from collections.abc import Sequence
-from concurrent.futures import Future
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import cached_checkpoint, resolve_checkpoint
-from localq.conversion.gguf import GgufFile
-from localq.conversion.gguf_header import GgufMetadata
-from localq.conversion.mlx import MlxFolder
-from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
-from localq.conversion.pieces import worker_pool, write_pieces
-from localq.conversion.plan_gguf import GgufPlan
-from localq.conversion.survey import Plan, PlannedForm, Recipes, Request, Source, Survey, main_file, survey
+from localq.conversion.survey import PlannedForm, Recipes, Request, Source, Survey, survey
+from localq.conversion.writing import write_forms
 from localq.recipes import Recipe
-from localq.store.manifest import Artifact, FileRecord, Manifest
-from localq.store.store import Store, shown_name, source_of
+from localq.store.manifest import Artifact
+from localq.store.store import Store
 from localq.store.upkeep import remove_leftovers
-from localq.text.tokenizer_json import read_tokenizer_json
-from localq.version import library_versions
-
-_LIBRARIES = ("gguf", "llama-cpp-python", "mlx", "mlx-lm", "numpy", "tokenizers")
 
 
 class ConversionListener:
@@ -155,12 +142,10 @@ class _Job:
                 else:
                     stagings[name] = staging
             if stagings:
-                started = time.perf_counter()
-                files = self._write(stagings)
-                seconds = time.perf_counter() - started
+                manifests = write_forms(self.survey, stagings, self.listener.on_progress)
                 for name, staging in stagings.items():
-                    manifest = self._manifest(self.survey.plans[name], seconds, files[name], shown_name(staging))
-                    made[name] = Converted(self.survey.store.publish(staging, manifest), seconds, reused=False)
+                    artifact = self.survey.store.publish(staging, manifests[name])
+                    made[name] = Converted(artifact, manifests[name].seconds, reused=False)
         return made
 
     def _lock(self, recipe: Recipe) -> AbstractContextManager[Path]:
@@ -172,63 +157,3 @@ class _Job:
         artifact = self.survey.store.find(self.survey.reference, recipe)
         is_current = artifact is not None and self.survey.is_current(artifact)
         return artifact if is_current else None
-
-    def _write(self, stagings: dict[str, Path]) -> dict[str, list[WrittenFile]]:
-        checkpoint, plans = self.survey.checkpoint, [self.survey.plans[name] for name in stagings]
-        total = sum(checkpoint.tensor(layout).nbytes for layout in checkpoint.layouts)
-        recipes = [plan.recipe for plan in plans]
-        done = 0
-
-        def advance(source_bytes: int) -> None:
-            nonlocal done
-            done += source_bytes
-            self.listener.on_progress(recipes, done // len(plans), total)
-
-        with checkpoint.weights, worker_pool() as pool, ExitStack() as outputs:
-            # While the first weights are computed: it takes a second for 128,000 tokens.
-            metadata = pool.submit(self.survey.gguf_metadata) if self.survey.makes_gguf else None
-            forms = [self._form(plan, metadata, stagings[plan.recipe.name]) for plan in plans]
-            for form in forms:
-                outputs.enter_context(form)
-            write_pieces([form.pieces() for form in forms], pool, advance)
-        # The tokenizer's authority is the checkpoint's own files, for every form, which is given tokenizer.json also
-        # where the checkpoint has older files.
-        return {
-            plan.recipe.name: form.written + self._copies(plan, stagings[plan.recipe.name])
-            for plan, form in zip(plans, forms, strict=True)
-        }
-
-    def _form(self, plan: Plan, metadata: Future[GgufMetadata] | None, staging: Path) -> GgufFile | MlxFolder:
-        checkpoint = self.survey.checkpoint
-        if isinstance(plan, GgufPlan):
-            assert metadata is not None, "it was begun for this form"
-            return GgufFile(checkpoint, plan, metadata, staging / main_file(checkpoint, plan.recipe))
-        return MlxFolder(checkpoint, plan, staging)
-
-    def _copies(self, plan: Plan, staging: Path) -> list[WrittenFile]:
-        files = self.survey.checkpoint.tokenizer_files()
-        if isinstance(plan, GgufPlan):
-            files.append(self.survey.checkpoint.folder / "config.json")
-        copies = [hashed_copy(file, staging / file.name) for file in files]
-        if not (staging / "tokenizer.json").exists():
-            tokenizer = read_tokenizer_json(self.survey.checkpoint.folder)
-            copies.append(hashed_text(json.dumps(tokenizer, ensure_ascii=False), staging / "tokenizer.json"))
-        return copies
-
-    def _manifest(self, plan: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
-        checkpoint = self.survey.checkpoint
-        return Manifest(
-            model=model,
-            source=source_of(self.survey.reference),
-            revision=checkpoint.revision,
-            recipe=plan.recipe.name,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-            versions=library_versions(_LIBRARIES),
-            parameters=checkpoint.parameters,
-            weight_bytes=plan.weight_bytes,
-            seconds=round(seconds, 3),
-            main_file=main_file(checkpoint, plan.recipe),
-            files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in files),
-            fallbacks=plan.fallbacks,
-            pre_tokenizer=self.survey.request.pre_tokenizer if isinstance(plan, GgufPlan) else None,
-        )

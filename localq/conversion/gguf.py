@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class _Rows:
+class Rows:
     """Rows `start` to `stop` of a tensor."""
 
     tensor: GgufTensor
@@ -52,8 +52,13 @@ class GgufFile:
             # A piece holds whole heads where rows change places within them.
             multiple = tensor.rows // layout.rope_head_count if layout and layout.rope_head_count else 1
             for start, stop in row_ranges(tensor.rows, tensor.columns, max(1, multiple)):
-                rows = _Rows(tensor, start, stop)
-                yield Piece(self._source_bytes(rows), partial(self._quantized, rows), partial(self._write, rows))
+                rows = Rows(tensor, start, stop)
+                yield Piece(self._source_bytes(rows), partial(self.encoded, rows), partial(self._write, rows))
+
+    def encoded(self, rows: Rows) -> NDArray[np.uint8]:
+        """The bytes of a range of rows, shape (rows, bytes per row); called in several threads."""
+        values = self._values(rows).reshape(-1, rows.tensor.columns)
+        return ggml.quantize_rows(rows.tensor.type_number, values)
 
     @property
     def written(self) -> list[WrittenFile]:
@@ -71,16 +76,12 @@ class GgufFile:
     def _header(self) -> bytes:
         return header(self._metadata.result(), self._plan.recipe.file_type_number, self._plan.tensors)
 
-    def _quantized(self, rows: _Rows) -> NDArray[np.uint8]:
-        values = self._values(rows).reshape(-1, rows.tensor.columns)
-        return ggml.quantize_rows(rows.tensor.type_number, values)
-
-    def _write(self, rows: _Rows, data: NDArray[np.uint8]) -> None:
+    def _write(self, rows: Rows, data: NDArray[np.uint8]) -> None:
         self._output.write(data.reshape(-1).data)
         if rows.stop == rows.tensor.rows:
             self._output.write(bytes(-self._output.position % GGUF_ALIGNMENT_BYTES))
 
-    def _values(self, rows: _Rows) -> NDArray[np.float32]:
+    def _values(self, rows: Rows) -> NDArray[np.float32]:
         tensor = rows.tensor
         if tensor.layout is None:
             assert tensor.values is not None
@@ -91,7 +92,7 @@ class GgufFile:
             return values
         return _neighbours_rotated(values, tensor.shape[0] // tensor.layout.rope_head_count)
 
-    def _source_bytes(self, rows: _Rows) -> int:
+    def _source_bytes(self, rows: Rows) -> int:
         if rows.tensor.layout is None:
             return 0
         nbytes = self._checkpoint.tensor(rows.tensor.layout).nbytes

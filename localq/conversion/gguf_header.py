@@ -119,7 +119,7 @@ def temporary_folder() -> Iterator[Path]:
             yield Path(folder)
     except OSError as error:
         raise ConversionError(
-            f"the plan of a GGUF file can't be written to the temporary folder: {error.strerror or error}",
+            f"nothing can be written to the temporary folder: {error.strerror or error}",
             "make room there, or point TMPDIR to a folder that has some",
         ) from error
 

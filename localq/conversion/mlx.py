@@ -53,6 +53,10 @@ class MlxFolder:
                     write = partial(self._write, shard, tensor, stop == rows)
                     yield Piece(nbytes * stop // rows - nbytes * start // rows, read, write)
 
+    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[bytes]:
+        """Bytes of the weight, and of its scales and biases where it is quantized, of some rows of the checkpoint."""
+        return _encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype)
+
     @property
     def written(self) -> list[WrittenFile]:
         """What there is after the `with` block."""
@@ -74,7 +78,7 @@ class MlxFolder:
             shard.close(kind, error, trace)
 
     def _write(self, shard: _Shard, tensor: MlxTensor, ends_tensor: bool, rows: NDArray[Any]) -> None:
-        shard.write(_encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype), ends_tensor)
+        shard.write(self.encoded(tensor, rows), ends_tensor)
 
     def _config(self) -> dict[str, Any]:
         config = self._checkpoint.family.mlx_config(self._checkpoint.config)
@@ -131,7 +135,6 @@ class _Shard:
 
 
 def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> list[bytes]:
-    """Bytes of the weight, and of its scales and biases where it is quantized."""
     if tensor.quantization is None and tensor.dtype == source_dtype:
         return [rows.tobytes()]
     import mlx.core as mx

@@ -18,9 +18,9 @@ from localq.checkpoint.source import CheckpointPlace
 from localq.checkpoint.tensors import FLOAT_DTYPES, row_ranges
 from localq.checkpoint.weights import Weights, find_weights
 from localq.conversion.gguf_header import gguf_metadata
+from localq.conversion.plan_memory import memory_use
 from localq.conversion.survey import make_plan
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
-from localq.doctor.memory import memory_use
 from localq.engines.availability import has_backend, require_backend
 from localq.errors import ChatTemplateError, CheckpointError, LocalqError
 from localq.families.base import Family

@@ -27,6 +27,11 @@ prefill; the engine stays usable."""
 PREFILL_CHUNK_TOKENS = MOST_BATCH_TOKENS
 """Most prompt tokens computed between two chances to cancel."""
 
+CHUNK_LOGITS_BYTES = 64 << 20
+"""Most memory that one chunk of logits takes: 128 rows of 131,072 tokens."""
+
+_FLOAT32_BYTES = 4
+
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
@@ -72,10 +77,12 @@ class Engine(Protocol):
         While `generate` runs without `logprobs`, an engine may already have computed the id that it gave last.
         """
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Logits after each of `tokens`, from an empty cache: shape (len(tokens), vocabulary_size).
+    def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """Logits after each of `tokens` from index `first` on, from an empty cache, in order.
 
-        `tokens` may fill the whole context. The cache holds them afterwards.
+        Arrays of shape (rows, vocabulary_size) that the caller may keep, each of at most `CHUNK_LOGITS_BYTES`, or of
+        one row. `tokens` may fill the whole context. The cache holds them in the end; before, nothing else may be
+        asked of the engine. Raises PromptTooLongError or EngineError when the first chunk is asked for.
         """
 
     @property
@@ -108,6 +115,13 @@ def check_prompt(prompt: Sequence[int], vocabulary_size: int, context_length: in
     if len(prompt) >= context_length:
         raise PromptTooLongError(len(prompt), context_length)
     check_ids(prompt, vocabulary_size)
+
+
+def check_window(tokens: Sequence[int], vocabulary_size: int, context_length: int) -> None:
+    """Refuse tokens whose logits can't be computed: PromptTooLongError or EngineError. They may fill the context."""
+    check_ids(tokens, vocabulary_size)
+    if len(tokens) > context_length:
+        raise PromptTooLongError(len(tokens), context_length)
 
 
 def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
@@ -145,3 +159,8 @@ def chunks(tokens: Sequence[int], start: int, size: int = PREFILL_CHUNK_TOKENS) 
     """`tokens` from `start` on, in pieces of at most `size`."""
     for first in range(start, len(tokens), size):
         yield tokens[first : first + size]
+
+
+def rows_per_chunk(vocabulary_size: int) -> int:
+    """Rows of logits that a chunk has at most: what fits in `CHUNK_LOGITS_BYTES`, or one."""
+    return max(1, CHUNK_LOGITS_BYTES // (_FLOAT32_BYTES * vocabulary_size))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,12 +19,14 @@ from localq.engines.base import (
     check_bias,
     check_ids,
     check_prompt,
+    check_window,
     chunks,
+    rows_per_chunk,
     shared_prefix_tokens,
 )
 from localq.engines.llamacpp_loading import LoadedContext, free, llama_api, load_context, reason
 from localq.engines.llamacpp_sampling import sampler_chain
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError
 from localq.llama_log import captured_llama_log
 from localq.options import GenerationOptions, LoadOptions
 
@@ -110,22 +112,23 @@ class LlamaCppEngine:
         row = self._api.llama_get_logits_ith(self._context, _NEWEST)
         return np.ctypeslib.as_array(row, (self._vocabulary_size,)).copy()
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See `Engine.all_logits`."""
+    def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.logits_in_chunks`. The output layer is left out for the tokens before `first`.
+
+        Passes are as large as ever, and llama.cpp keeps a whole pass's logits: it rounds what a quantized weight is
+        multiplied by otherwise in the last rows of a pass whose length is no multiple of four.
+        """
         import numpy as np
 
         self._require_open()
-        check_ids(tokens, self._vocabulary_size)
-        if len(tokens) > self._context_length:
-            raise PromptTooLongError(len(tokens), self._context_length)
+        check_window(tokens, self._vocabulary_size, self._context_length)
         self._keep(0)
-        logits = np.empty((len(tokens), self._vocabulary_size), dtype=np.float32)
         for chunk in chunks(tokens, 0, self._batch_tokens):
-            first = len(self._tokens)
-            self._compute(chunk, every_output=True)
-            rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (len(chunk), self._vocabulary_size))
-            logits[first : first + len(chunk)] = rows
-        return logits
+            wanted = min(len(self._tokens) + len(chunk) - first, len(chunk))
+            self._compute(chunk, wanted)
+            for done in range(0, wanted, rows_per_chunk(self._vocabulary_size)):
+                rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (wanted, self._vocabulary_size))
+                yield rows[done : done + rows_per_chunk(self._vocabulary_size)].copy()
 
     @property
     def state_settings(self) -> Mapping[str, str | bool]:
@@ -172,14 +175,14 @@ class LlamaCppEngine:
             self._tokens.clear()
         return len(self._tokens)
 
-    def _compute(self, tokens: Sequence[int], every_output: bool = False) -> None:
-        """Append at most a chunk of tokens to the cache; logits of the last, or of every one, become readable."""
+    def _compute(self, tokens: Sequence[int], outputs: int = 1) -> None:
+        """Append at most a chunk of tokens to the cache; logits of the last `outputs`, of one at least, can be read."""
         api = self._api
         # The batch only points to these arrays: they must live until llama_decode returns.
         ids = (api.llama_token * len(tokens))(*tokens)
         batch = api.llama_batch_get_one(ids, len(tokens))
-        if every_output:
-            wanted = (ctypes.c_int8 * len(tokens))(*[1] * len(tokens))
+        if outputs > 1:
+            wanted = (ctypes.c_int8 * len(tokens))(*[index >= len(tokens) - outputs for index in range(len(tokens))])
             batch.logits = ctypes.cast(wanted, ctypes.POINTER(ctypes.c_int8))
         self._has_logits = False
         with captured_llama_log() as log:

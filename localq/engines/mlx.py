@@ -20,13 +20,15 @@ from localq.engines.base import (
     check_bias,
     check_ids,
     check_prompt,
+    check_window,
     chunks,
+    rows_per_chunk,
     shared_prefix_tokens,
 )
 from localq.engines.mlx_cache import CacheMaker, cache_arrays, cache_maker, fill_cache
 from localq.engines.mlx_loading import load_network, on_gpu
 from localq.engines.mlx_sampling import Sampler
-from localq.errors import EngineError, PromptTooLongError, UnsupportedOptionError
+from localq.errors import EngineError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
@@ -177,25 +179,23 @@ class MlxEngine:
 
         return np.array(self._require_logits())
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See `Engine.all_logits`."""
+    def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.logits_in_chunks`. What is not asked for is not evaluated, the output layer among it."""
         import mlx.core as mx
         import numpy as np
 
         self._require_open()
-        check_ids(tokens, self._vocabulary_size)
-        if len(tokens) > self._context_length:
-            raise PromptTooLongError(len(tokens), self._context_length)
+        check_window(tokens, self._vocabulary_size, self._context_length)
         self._drop_cache()
-        logits = np.empty((len(tokens), self._vocabulary_size), dtype=np.float32)
-        for chunk in chunks(tokens, 0, self._pass_tokens):
-            first = len(self._tokens)
+        for chunk in chunks(tokens[:first], 0, self._pass_tokens):
+            with self._pass(chunk):
+                mx.eval([layer.state for layer in self._cache])
+        for chunk in chunks(tokens, first, min(self._pass_tokens, rows_per_chunk(self._vocabulary_size))):
             with self._pass(chunk) as rows:
-                logits[first : first + len(chunk)] = rows
                 newest = rows[-1]
-                mx.eval(newest)
+                mx.eval(rows, newest)
             self._newest_logits = newest
-        return logits
+            yield np.array(rows)
 
     @property
     def state_settings(self) -> Mapping[str, str | bool]:

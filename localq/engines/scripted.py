@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localq.engines.base import (
@@ -11,15 +11,20 @@ from localq.engines.base import (
     check_bias,
     check_ids,
     check_prompt,
+    check_window,
     chunks,
+    rows_per_chunk,
     shared_prefix_tokens,
 )
-from localq.errors import EngineError, PromptTooLongError
+from localq.errors import EngineError
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+_NOTHING = -1
+"""In the place of an id that no logit stands out for."""
 
 
 class ScriptedEngine:
@@ -88,14 +93,14 @@ class ScriptedEngine:
         row: NDArray[np.float32] = self._rows(self._require_reply()[:1])[0]
         return row
 
-    def all_logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """See `Engine.all_logits`: each row foretells the next of `tokens`, and the last one foretells nothing."""
+    def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
+        """See `Engine.logits_in_chunks`: each row foretells the next of `tokens`, and the last foretells nothing."""
         self._require_open()
-        check_ids(tokens, self._vocabulary_size)
-        if len(tokens) > self._context_length:
-            raise PromptTooLongError(len(tokens), self._context_length)
+        check_window(tokens, self._vocabulary_size, self._context_length)
         self._tokens = list(tokens)
-        return self._rows([*tokens[1:], *([-1] if tokens else [])])
+        following = [*tokens[1:], _NOTHING][: len(tokens)]
+        for chunk in chunks(following, first, rows_per_chunk(self._vocabulary_size)):
+            yield self._rows(chunk)
 
     @property
     def state_settings(self) -> Mapping[str, str | bool]:

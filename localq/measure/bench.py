@@ -1,7 +1,9 @@
 """The verb: how fast forms of models run on this machine.
 
-Every form gets a process of its own; the repetitions of different forms take turns (A B A B), so that a
-machine that slows down or gets other work treats all of them alike. What the numbers mean is defined by
+Forms take turns test by test, so that what is compared is measured next to each other: a machine that slows down or
+gets other work treats all of them alike. Every form has a process of its own, and a fresh one for every repetition:
+where a process happens to lie in memory makes it 1 to 4% faster or slower for as long as it lives, so that the same
+form in two processes would seem to be two. What the numbers mean is defined by
 `localq.generation.GenerationStatistics`. Knows neither tables nor terminals.
 """
 
@@ -9,148 +11,74 @@ from __future__ import annotations
 
 import itertools
 import statistics
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from typing import Any
 
 from localq.errors import OptionError
+from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
+from localq.measure.drift import ClockWatch, busy_warnings, drift_warnings
 from localq.measure.forms import Form
+from localq.measure.intervals import compare, summarize
+from localq.measure.limits import bytes_per_token
 from localq.measure.machine import Machine, describe_machine
+from localq.measure.page_cache import drop_from_page_cache, form_files
 from localq.measure.process import WorkerProcess
+from localq.measure.results import (
+    BenchReport,
+    BenchSettings,
+    BenchTest,
+    Comparison,
+    FormResult,
+    MemoryLimit,
+    TestResult,
+)
+from localq.options import LoadOptions
 
-DECODE_PROMPT_TOKENS = 1
-"""Prompt of the runs that measure generation: as llama-bench does, from a context that is all but empty."""
-
-
-@dataclass(frozen=True, slots=True)
-class BenchSettings:
-    """What is measured."""
-
-    prompt_tokens: int = 512
-    generated_tokens: int = 128
-    repetitions: int = 5
-    """Counted ones; one more comes first and warms up."""
-    context_length: int | None = None
-    """Of every form, in tokens; None takes the least that holds both the prompt run and the generation run."""
-    threads: int | None = None
-    """CPU threads for the GGUF forms; None takes the default of `LoadOptions`. MLX chooses its own."""
-
-    def __post_init__(self) -> None:
-        _require_at_least(1, "prompt_tokens", self.prompt_tokens)
-        # The decode rate counts the tokens after the first one.
-        _require_at_least(2, "generated_tokens", self.generated_tokens)
-        _require_at_least(1, "repetitions", self.repetitions)
-        if self.threads is not None:
-            _require_at_least(1, "threads", self.threads)
-        if self.context_length is not None and self.context_length < self.least_context_length:
-            raise OptionError(
-                f"{self.prompt_tokens} prompt tokens and {self.generated_tokens} generated ones need a context of "
-                f"{self.least_context_length} tokens; it has {self.context_length}",
-                "measure fewer tokens with -p and -g, or give a larger context with -c",
-            )
-
-    @property
-    def least_context_length(self) -> int:
-        """Tokens that hold the prompt run (the prompt and one more) and the generation run."""
-        return max(self.prompt_tokens + 1, DECODE_PROMPT_TOKENS + self.generated_tokens)
+Announce = Callable[[str], None]
+"""Told before each step what comes."""
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """A quantity that was measured repeatedly."""
-
-    median: float
-    stdev: float | None
-    """Sample standard deviation (n - 1); None for a single sample, whose spread is not known."""
-    samples: tuple[float, ...]
-    """In the order in which they were measured."""
-
-
-@dataclass(frozen=True, slots=True)
-class FormResult:
-    """What was measured of one form."""
-
-    form: Form
-    load_seconds: float
-    time_to_first_token_seconds: float
-    """Median, of the prompt of `prompt_tokens`."""
-    prompt_tokens_per_second: Summary
-    generated_tokens_per_second: Summary
-    peak_memory_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.form.model,
-            "recipe": self.form.recipe,
-            "bits_per_weight": self.form.bits_per_weight,
-            "artifact_bytes": self.form.artifact_bytes,
-            "load_seconds": self.load_seconds,
-            "time_to_first_token_seconds": self.time_to_first_token_seconds,
-            "prompt_tokens_per_second": asdict(self.prompt_tokens_per_second),
-            "generated_tokens_per_second": asdict(self.generated_tokens_per_second),
-            "peak_memory_bytes": self.peak_memory_bytes,
-        }
-
-
-@dataclass(frozen=True, slots=True)
-class BenchReport:
-    """The outcome, with all that is needed to repeat it."""
-
-    machine: Machine
-    settings: BenchSettings
-    """As used: `context_length` is a number. `threads` stays None where none was given: llama.cpp's number may then
-    differ from form to form."""
-    results: tuple[FormResult, ...]
-
-    def to_json(self) -> dict[str, Any]:
-        """`machine`, `settings` and `results`, for `json.dumps`."""
-        return {
-            "machine": asdict(self.machine),
-            "settings": {**asdict(self.settings), "decode_prompt_tokens": DECODE_PROMPT_TOKENS},
-            "results": [result.to_json() for result in self.results],
-        }
-
-
-def summarize(samples: Sequence[float]) -> Summary:
-    """Median and sample standard deviation."""
-    return Summary(
-        median=statistics.median(samples),
-        stdev=statistics.stdev(samples) if len(samples) > 1 else None,
-        samples=tuple(samples),
-    )
-
-
-def bench_forms(
-    forms: Sequence[Form], settings: BenchSettings, on_step: Callable[[str], None] | None = None
-) -> BenchReport:
-    """Measure forms that are on disk, by turns. `on_step` is told before each step what comes.
+def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: Announce | None = None) -> BenchReport:
+    """Measure forms that are on disk, by turns.
 
     Raises OptionError when the forms can't be in memory together, EngineError naming the form whose process
     ended, and LocalqError for what a form's process could not do, such as a context that is too long.
     """
+    started = datetime.now(UTC).isoformat(timespec="seconds")
     machine = describe_machine()
     _check_memory(forms, machine)
     settings = replace(settings, context_length=settings.context_length or settings.least_context_length)
+    announce = _numbered(2 + len(forms) * (1 + settings.repetitions * (1 + len(settings.tests))), on_step)
+    announce("memory bandwidth")
+    bandwidth = memory_bandwidth_bytes_per_second()
+    measured = [_Measured(form, settings) for form in forms]
+    for each in measured:
+        announce(f"{each.form.name}: load from disk")
+        each.load_from_disk()
+    clock = ClockWatch()
+    for repetition in range(settings.repetitions):
+        _repeat(measured, settings.tests, repetition, announce, clock)
+    announce("memory bandwidth")
+    bandwidth = max(bandwidth, memory_bandwidth_bytes_per_second())
+    rates = [each.rates(test) for each in measured for test in settings.tests]
+    return BenchReport(
+        machine=machine,
+        settings=settings,
+        results=tuple(each.result(bandwidth) for each in measured),
+        comparisons=tuple(_comparisons(measured, settings)),
+        memory_bandwidth_bytes_per_second=bandwidth,
+        warnings=(*busy_warnings(machine), *drift_warnings(rates), *clock.warnings()),
+        started=started,
+    )
+
+
+def _numbered(total: int, on_step: Announce | None) -> Announce:
     numbers = itertools.count(1)
-    total = len(forms) * (1 + 1 + settings.repetitions)  # load, warm up, measure
-
-    def announce(form: Form, activity: str) -> None:
-        if on_step is not None:
-            on_step(f"{next(numbers)}/{total} {form.name}: {activity}")
-
-    with ExitStack() as stack:
-        measured: list[_Measured] = []
-        for form in forms:
-            announce(form, "load")
-            worker = stack.enter_context(WorkerProcess(form.name))
-            measured.append(_Measured.load(form, worker, settings))
-        for repetition in range(settings.repetitions + 1):
-            for each in measured:
-                announce(each.form, f"repetition {repetition}" if repetition else "warm up")
-                each.repeat(repetition, settings)
-        results = tuple(each.result() for each in measured)
-    return BenchReport(machine, settings, results)
+    return lambda step: on_step(f"{next(numbers)}/{total} {step}") if on_step is not None else None
 
 
 def _check_memory(forms: Sequence[Form], machine: Machine) -> None:
@@ -163,49 +91,111 @@ def _check_memory(forms: Sequence[Form], machine: Machine) -> None:
         )
 
 
-@dataclass(slots=True)
 class _Measured:
-    """A form, its process, and the samples so far; repetition 0 warms up and leaves none."""
+    """A form, and what was measured of it so far."""
 
-    form: Form
-    worker: WorkerProcess
-    load_seconds: float
-    first_token_seconds: list[float] = field(default_factory=list)
-    prompt_rates: list[float] = field(default_factory=list)
-    decode_rates: list[float] = field(default_factory=list)
+    def __init__(self, form: Form, settings: BenchSettings) -> None:
+        self.form = form
+        self._settings = settings
+        self._options = _load_options(form, settings)
+        self._cold_load_seconds: float | None = None
+        self._load_seconds: list[float] = []
+        self._peak_memory_bytes: list[int] = []
+        self._answers: dict[BenchTest, list[dict[str, Any]]] = {test: [] for test in settings.tests}
 
-    @classmethod
-    def load(cls, form: Form, worker: WorkerProcess, settings: BenchSettings) -> _Measured:
-        threads = settings.threads if form.format == "gguf" else None
-        answer = worker.ask("load", path=str(form.path), context_length=settings.context_length, threads=threads)
-        return cls(form, worker, answer["load_seconds"])
+    def load_from_disk(self) -> None:
+        """In a process that ends with it; does nothing where the files can't be taken out of the cache."""
+        if drop_from_page_cache(form_files(self.form.path)):
+            with WorkerProcess(self.form.name) as worker:
+                self._cold_load_seconds = self._load(worker)
 
-    def repeat(self, repetition: int, settings: BenchSettings) -> None:
-        run = 2 * repetition
-        prompt = self.worker.ask("measure", run=run, prompt_tokens=settings.prompt_tokens, generated_tokens=1)
-        decode = self.worker.ask(
-            "measure",
-            run=run + 1,
-            prompt_tokens=DECODE_PROMPT_TOKENS,
-            generated_tokens=settings.generated_tokens,
-        )
-        if repetition == 0:
-            return
-        self.first_token_seconds.append(prompt["time_to_first_token_seconds"])
-        self.prompt_rates.append(prompt["prompt_tokens_per_second"])
-        self.decode_rates.append(decode["generated_tokens_per_second"])
+    def load(self, worker: WorkerProcess) -> None:
+        self._load_seconds.append(self._load(worker))
 
-    def result(self) -> FormResult:
+    def measure(self, worker: WorkerProcess, test: BenchTest, run: int) -> None:
+        time.sleep(self._settings.delay_seconds)
+        self._answers[test].append(worker.ask("measure", run=run, **asdict(test)))
+
+    def finish(self, worker: WorkerProcess) -> None:
+        self._peak_memory_bytes.append(worker.ask("peak_memory")["peak_memory_bytes"])
+
+    def rates(self, test: BenchTest) -> list[float]:
+        """By repetition."""
+        return [answer["tokens_per_second"] for answer in self._answers[test]]
+
+    def result(self, bandwidth: float) -> FormResult:
+        prompts = [test for test in self._settings.tests if test.prompt_tokens]
+        first_token = [answer["time_to_first_token_seconds"] for test in prompts[:1] for answer in self._answers[test]]
         return FormResult(
             form=self.form,
-            load_seconds=self.load_seconds,
-            time_to_first_token_seconds=statistics.median(self.first_token_seconds),
-            prompt_tokens_per_second=summarize(self.prompt_rates),
-            generated_tokens_per_second=summarize(self.decode_rates),
-            peak_memory_bytes=self.worker.ask("peak_memory")["peak_memory_bytes"],
+            load_seconds=statistics.median(self._load_seconds),
+            cold_load_seconds=self._cold_load_seconds,
+            time_to_first_token_seconds=statistics.median(first_token) if first_token else None,
+            tests=tuple(self._test_result(test, bandwidth) for test in self._settings.tests),
+            peak_memory_bytes=max(self._peak_memory_bytes),
         )
 
+    def _load(self, worker: WorkerProcess) -> float:
+        answer = worker.ask("load", path=str(self.form.path), **asdict(self._options))
+        return float(answer["load_seconds"])
 
-def _require_at_least(least: int, name: str, value: int) -> None:
-    if value < least:
-        raise OptionError(f"{name} is {value}; expected at least {least}")
+    def _test_result(self, test: BenchTest, bandwidth: float) -> TestResult:
+        rate = summarize(self.rates(test))
+        joules = [answer["joules_per_token"] for answer in self._answers[test]]
+        return TestResult(
+            test=test,
+            tokens_per_second=rate,
+            limit=self._limit(test, bandwidth, rate.median) if test.generated_tokens else None,
+            joules_per_token=None if None in joules else statistics.median(joules),
+        )
+
+    def _limit(self, test: BenchTest, bandwidth: float, rate: float) -> MemoryLimit | None:
+        read_bytes = bytes_per_token(self.form, self._options, test.depth_tokens + test.generated_tokens // 2)
+        if read_bytes is None:
+            return None
+        return MemoryLimit(read_bytes, bandwidth / read_bytes, rate * read_bytes / bandwidth)
+
+
+def _repeat(
+    measured: Sequence[_Measured],
+    tests: Sequence[BenchTest],
+    repetition: int,
+    announce: Announce,
+    clock: ClockWatch,
+) -> None:
+    """Every test of every form once, in fresh processes that are all there at the same time."""
+    # Every second time the other way round: whoever comes later has the warmer machine.
+    order = list(reversed(measured)) if repetition % 2 else measured
+    with ExitStack() as stack:
+        workers = []
+        for each in order:
+            announce(f"{each.form.name}: load, repetition {repetition + 1}")
+            workers.append(stack.enter_context(WorkerProcess(each.form.name)))
+            each.load(workers[-1])
+        for index, test in enumerate(tests):
+            for each, worker in zip(order, workers, strict=True):
+                announce(f"{each.form.name}: {test.name}, repetition {repetition + 1}")
+                each.measure(worker, test, run=repetition * len(tests) + index)
+                clock.note()
+        for each, worker in zip(order, workers, strict=True):
+            each.finish(worker)
+
+
+def _load_options(form: Form, settings: BenchSettings) -> LoadOptions:
+    """Of the settings, what the form's engine has a choice of."""
+    is_gguf = form.format == "gguf"
+    return LoadOptions(
+        context_length=settings.context_length,
+        threads=settings.threads if is_gguf else None,
+        kv_cache_type=settings.kv_cache_type,
+        flash_attention=settings.flash_attention if is_gguf else None,
+        batch_tokens=settings.batch_tokens,
+    )
+
+
+def _comparisons(measured: Sequence[_Measured], settings: BenchSettings) -> Iterator[Comparison]:
+    if settings.repetitions < 2:
+        return
+    for one, other in itertools.combinations(measured, 2):
+        for test in settings.tests:
+            yield compare(test, (one.form.name, one.rates(test)), (other.form.name, other.rates(test)))

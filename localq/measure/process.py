@@ -9,6 +9,7 @@ import site
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,14 +18,14 @@ from localq.errors import EngineError, LocalqError
 
 
 class WorkerProcess:
-    """`localq.measure.worker` in a fresh Python. A context manager, whose end is the process's end."""
+    """A worker's module in a fresh Python. A context manager, whose end is the process's end."""
 
-    def __init__(self, name: str) -> None:
-        """`name` is the form that it measures, for messages."""
+    def __init__(self, name: str, module: str = "localq.measure.worker", files: Sequence[int] = ()) -> None:
+        """`name` is the form that it measures, for messages; `files` are descriptors that it may use as well."""
         self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "localq.measure.worker"],  # -P: no module of the current folder
+            [sys.executable, "-P", "-m", module],  # -P: no module of the current folder
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -32,6 +33,7 @@ class WorkerProcess:
             encoding="utf-8",
             # Ctrl-C in the terminal goes to localq alone, which ends its workers.
             start_new_session=True,
+            pass_fds=files,
         )
 
     def ask(self, command: str, **arguments: object) -> dict[str, Any]:

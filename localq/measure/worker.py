@@ -1,28 +1,33 @@
 """The process that opens and measures one form: `python -m localq.measure.worker`.
 
-Reads a request per line on standard input and writes an answer per line on standard output, both JSON
-objects; `localq.measure.process` is the other end. It ends when its input ends. One process measures one
-form, so that load time and peak memory are that form's own.
+One process measures one form, so that load time and peak memory are that form's own. How requests come and answers
+go is the business of `localq.measure.serving`; how many processes there are, that of `localq.measure.bench`.
 """
 
 from __future__ import annotations
 
-import json
-import os
+import itertools
 import random
-import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.errors import EngineError, LocalqError, OptionError
+from localq.errors import EngineError, OptionError, UnsupportedOptionError
 from localq.generation import GenerationStatistics, TextRules, stream
+from localq.measure.energy import EnergyMeter
 from localq.measure.machine import peak_memory_bytes
+from localq.measure.results import DECODE_PROMPT_TOKENS, BenchTest
+from localq.measure.serving import Commands, serve
 from localq.model import Model, open_form, open_gguf_file
 from localq.options import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
     from localq.text.tokenizer import Tokenizer
+
+_WARM_UP_SECONDS = 0.1
+_WARM_UP_GENERATED_TOKENS = 8
 
 
 def plain_token_ids(tokenizer: Tokenizer) -> list[int]:
@@ -34,9 +39,39 @@ def plain_token_ids(tokenizer: Tokenizer) -> list[int]:
 def random_prompt(plain: Sequence[int], count: int, run: int) -> list[int]:
     """`count` ids for a run: the same for every form of a model, and others in every run.
 
-    The first id differs from that of the run before, so that an engine finds nothing of it in its cache.
+    The first id differs from that of the run before and from that of `depth_ids`, so that an engine finds nothing of
+    it in its cache.
     """
-    return [plain[run % len(plain)], *random.Random(run).choices(plain, k=count - 1)]
+    return [plain[run % (len(plain) - 1)], *random.Random(run).choices(plain, k=count - 1)]
+
+
+def depth_ids(plain: Sequence[int], count: int) -> list[int]:
+    """The ids that stand in the cache before a test at depth: always the same ones, more of them for a greater depth.
+
+    So an engine that keeps a prefix still has them after the test before.
+    """
+    return [plain[-1], *random.Random("depth").choices(plain, k=count - 1)] if count else []
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One run of a test."""
+
+    test: BenchTest
+    statistics: GenerationStatistics
+    joules: float | None
+    """Of the tokens that the test is about; None where the machine does not tell."""
+
+    def to_json(self) -> dict[str, Any]:
+        test, statistics = self.test, self.statistics
+        rate = statistics.prompt_tokens_per_second if test.prompt_tokens else statistics.generated_tokens_per_second
+        # A generation computes its prompt of one token and all it generates but the last: as many as it generates.
+        count = test.prompt_tokens or test.generated_tokens
+        return {
+            "tokens_per_second": rate,
+            "time_to_first_token_seconds": statistics.time_to_first_token_seconds,
+            "joules_per_token": None if self.joules is None else self.joules / count,
+        }
 
 
 class MeasuredModel:
@@ -48,65 +83,78 @@ class MeasuredModel:
             self.model: Model = open_gguf_file(path, options) if path.is_file() else open_form(path, options)
         except OptionError as error:
             raise OptionError(
-                error.message, "measure fewer tokens with -p and -g, or give a smaller context with -c"
+                error.message, "measure fewer tokens with -p, -g and -d, or give a smaller context with -c"
             ) from error
         self._plain = plain_token_ids(self.model.tokenizer)
+        self._batch_tokens = options.batch_tokens
 
-    def measure(self, run: int, prompt_tokens: int, generated_tokens: int) -> GenerationStatistics:
-        """Compute a random prompt and generate exactly so many tokens, greedily; end tokens end nothing."""
-        prompt = random_prompt(self._plain, prompt_tokens, run)
-        options = GenerationOptions(max_tokens=generated_tokens)
+    def measure(self, run: int, test: BenchTest) -> Measurement:
+        """Compute a random prompt and generate exactly so many tokens, greedily; end tokens end nothing.
+
+        The tokens of the depth are in the cache before the clock starts. Raises UnsupportedOptionError for prompt
+        processing at depth where the engine computes what is in the cache again with the prompt.
+        """
+        self._warm_up(run + 1, test)
+        return self._run(run, test)
+
+    def _warm_up(self, first_run: int, test: BenchTest) -> None:
+        """Run a batch of the prompt, or generate some tokens: at least once, and for a tenth of a second.
+
+        That touches memory for the first time, which costs a prompt of 256 tokens 5% of its rate in a 1.2B model on a
+        CPU; it compiles what is to be compiled, and fills the processor's caches after another process ran.
+        """
+        most = self._batch_tokens if test.prompt_tokens else _WARM_UP_GENERATED_TOKENS
+        prompt_tokens, generated_tokens = min(test.prompt_tokens, most), min(test.generated_tokens, most)
+        smaller = replace(test, prompt_tokens=prompt_tokens, generated_tokens=generated_tokens)
+        deadline = time.perf_counter() + _WARM_UP_SECONDS
+        for run in itertools.count(first_run):
+            self._run(run, smaller)
+            if time.perf_counter() > deadline:
+                return
+
+    def _run(self, run: int, test: BenchTest) -> Measurement:
+        before = depth_ids(self._plain, test.depth_tokens)
+        if before:
+            self.model.engine.prefill(before)
+        prompt = [*before, *random_prompt(self._plain, test.prompt_tokens or DECODE_PROMPT_TOKENS, run)]
+        options = GenerationOptions(max_tokens=test.generated_tokens or 1)
+        energy = EnergyMeter()
         *_, last = stream(self.model.engine, TextRules(self.model.tokenizer), prompt, options)
-        assert last.statistics is not None  # the last chunk has them
-        if last.statistics.generated_tokens != generated_tokens:
-            raise EngineError(f"{last.statistics.generated_tokens} tokens came instead of {generated_tokens}")
-        return last.statistics
+        joules = energy.joules()
+        statistics = last.statistics
+        assert statistics is not None  # the last chunk has them
+        if statistics.generated_tokens != options.max_tokens:
+            raise EngineError(f"{statistics.generated_tokens} tokens came instead of {options.max_tokens}")
+        if test.prompt_tokens and statistics.cached_prompt_tokens != test.depth_tokens:
+            raise UnsupportedOptionError(
+                f"the cache of this model can't be kept at {test.depth_tokens} tokens while prompts come and go",
+                "measure prompts without -d, or generation alone (-p 0)",
+            )
+        return Measurement(test, statistics, joules)
 
 
 class Worker:
-    """Answers requests: first `load`, then `measure` as often as wanted, and `peak_memory`."""
+    """What the process can be asked for: first `load`, then `measure` as often as wanted, and `peak_memory`."""
 
     def __init__(self) -> None:
         self._measured: MeasuredModel | None = None
 
-    def answer(self, request: Mapping[str, Any]) -> dict[str, Any]:
-        """The answer to one request; for an error of localq its `error` and `hint`."""
-        arguments = dict(request)
-        command = arguments.pop("command")
-        try:
-            if command == "load":
-                return self._load(**arguments)
-            if command == "measure":
-                return self._measure(**arguments)
-        except LocalqError as error:
-            return {"error": error.message, "hint": error.hint}
-        assert command == "peak_memory", command
-        return {"peak_memory_bytes": peak_memory_bytes()}
+    @property
+    def commands(self) -> Commands:
+        """By name, for `serve`."""
+        return {"load": self._load, "measure": self._measure, "peak_memory": self._peak_memory}
 
-    def _load(self, path: str, context_length: int, threads: int | None) -> dict[str, Any]:
-        self._measured = MeasuredModel(Path(path), LoadOptions(context_length, threads))
+    def _load(self, path: str, **options: Any) -> dict[str, Any]:
+        self._measured = MeasuredModel(Path(path), LoadOptions(**options))
         return {"load_seconds": self._measured.model.load_seconds}
 
-    def _measure(self, run: int, prompt_tokens: int, generated_tokens: int) -> dict[str, Any]:
+    def _measure(self, run: int, **test: int) -> dict[str, Any]:
         assert self._measured is not None, "load comes first"
-        statistics = self._measured.measure(run, prompt_tokens, generated_tokens)
-        return {
-            "prompt_tokens_per_second": statistics.prompt_tokens_per_second,
-            "generated_tokens_per_second": statistics.generated_tokens_per_second,
-            "time_to_first_token_seconds": statistics.time_to_first_token_seconds,
-        }
+        return self._measured.measure(run, BenchTest(**test)).to_json()
 
-
-def main() -> None:
-    """Answer until the input ends."""
-    # Whatever a library writes to standard output goes to standard error: the answers' way is theirs alone.
-    with os.fdopen(os.dup(1), "w", encoding="utf-8") as answers:
-        os.dup2(2, 1)
-        worker = Worker()
-        for line in sys.stdin:
-            answers.write(json.dumps(worker.answer(json.loads(line))) + "\n")
-            answers.flush()
+    def _peak_memory(self) -> dict[str, Any]:
+        return {"peak_memory_bytes": peak_memory_bytes()}
 
 
 if __name__ == "__main__":
-    main()
+    serve(Worker().commands)

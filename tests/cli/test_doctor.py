@@ -104,7 +104,7 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
 
 
 def test_the_machine_is_told_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.doctor.bandwidth._BYTES", 1 << 20)
+    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
     monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
     found = record()
     assert found["free_memory_bytes"] <= found["memory_bytes"]

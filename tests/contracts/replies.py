@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from localq.engines.base import Engine
@@ -15,6 +17,11 @@ SAMPLED = GenerationOptions(max_tokens=24, temperature=1.2, seed=7)
 def generated(engine: Engine, options: GenerationOptions, prompt: list[int] = PROMPT) -> list[int]:
     engine.prefill(prompt)
     return list(engine.generate(options))
+
+
+def all_logits(engine: Engine, tokens: Sequence[int]) -> np.ndarray:
+    """After each of `tokens`, one at least, from an empty cache."""
+    return np.concatenate(list(engine.logits_in_chunks(tokens)))
 
 
 def long_prompt(length: int) -> list[int]:

@@ -15,13 +15,13 @@ import pytest
 
 from localq.engines.base import PREFILL_CHUNK_TOKENS, Engine
 from localq.options import GenerationOptions
-from tests.contracts.replies import GREEDY, PROMPT, SAMPLED, generated, kl_divergence, long_prompt
+from tests.contracts.replies import GREEDY, PROMPT, SAMPLED, all_logits, generated, kl_divergence, long_prompt
 
 EngineMaker = Callable[[int], Engine]
 
 
 def test_all_logits_are_those_of_every_prefix(computing_engine: Engine) -> None:
-    rows = computing_engine.all_logits(PROMPT)
+    rows = all_logits(computing_engine, PROMPT)
     for length in (1, 4, len(PROMPT)):
         computing_engine.prefill(PROMPT[:length])
         np.testing.assert_allclose(rows[length - 1], computing_engine.logits(), atol=2e-4)
@@ -31,10 +31,15 @@ def test_all_logits_do_not_depend_on_chunks(tiny_llama: Any) -> None:
     tokens = long_prompt(PREFILL_CHUNK_TOKENS + 40)
     for name in ("llamacpp", "mlx"):
         engine = tiny_llama.open(name, 1024)
-        last = engine.all_logits(tokens)[-1]
+        last = all_logits(engine, tokens)[-1]
         engine.prefill(tokens)
         np.testing.assert_allclose(last, engine.logits(), atol=2e-4)
         engine.close()
+
+
+def test_after_the_last_chunk_the_newest_logits_can_be_read(computing_engine: Engine) -> None:
+    rows = all_logits(computing_engine, PROMPT)
+    assert np.array_equal(computing_engine.logits(), rows[-1])
 
 
 def test_a_seed_repeats_a_reply_and_another_seed_gives_another(computing_engine: Engine) -> None:
@@ -70,7 +75,7 @@ def test_logits_may_be_read_by_another_thread_than_computed_them(computing_engin
     with ThreadPoolExecutor(1) as thread:
         thread.submit(computing_engine.prefill, PROMPT).result()
         after_prefill = computing_engine.logits()
-        thread.submit(computing_engine.all_logits, PROMPT).result()
+        thread.submit(all_logits, computing_engine, PROMPT).result()
         np.testing.assert_allclose(computing_engine.logits(), after_prefill, atol=2e-4)
 
 
@@ -159,7 +164,7 @@ def test_the_penalties_look_back_64_tokens(computing_engine: Engine, penalty: di
 
 
 def test_both_engines_give_the_same_probabilities(both_engines: tuple[Engine, Engine]) -> None:
-    first, second = (engine.all_logits(long_prompt(300)) for engine in both_engines)
+    first, second = (all_logits(engine, long_prompt(300)) for engine in both_engines)
     assert kl_divergence(first, second).max() < 1e-9
 
 
@@ -168,7 +173,7 @@ def test_both_engines_choose_the_same_longrope_factors(tiny_longrope: Any, conte
     rows = []
     for name in ("llamacpp", "mlx"):
         engine = tiny_longrope.open(name, context_length)
-        rows.append(engine.all_logits(long_prompt(200)))
+        rows.append(all_logits(engine, long_prompt(200)))
         engine.close()
     assert kl_divergence(*rows).max() < 1e-9
 
@@ -177,10 +182,10 @@ def test_both_engines_choose_the_same_longrope_factors(tiny_longrope: Any, conte
 def test_a_model_may_be_opened_by_another_thread_than_uses_it(tiny_longrope: Any, name: str) -> None:
     with ThreadPoolExecutor(1) as thread:
         engine = thread.submit(tiny_longrope.open, name, 256).result()
-    rows = engine.all_logits(long_prompt(20))
+    rows = all_logits(engine, long_prompt(20))
     engine.close()
     expected = tiny_longrope.open(name, 256)
-    np.testing.assert_allclose(rows, expected.all_logits(long_prompt(20)), atol=2e-4)
+    np.testing.assert_allclose(rows, all_logits(expected, long_prompt(20)), atol=2e-4)
     expected.close()
 
 
@@ -189,6 +194,6 @@ def test_longrope_factors_depend_on_the_context_length(tiny_longrope: Any, name:
     rows = []
     for context_length in (256, 512):
         engine = tiny_longrope.open(name, context_length)
-        rows.append(engine.all_logits(long_prompt(200)))
+        rows.append(all_logits(engine, long_prompt(200)))
         engine.close()
     assert kl_divergence(*rows).mean() > 1e-3

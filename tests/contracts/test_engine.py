@@ -13,7 +13,7 @@ import pytest
 from localq.engines.base import PREFILL_CHUNK_TOKENS, Engine
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.options import GenerationOptions
-from tests.contracts.replies import GREEDY, PROMPT, generated, long_prompt
+from tests.contracts.replies import GREEDY, PROMPT, all_logits, generated, long_prompt
 
 EngineMaker = Callable[[int], Engine]
 
@@ -168,11 +168,39 @@ def test_greedy_takes_the_token_with_the_largest_logit(make_engine: EngineMaker)
     assert next(engine.generate(GREEDY)) == likeliest
 
 
+@pytest.mark.parametrize("first", [0, 1, 6, len(PROMPT) - 1, len(PROMPT)])
+def test_logits_come_in_small_chunks_from_the_first_that_is_wanted(
+    make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    engine = make_engine(64)
+    expected = all_logits(engine, PROMPT)
+    monkeypatch.setattr("localq.engines.base.CHUNK_LOGITS_BYTES", 3 * 4 * engine.vocabulary_size + 1)
+    chunks = list(engine.logits_in_chunks(PROMPT, first))
+    assert all(chunk.dtype == np.float32 and 1 <= len(chunk) <= 3 for chunk in chunks)
+    rows = np.concatenate([np.empty((0, engine.vocabulary_size)), *chunks])
+    np.testing.assert_allclose(rows, expected[first:], atol=2e-4)
+    assert engine.prefill([*PROMPT, 1]) == len(PROMPT)  # the cache holds them
+
+
+def test_a_row_too_large_for_a_chunk_comes_alone(make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localq.engines.base.CHUNK_LOGITS_BYTES", 1)
+    assert [len(chunk) for chunk in make_engine(64).logits_in_chunks(PROMPT, 7)] == [1] * (len(PROMPT) - 7)
+
+
+def test_an_engine_is_usable_after_its_chunks_were_left_early(make_engine: EngineMaker) -> None:
+    expected = generated(make_engine(1024), GREEDY)
+    engine = make_engine(1024)
+    next(engine.logits_in_chunks(long_prompt(PREFILL_CHUNK_TOKENS + 88)))
+    assert generated(engine, GREEDY) == expected
+
+
 def test_all_logits_may_fill_the_context_and_no_more(make_engine: EngineMaker) -> None:
     engine = make_engine(len(PROMPT))
-    assert engine.all_logits(PROMPT).shape == (len(PROMPT), engine.vocabulary_size)
+    assert all_logits(engine, PROMPT).shape == (len(PROMPT), engine.vocabulary_size)
     with pytest.raises(PromptTooLongError):
-        engine.all_logits([*PROMPT, 1])
+        all_logits(engine, [*PROMPT, 1])
+    with pytest.raises(EngineError, match="token id 320"):
+        all_logits(engine, [1, 320])
 
 
 def test_closing_twice_is_harmless_and_a_closed_engine_says_so(make_engine: EngineMaker) -> None:
@@ -184,7 +212,7 @@ def test_closing_twice_is_harmless_and_a_closed_engine_says_so(make_engine: Engi
         lambda: engine.prefill(PROMPT),
         lambda: next(engine.generate(GREEDY)),
         engine.logits,
-        lambda: engine.all_logits(PROMPT),
+        lambda: all_logits(engine, PROMPT),
     ]
     for use in uses:
         with pytest.raises(EngineError, match="closed"):
@@ -194,6 +222,6 @@ def test_closing_twice_is_harmless_and_a_closed_engine_says_so(make_engine: Engi
 def test_an_engine_writes_nothing_to_the_terminal(make_engine: EngineMaker, capfd: pytest.CaptureFixture[str]) -> None:
     engine = make_engine(64)
     generated(engine, GREEDY)
-    engine.all_logits(PROMPT)
+    all_logits(engine, PROMPT)
     engine.close()
     assert capfd.readouterr() == ("", "")

@@ -13,7 +13,7 @@ from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine
 from localq.errors import UnsupportedOptionError
 from localq.options import GenerationOptions, KvCacheType, LoadOptions
-from tests.contracts.replies import kl_divergence, long_prompt
+from tests.contracts.replies import all_logits, kl_divergence, long_prompt
 
 pytest.importorskip("mlx_lm")  # not on every platform
 
@@ -42,9 +42,9 @@ def open_with(request: pytest.FixtureRequest, heads_of_64: dict[str, Path]) -> I
 
 def test_logits_with_a_quantized_cache_are_nearly_those_without(open_with: Opener) -> None:
     tokens = long_prompt(600)
-    expected = open_with(None).all_logits(tokens)
+    expected = all_logits(open_with(None), tokens)
     eight, four = (
-        kl_divergence(expected, open_with(kv_cache_type).all_logits(tokens)).mean()
+        kl_divergence(expected, all_logits(open_with(kv_cache_type), tokens)).mean()
         for kv_cache_type in ("q8_0", "q4_0")
     )
     # Not the same logits: the option did something.
@@ -62,7 +62,7 @@ def test_a_prefix_of_a_quantized_cache_is_used_as_if_computed_anew(
     list(engine.generate(GREEDY))
     assert engine.prefill(prompt) == 300
     found, reply = engine.logits(), list(engine.generate(GREEDY))
-    engine.all_logits([1])
+    all_logits(engine, [1])
     fresh = open_with(kv_cache_type)
     assert fresh.prefill(prompt) == 0
     # The same numbers are rounded alike, but for the last digit that decides how: chunks end elsewhere.
@@ -91,7 +91,7 @@ def test_attention_of_both_kinds_gives_the_same_and_mlx_refuses_the_choice(
     rows = []
     for options in (LoadOptions(threads=1), LoadOptions(threads=1, flash_attention=flash_attention)):
         engine = llamacpp.open_engine(heads_of_64["gguf"], options, 256)
-        rows.append(engine.all_logits(tokens))
+        rows.append(all_logits(engine, tokens))
         engine.close()
     assert kl_divergence(*rows).max() < 1e-5
     with pytest.raises(UnsupportedOptionError, match="flash_attention"):
@@ -115,5 +115,5 @@ def test_a_batch_has_at_most_so_many_tokens_and_changes_no_logits(
         engine.prefill(tokens, lambda count, _total, done=done: done.append(count))
         assert max(np.diff(done)) <= batch_tokens
         found = engine.logits()
-        assert kl_divergence(engine.all_logits(tokens)[-1:], found[None]).max() < 1e-5
+        assert kl_divergence(all_logits(engine, tokens)[-1:], found[None]).max() < 1e-5
         engine.close()

@@ -17,7 +17,7 @@ from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, we
 from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.options import GenerationOptions, LoadOptions
-from tests.contracts.replies import PROMPT, long_prompt
+from tests.contracts.replies import PROMPT, all_logits, long_prompt
 from tests.contracts.test_engine import EngineMaker
 
 GREEDY = GenerationOptions(max_tokens=8)
@@ -45,7 +45,7 @@ def test_what_is_taken_up_is_as_good_as_what_was_computed(computing_engine: Engi
     state = computing_engine.state()
     computing_engine.prefill(prompt)
     expected = computing_engine.logits()
-    computing_engine.all_logits([3, 2, 1])
+    all_logits(computing_engine, [3, 2, 1])
     computing_engine.restore(state)
     assert computing_engine.prefill(prompt) == len(prompt) - 1
     assert np.array_equal(computing_engine.logits(), expected)
@@ -233,7 +233,7 @@ def test_quantized_keys_and_values_are_kept_too(heads_of_64: dict[str, Path], kv
         state = engine.state()
         engine.prefill(prompt)
         expected = engine.logits()
-        engine.all_logits([1])
+        all_logits(engine, [1])
         engine.restore(state)
         assert engine.prefill(prompt) == len(prompt) - 1
         assert np.array_equal(engine.logits(), expected)
@@ -256,3 +256,12 @@ def test_weights_are_told_apart_by_what_the_disk_says_of_them(tmp_path: Path) ->
     assert len({*before, *changed, *grown}) == 6
     with pytest.raises(EngineError, match=r"nowhere\.gguf"):
         weights_fingerprint(tmp_path / "nowhere.gguf")
+
+
+def test_every_part_of_a_split_file_counts(tmp_path: Path) -> None:
+    parts = [tmp_path / f"big-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in parts:
+        part.write_text("1")
+    before = weights_fingerprint(parts[0])
+    parts[1].write_text("22")
+    assert weights_fingerprint(parts[0]) != before

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from localq.model import load
+from tests.contracts.replies import all_logits
 from tests.families.make_reference_logits import CONTEXT_LENGTHS, FILE, NAMES, positions, token_ids
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -30,7 +31,7 @@ def mean_kl(reference: np.ndarray, other: np.ndarray) -> float:
 
 def computed(folder: Path, form: str, context_length: int, models: Path) -> np.ndarray:
     with load(f"{folder}:{form}-f32", context_length=context_length, models_dir=models) as model:
-        return model.engine.all_logits(token_ids(context_length))[positions(context_length)]
+        return all_logits(model.engine, token_ids(context_length))[positions(context_length)]
 
 
 @pytest.mark.parametrize("form", ["mlx", "gguf"])

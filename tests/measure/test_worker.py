@@ -1,18 +1,23 @@
 from __future__ import annotations
 
+import itertools
 import os
 import site
 from collections.abc import Generator, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from localq.engines.scripted import ScriptedEngine
-from localq.errors import EngineError
+from localq.errors import EngineError, UnsupportedOptionError
+from localq.measure import worker as worker_module
 from localq.measure.forms import Form
 from localq.measure.process import WorkerProcess, _environment
-from localq.measure.worker import MeasuredModel, Worker, plain_token_ids, random_prompt
+from localq.measure.results import BenchTest
+from localq.measure.serving import answer
+from localq.measure.worker import MeasuredModel, Worker, depth_ids, plain_token_ids, random_prompt
 from localq.options import GenerationOptions, LoadOptions
 from localq.text.tokenizer import load_tokenizer
 
@@ -25,14 +30,20 @@ def _measured_with(engine: ScriptedEngine, form: Form, monkeypatch: pytest.Monke
 
 
 class _RecordingEngine(ScriptedEngine):
-    """Remembers how much of each prompt came from the cache, and the options of each generation."""
+    """Remembers how much of each prompt came from the cache, and the options of each generation.
 
-    def __init__(self, replies: Sequence[Sequence[int]]) -> None:
-        super().__init__(replies, vocabulary_size=768)
+    A depth is prefilled as well, and no reply is asked for then.
+    """
+
+    def __init__(self, reply: Sequence[int], keeps: bool = True) -> None:
+        super().__init__([reply] * 100, vocabulary_size=768)
         self.reused: list[int] = []
         self.options: list[GenerationOptions] = []
+        self._keeps = keeps
 
     def prefill(self, prompt: Sequence[int], on_progress: Any = None) -> int:
+        if not self._keeps:
+            self._tokens.clear()
         self.reused.append(super().prefill(prompt, on_progress))
         return self.reused[-1]
 
@@ -66,52 +77,135 @@ def test_following_prompts_share_no_prefix() -> None:
     assert all(one[0] != next_one[0] for one, next_one in zip(prompts, prompts[1:], strict=False))
 
 
-def test_nothing_is_taken_from_the_cache(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = _RecordingEngine([[1, 2]] * 6)
+@pytest.mark.parametrize("depths", [(0,) * 6, (0, 12, 12, 5, 20, 0)])
+def test_nothing_but_the_depth_is_taken_from_the_cache(
+    depths: tuple[int, ...], forms: list[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _RecordingEngine([1])
     measured = _measured_with(engine, forms[0], monkeypatch)
-    for run in range(6):
-        measured.measure(run, prompt_tokens=30, generated_tokens=2)
+    prompts = []
+    for run, depth in enumerate(depths):
+        statistics = measured.measure(run, BenchTest(prompt_tokens=30, depth_tokens=depth)).statistics
+        assert (statistics.prompt_tokens, statistics.cached_prompt_tokens) == (30 + depth, depth)
+        prompts.append(engine.prompts[-1][depth:])
+    assert [len(prompt) for prompt in prompts] == [30] * 6
+    assert len({tuple(prompt) for prompt in prompts}) == 6
+
+
+def test_a_batch_of_the_prompt_and_some_generated_tokens_warm_up(
+    forms: list[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0)
+    engine = _RecordingEngine([1] * 20)
+    monkeypatch.setattr("localq.model._open_engine", lambda *_: engine)
+    measured = MeasuredModel(forms[0].path, LoadOptions(context_length=128, batch_tokens=16))
+    for run, test in enumerate(
+        (BenchTest(prompt_tokens=40), BenchTest(prompt_tokens=12), BenchTest(generated_tokens=20))
+    ):
+        measured.measure(run, test)
+    assert [len(prompt) for prompt in engine.prompts] == [16, 40, 12, 12, 1, 1]
+    assert [options.max_tokens for options in engine.options] == [1, 1, 1, 1, 8, 20]
     assert engine.reused == [0] * 6
-    assert [len(prompt) for prompt in engine.prompts] == [30] * 6
-    assert len({tuple(prompt) for prompt in engine.prompts}) == 6
+
+
+def test_a_fast_model_warms_up_for_a_while(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = itertools.count(0, 0.03)
+    engine = _RecordingEngine([1])
+    measured = _measured_with(engine, forms[0], monkeypatch)
+    monkeypatch.setattr(worker_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
+    measured.measure(0, BenchTest(prompt_tokens=20))
+    assert [len(prompt) for prompt in engine.prompts] == [20] * 5  # four of them for 0.12 seconds
+    assert engine.reused == [0] * 5
+
+
+def test_the_depth_is_computed_once_and_kept(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0)
+    engine = _RecordingEngine([1] * 5)
+    measured = _measured_with(engine, forms[0], monkeypatch)
+    for run, test in enumerate(
+        (BenchTest(prompt_tokens=8, depth_tokens=40), BenchTest(generated_tokens=3, depth_tokens=40))
+    ):
+        measured.measure(run, test)
+    # Warm-up and test of each: all but the newest token, which gives the logits; then the whole depth.
+    assert engine.reused == [0, 40, 39, 40, 39, 40, 39, 40]
+    assert len({tuple(prompt[:40]) for prompt in engine.prompts}) == 1
+    measured.measure(2, BenchTest(generated_tokens=3, depth_tokens=70))
+    assert engine.reused[8:10] == [40, 70]
+
+
+def test_a_greater_depth_begins_like_a_smaller_one() -> None:
+    assert depth_ids(range(100), 0) == []
+    assert depth_ids(range(100), 300)[:40] == depth_ids(range(100), 40)
+    assert len(depth_ids(range(100), 300)) == 300
+
+
+def test_no_prompt_begins_like_the_depth() -> None:
+    assert all(random_prompt(range(50), 3, run)[0] != depth_ids(range(50), 1)[0] for run in range(120))
+
+
+def test_a_cache_that_cannot_be_kept_is_no_depth_for_prompts(
+    forms: list[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = _RecordingEngine([1, 2], keeps=False)
+    measured = _measured_with(engine, forms[0], monkeypatch)
+    with pytest.raises(UnsupportedOptionError, match="can't be kept at 20 tokens") as caught:
+        measured.measure(0, BenchTest(prompt_tokens=5, depth_tokens=20))
+    assert "-d" in caught.value.hint
+    statistics = measured.measure(1, BenchTest(generated_tokens=2, depth_tokens=20)).statistics
+    assert (statistics.prompt_tokens, statistics.generated_tokens) == (21, 2)
 
 
 def test_generation_is_greedy_and_goes_on_after_end_tokens(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
     end_token = load_tokenizer(forms[0].path).added_tokens["<|end_of_text|>"]
-    engine = _RecordingEngine([[end_token] * 10])
-    statistics = _measured_with(engine, forms[0], monkeypatch).measure(0, prompt_tokens=3, generated_tokens=10)
-    assert statistics.generated_tokens == 10
-    assert engine.options == [GenerationOptions(max_tokens=10)]
-    assert engine.options[0].temperature == 0
+    engine = _RecordingEngine([end_token] * 10)
+    found = _measured_with(engine, forms[0], monkeypatch).measure(0, BenchTest(generated_tokens=10))
+    assert found.statistics.generated_tokens == 10
+    assert found.statistics.prompt_tokens == 1
+    assert engine.options[-1] == GenerationOptions(max_tokens=10)
+    assert engine.options[-1].temperature == 0
 
 
 def test_a_generation_that_ends_early_is_an_error(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
-    measured = _measured_with(_RecordingEngine([[5, 6, 7]]), forms[0], monkeypatch)
+    measured = _measured_with(_RecordingEngine([5, 6, 7]), forms[0], monkeypatch)
     with pytest.raises(EngineError, match="3 tokens came instead of 4"):
-        measured.measure(0, prompt_tokens=3, generated_tokens=4)
+        measured.measure(0, BenchTest(generated_tokens=4))
 
 
+@pytest.mark.parametrize("depth", [0, 33])
 @pytest.mark.parametrize("index", [0, 1], ids=["mlx", "gguf"])
-def test_a_real_form_is_measured(forms: list[Form], index: int) -> None:
+def test_a_real_form_is_measured(forms: list[Form], index: int, depth: int) -> None:
     measured = MeasuredModel(forms[index].path, LoadOptions(context_length=128))
-    statistics = measured.measure(0, prompt_tokens=20, generated_tokens=5)
-    measured.model.close()
-    assert (statistics.prompt_tokens, statistics.cached_prompt_tokens, statistics.generated_tokens) == (20, 0, 5)
-    assert statistics.generated_tokens_per_second == 4 / statistics.decode_seconds
+    for run in range(2):
+        prompt = measured.measure(2 * run, BenchTest(prompt_tokens=20, depth_tokens=depth))
+        statistics = prompt.statistics
+        assert (statistics.prompt_tokens, statistics.cached_prompt_tokens) == (20 + depth, depth)
+        assert prompt.to_json()["tokens_per_second"] == 20 / statistics.prompt_seconds
+        generation = measured.measure(2 * run + 1, BenchTest(generated_tokens=5, depth_tokens=depth))
+        assert generation.statistics.generated_tokens == 5
+        assert generation.to_json()["tokens_per_second"] == 4 / generation.statistics.decode_seconds
     assert measured.model.context_length == 128
+    measured.model.close()
+
+
+def test_the_energy_is_that_of_each_token(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker_module, "EnergyMeter", lambda: SimpleNamespace(joules=lambda: 6.0))
+    measured = _measured_with(_RecordingEngine([1, 2, 3]), forms[0], monkeypatch)
+    assert measured.measure(0, BenchTest(generated_tokens=3)).to_json()["joules_per_token"] == 2
+    measured = _measured_with(_RecordingEngine([1]), forms[0], monkeypatch)
+    assert measured.measure(0, BenchTest(prompt_tokens=12)).to_json()["joules_per_token"] == 0.5
 
 
 def test_a_foreign_gguf_file_is_measured(forms: list[Form]) -> None:
     measured = MeasuredModel(next(forms[1].path.glob("*.gguf")), _OPTIONS)
-    assert measured.measure(0, prompt_tokens=4, generated_tokens=2).generated_tokens == 2
+    assert measured.measure(0, BenchTest(generated_tokens=2)).statistics.generated_tokens == 2
     measured.model.close()
 
 
 def test_an_error_becomes_an_answer_with_message_and_hint(forms: list[Form]) -> None:
-    answer = Worker().answer({"command": "load", "path": str(forms[0].path), "context_length": 600, "threads": 1})
-    assert answer == {
+    request = {"command": "load", "path": str(forms[0].path), "context_length": 600, "threads": 1}
+    assert answer(Worker().commands, request) == {
         "error": "a context of 600 tokens is more than the model's 512",
-        "hint": "measure fewer tokens with -p and -g, or give a smaller context with -c",
+        "hint": "measure fewer tokens with -p, -g and -d, or give a smaller context with -c",
     }
 
 

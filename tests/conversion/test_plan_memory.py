@@ -1,4 +1,4 @@
-"""What the doctor says of memory, against the formula, the files and the runtimes' own buffers."""
+"""What a planned form takes in memory, against the formula, the files and the runtimes' own buffers."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from localq.checkpoint.folder import open_checkpoint
+from localq.conversion import plan_memory
 from localq.conversion.convert import convert
+from localq.conversion.plan_memory import memory_use
 from localq.conversion.plan_mlx import MlxPlan
 from localq.conversion.survey import make_plan
-from localq.doctor import memory
-from localq.doctor.memory import memory_use
 from localq.engines.base import PREFILL_CHUNK_TOKENS
 from localq.memory import RUNTIME_BYTES, MemoryUse
 from localq.recipes import parse_recipe
@@ -51,7 +51,7 @@ def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
-    monkeypatch.setattr(memory, "_mlx_runs_on_gpu", lambda: False)
+    monkeypatch.setattr(plan_memory, "_mlx_runs_on_gpu", lambda: False)
     (artifact,) = convert(folder, recipe, models_dir=folder.parent / "models")
     model, _ = load_model(artifact.folder, lazy=True)
     model.set_dtype(mx.float32)  # as localq.engines.mlx does
@@ -69,7 +69,7 @@ def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(
 def test_mlx_on_a_gpu_takes_what_is_on_disk(
     folder: Path, recipe: str, context_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memory, "_mlx_runs_on_gpu", lambda: True)
+    monkeypatch.setattr(plan_memory, "_mlx_runs_on_gpu", lambda: True)
     (artifact,) = convert(folder, recipe, models_dir=folder.parent / "models")
     assert use_of(folder, recipe) == MemoryUse(artifact.manifest.weight_bytes, 0, context_bytes)
 

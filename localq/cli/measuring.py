@@ -1,0 +1,98 @@
+"""What the verbs that measure share: flags, settings, progress, and the words that repeat a run."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localq.cli import arguments as flags
+from localq.cli.output import say, stderr_is_terminal
+from localq.errors import OptionError
+from localq.options import LoadOptions
+
+if TYPE_CHECKING:
+    from localq.measure.quality_run import EvalStep
+    from localq.measure.results import BenchSettings
+
+PromptTokens = Annotated[
+    list[str] | None,
+    typer.Option("-p", "--prompt-tokens", metavar="N[,N]", help="Prompt lengths; 0: none (default: 512)."),
+]
+GeneratedTokens = Annotated[
+    list[str] | None,
+    typer.Option("-g", "--generated-tokens", metavar="N[,N]", help="Reply lengths; 0: none (default: 128)."),
+]
+DepthTokens = Annotated[
+    list[str] | None,
+    typer.Option("-d", "--depth-tokens", metavar="N[,N]", help="Tokens in the cache before each (default: 0)."),
+]
+Repetitions = Annotated[
+    int | None, typer.Option("-r", "--repetitions", metavar="N", help="Counted runs (default: 10).")
+]
+Reference = Annotated[
+    str | None,
+    typer.Option("--reference", metavar="REF", help="The form to compare with (default: the unquantized GGUF form)."),
+]
+Text = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="Text in UTF-8 to evaluate on (default: for the toys, their own)."),
+]
+Window = Annotated[
+    int | None, typer.Option("--window", metavar="N", help="Tokens that are foretold together (default: 512).")
+]
+
+
+def bench_settings(given: Mapping[str, Any]) -> BenchSettings:
+    """The settings among a command's arguments, which have the same names."""
+    from localq.measure.results import BenchSettings
+
+    LoadOptions(**flags.load_options(given))  # names values that no engine takes
+    sizes = {
+        "prompt_tokens": token_counts("-p", given["prompt_tokens"], least=1),
+        "generated_tokens": token_counts("-g", given["generated_tokens"], least=1),
+        "depth_tokens": token_counts("-d", given["depth_tokens"], least=0),
+    }
+    chosen: dict[str, Any] = {name: given.get(name) for name in BenchSettings.__dataclass_fields__} | sizes
+    return BenchSettings(**{name: value for name, value in chosen.items() if value is not None})
+
+
+def token_counts(flag: str, texts: Sequence[str] | None, least: int) -> tuple[int, ...] | None:
+    """The numbers of a flag in their order, each once; those below `least`, a 0 for none, are left out."""
+    if texts is None:
+        return None
+    parts = [part.strip() for text in texts for part in text.split(",")]
+    for part in parts:
+        if not re.fullmatch(r"[0-9]{1,9}", part):
+            raise OptionError(f"{flag} has {part!r}; expected a number of tokens", f"for example: {flag} 512,2048")
+    return tuple(dict.fromkeys(number for number in map(int, parts) if number >= least))
+
+
+def size_words(settings: BenchSettings) -> list[str]:
+    """The flags that measure the same tests as often."""
+    sizes = {"-p": settings.prompt_tokens, "-g": settings.generated_tokens}
+    if settings.depth_tokens != (0,):
+        sizes["-d"] = settings.depth_tokens
+    words = [word for flag, counts in sizes.items() for word in (flag, ",".join(map(str, counts)) or "0")]
+    return [*words, "-r", str(settings.repetitions)]
+
+
+def chosen_words(chosen: Mapping[str, object]) -> list[str]:
+    """Flags with their values, those that were chosen."""
+    return [word for flag, value in chosen.items() if value is not None for word in (flag, f"{value}")]
+
+
+def tell_eval_step(step: EvalStep) -> None:
+    """A line for every form; on a terminal it counts the windows."""
+    name = f"{step.number}/{step.forms} {step.form}"
+    if not stderr_is_terminal():
+        if step.window == 1:
+            say(f"{name}: {step.windows} windows")
+        return
+    end = "\n" if step.window == step.windows else ""
+    sys.stderr.write(f"\r{name}: window {step.window}/{step.windows}{end}")
+    sys.stderr.flush()

@@ -1,0 +1,215 @@
+"""`localq report` as its users run it: once for real, else on what was measured before or on measurements by hand."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from localq.cli.main import app
+from localq.errors import BackendUnavailableError, LocalqError
+from localq.measure.forms import Form
+from localq.measure.page.measurements import Measurements, join
+from localq.measure.page.run import ReportRequest, RunListener
+from localq.measure.quality_results import EvalSettings
+from localq.measure.results import BenchSettings
+from tests.measure.page.pages import FAST, SLOW, qualities, speeds
+from tests.measure.page.test_html import Document
+
+A, B = "toy-llama:gguf-a", "toy-llama:mlx-b"
+
+
+def report(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(app, ["report", *map(str, arguments)])
+
+
+def assert_fails(result: Result, *words: str) -> None:
+    assert result.exit_code == 1, result.stdout
+    assert "error: " in result.stderr and "Traceback" not in result.stderr
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture
+def bench_file(tmp_path: Path) -> Path:
+    file = tmp_path / "bench.json"
+    value = {**speeds({A: FAST, B: SLOW}).to_json(), "command": "localq bench toy-llama -r 3"}
+    file.write_text(json.dumps(value), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def eval_file(tmp_path: Path) -> Path:
+    file = tmp_path / "eval.json"
+    file.write_text(json.dumps(qualities({A: 0.01, B: 0.04}).to_json()), encoding="utf-8")
+    return file
+
+
+@pytest.fixture
+def requests(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[ReportRequest]:
+    """What is asked for; measured in no time."""
+    monkeypatch.chdir(tmp_path)  # where a history is kept
+    asked: list[ReportRequest] = []
+
+    def measure(request: ReportRequest, run: RunListener, conversions: object) -> Measurements:
+        asked.append(request)
+        bench, evaluation = request.bench, request.evaluation
+        if isinstance(bench, BenchSettings):
+            bench = speeds({A: FAST, B: SLOW}, settings=bench)
+            run.on_bench(bench)
+        if isinstance(evaluation, EvalSettings):
+            found = qualities({A: 0.01, B: 0.04})
+            used = replace(found.text, window_tokens=evaluation.window_tokens or 512)
+            evaluation = replace(found, text=used)
+        return join(bench, evaluation)
+
+    monkeypatch.setattr("localq.measure.page.run.measure", measure)
+    return asked
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing may be measured."""
+
+    def never(*args: object, **kwargs: object) -> None:
+        raise AssertionError("too late")
+
+    monkeypatch.setattr("localq.measure.page.run.bench_forms", never)
+    monkeypatch.setattr("localq.measure.page.run.evaluate", never)
+
+
+def test_a_real_run_gives_a_whole_page_and_goes_into_the_history(tmp_path: Path, models_dir: Path) -> None:
+    page = tmp_path / "toy.html"
+    result = report("toy-llama", "-p", "8", "-g", "4", "-r", "2", "--window", "64", "--windows", "3", "--html", page)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout == "" and f"wrote {page}" in result.stderr
+    document = Document(page.read_text(encoding="utf-8"))
+    assert document.faults == []
+    assert len(document.of("svg")) == 2
+    assert {"gguf-f32", "gguf-q4_k_m", "mlx-4bit", "mlx-f32"} <= {text.strip() for text in document.texts["th"]}
+    assert "localq report toy-llama -p 8 -g 4 -r 2 --window 64 --windows 3" in document.texts["code"]
+    kept = [json.loads(line) for line in (models_dir / "bench-history.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert kept[-1]["command"] == "localq bench toy-llama -p 8 -g 4 -r 2"
+
+
+def test_what_was_measured_before_gives_markdown_on_stdout(bench_file: Path, eval_file: Path) -> None:
+    result = report("--bench", bench_file, "--eval", eval_file)
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.startswith("# toy-llama: speed and quality by form\n")
+    assert "**Take gguf-a: it generates 1.25 times as fast as mlx-b" in result.stdout
+    assert "\n    localq bench toy-llama -r 3\n" in result.stdout
+
+
+def test_markdown_and_html_can_be_had_at_once(bench_file: Path, tmp_path: Path) -> None:
+    page = tmp_path / "page.html"
+    result = report("--bench", bench_file, "--no-eval", "--html", page, "--md")
+    assert result.stdout.startswith("# toy-llama: speed by form\n")
+    assert Document(page.read_text(encoding="utf-8")).faults == []
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        [],
+        ["-p", "8,16", "-g", "4", "-d", "0,32", "-r", "2", "--threads", "2"],
+        ["--no-eval", "-r", "3"],
+        ["--text", "my text.txt", "--window", "64", "--windows", "7", "--reference", "toy-llama:gguf-q8_0"],
+        ["--models-dir", "some models"],
+    ],
+)
+def test_the_line_that_repeats_it_asks_for_the_same(arguments: list[str], requests: list[ReportRequest]) -> None:
+    def command(result: Result) -> str:
+        return next(line for line in result.stdout.splitlines() if line.startswith("    localq report")).strip()
+
+    again = shlex.split(command(report("toy-llama", *arguments)))
+    repeated = command(report(*again[2:]))
+    assert shlex.split(repeated) == again
+    assert requests[0].references == requests[1].references and requests[0].bench == requests[1].bench
+    first, second = (request.evaluation for request in requests)
+    if isinstance(first, EvalSettings) and first.window_tokens is None:
+        assert isinstance(second, EvalSettings) and second.window_tokens == 512  # as used
+    else:
+        assert first == second
+
+
+def test_a_half_that_was_measured_before_is_repeated_by_its_own_line(
+    bench_file: Path, eval_file: Path, requests: list[ReportRequest]
+) -> None:
+    shown = report("toy-llama", "--bench", bench_file, "--windows", "4").stdout
+    assert "    localq bench toy-llama -r 3\n    localq eval toy-llama --window 512 --windows 4\n" in shown
+    shown = report("toy-llama", "--eval", eval_file, "-g", "8", "-r", "3").stdout
+    assert "    localq bench toy-llama -p 512 -g 8 -r 3\n" in shown
+    assert [isinstance(request.bench, BenchSettings) for request in requests] == [False, True]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["no model to measure", "localq report toy-llama --html"]),
+        (["--bench", "BENCH"], ["no model to evaluate", "--no-eval"]),
+        (["--eval", "EVAL", "--no-eval"], ["--eval and --no-eval exclude each other"]),
+        (["toy-llama", "--no-eval", "--text", "x", "--windows", "2"], ["with --no-eval", "--text, --windows"]),
+        (["toy-llama", "--bench", "BENCH", "-p", "8", "-r", "2"], ["with --bench", "-p, -r"]),
+        (["toy-llama", "--eval", "EVAL", "--reference", "x"], ["with --eval", "--reference"]),
+        (["toy-llama", "--bench", "BENCH", "--eval", "EVAL"], ["nothing is measured now", "leave out REF"]),
+        (["--bench", "EVAL", "--no-eval"], ["eval.json is no report", "localq bench REF... --json"]),
+        (["--bench", "none.json", "--no-eval"], ["none.json can't be read"]),
+        (["toy-llama", "--html", "page.txt"], ["--html is 'page.txt'", ".html"]),
+        (["toy-llama", "--html", "none/page.html"], ["--html is 'none/page.html'", "no folder"]),
+        (["toy-llama", "-p", "x"], ["-p has 'x'"]),
+        (["toy-llama", "-r", "0"], ["repetitions is 0"]),
+        (["toy-llama", "--windows", "0"], ["--windows is 0"]),
+        (["toy-llama", "--text", "-"], ["--text is standard input"]),
+        (["toy-llama", "--text", "none.txt"], ["none.txt"]),
+        (["./folder"], ["folder"]),
+        (["toy-llama", "--window", "99999"], ["--window is 99999", "1024"]),
+        (["toy-phi:gguf-q4_k_m", "--eval", "EVAL"], ["no form was both measured and evaluated"]),
+        (["toy-phi:gguf-q4_k_m", "--bench", "BENCH"], ["no form was both measured and evaluated"]),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_anything_is_measured(
+    arguments: Sequence[str], words: list[str], bench_file: Path, eval_file: Path, unmeasured: None
+) -> None:
+    files = {"BENCH": str(bench_file), "EVAL": str(eval_file)}
+    assert_fails(report(*[files.get(argument, argument) for argument in arguments]), *words)
+
+
+def test_a_model_without_a_text_is_refused_with_what_helps(tmp_path: Path, unmeasured: None) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    assert_fails(report(folder), "there is no text to evaluate on", "--text FILE, or --no-eval")
+
+
+def test_forms_of_one_name_are_refused_before(
+    bench_file: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forms = [Form("toy", "gguf", Path(name), 1, None) for name in "ab"]
+    monkeypatch.setattr("localq.measure.page.run.find_forms", lambda *args: forms)
+    assert_fails(report("a.gguf", "--no-eval"), "2 forms are called toy:gguf")
+
+
+def test_without_matplotlib_html_is_refused_before(
+    tmp_path: Path, unmeasured: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def missing() -> None:
+        raise BackendUnavailableError("a plot needs matplotlib, which is not installed", "pip install 'localq[plot]'")
+
+    monkeypatch.setattr("localq.measure.plot_style.load_matplotlib", missing)
+    assert_fails(report("toy-llama", "--html", tmp_path / "page.html"), "matplotlib", "pip install 'localq[plot]'")
+
+
+def test_what_was_measured_is_shown_where_the_page_can_not_be_written(
+    bench_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: Path, text: str) -> None:
+        raise LocalqError(f"can't write {file}: No space left on device")
+
+    monkeypatch.setattr("localq.measure.page.whole_file.write_whole", full)
+    result = report("--bench", bench_file, "--no-eval", "--html", tmp_path / "page.html")
+    assert_fails(result, "No space left on device")
+    assert "# toy-llama: speed by form" in result.stdout
