@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import shlex
 import shutil
 import sys
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from localq.cli import arguments as flags
+from localq.cli import measuring
 from localq.cli.bench_history import append_run, show_history
 from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
@@ -30,21 +30,6 @@ _EXAMPLE = "for example: localq bench toy-llama; or: localq bench --shape phi-4-
 _References = Annotated[
     list[str] | None,
     typer.Argument(metavar="REF", help="Models or forms; a model without :RECIPE is measured in both default ones."),
-]
-_PromptTokens = Annotated[
-    list[str] | None,
-    typer.Option("-p", "--prompt-tokens", metavar="N[,N]", help="Prompt lengths; 0: none (default: 512)."),
-]
-_GeneratedTokens = Annotated[
-    list[str] | None,
-    typer.Option("-g", "--generated-tokens", metavar="N[,N]", help="Reply lengths; 0: none (default: 128)."),
-]
-_DepthTokens = Annotated[
-    list[str] | None,
-    typer.Option("-d", "--depth-tokens", metavar="N[,N]", help="Tokens in the cache before each (default: 0)."),
-]
-_Repetitions = Annotated[
-    int | None, typer.Option("-r", "--repetitions", metavar="N", help="Counted runs (default: 10).")
 ]
 _Delay = Annotated[
     float | None, typer.Option("--delay", metavar="SECONDS", help="Pause before each run, to cool down (default: 0).")
@@ -81,10 +66,10 @@ _MEASURING_FLAGS = {
 
 def bench(
     refs: _References = None,
-    prompt_tokens: _PromptTokens = None,
-    generated_tokens: _GeneratedTokens = None,
-    depth_tokens: _DepthTokens = None,
-    repetitions: _Repetitions = None,
+    prompt_tokens: measuring.PromptTokens = None,
+    generated_tokens: measuring.GeneratedTokens = None,
+    depth_tokens: measuring.DepthTokens = None,
+    repetitions: measuring.Repetitions = None,
     delay_seconds: _Delay = None,
     shapes: _Shapes = None,
     to: _To = None,
@@ -109,7 +94,10 @@ def bench(
         _check_history_flags(given)
         show_history(refs or [], jsonl, models_dir, json)
         return
-    settings = _settings(given)
+    delay = given["delay_seconds"]
+    if delay is not None and not math.isfinite(delay):
+        raise OptionError(f"--delay is {delay}; expected seconds, 0 or more")
+    settings = measuring.bench_settings(given)
     _check_request(refs, shapes, to)
     _check_files(jsonl, plot)
 
@@ -134,33 +122,6 @@ def _check_history_flags(given: Mapping[str, Any]) -> None:
             f"--history measures nothing and has no {', '.join([*measuring, *tables])}",
             "give it models or forms, --jsonl, --models-dir or --json",
         )
-
-
-def _settings(given: Mapping[str, Any]) -> BenchSettings:
-    from localq.measure.results import BenchSettings
-
-    LoadOptions(**flags.load_options(given))  # names values that no engine takes
-    delay = given["delay_seconds"]
-    if delay is not None and not math.isfinite(delay):
-        raise OptionError(f"--delay is {delay}; expected seconds, 0 or more")
-    sizes = {
-        "prompt_tokens": _counts("-p", given["prompt_tokens"], least=1),
-        "generated_tokens": _counts("-g", given["generated_tokens"], least=1),
-        "depth_tokens": _counts("-d", given["depth_tokens"], least=0),
-    }
-    chosen = {**{name: given[name] for name in BenchSettings.__dataclass_fields__}, **sizes}
-    return BenchSettings(**{name: value for name, value in chosen.items() if value is not None})
-
-
-def _counts(flag: str, texts: Sequence[str] | None, least: int) -> tuple[int, ...] | None:
-    """The numbers of a flag in their order, each once; those below `least`, a 0 for none, are left out."""
-    if texts is None:
-        return None
-    parts = [part.strip() for text in texts for part in text.split(",")]
-    for part in parts:
-        if not re.fullmatch(r"[0-9]{1,9}", part):
-            raise OptionError(f"{flag} has {part!r}; expected a number of tokens", f"for example: {flag} 512,2048")
-    return tuple(dict.fromkeys(number for number in map(int, parts) if number >= least))
 
 
 def _check_request(refs: Sequence[str] | None, shapes: Sequence[str] | None, to: Sequence[str] | None) -> None:
@@ -230,14 +191,10 @@ def _show(report: BenchReport, command: str, style: TableStyle | Literal["json"]
 
 def _command(given: Mapping[str, Any], settings: BenchSettings) -> str:
     """The line that measures the same again; what it writes is left out."""
-    sizes = {"-p": settings.prompt_tokens, "-g": settings.generated_tokens}
-    if settings.depth_tokens != (0,):
-        sizes["-d"] = settings.depth_tokens
     words = ["localq", "bench", *(given["refs"] or [])]
     words += [word for shape in given["shapes"] or [] for word in ("--shape", shape)]
     words += [word for recipe in given["to"] or [] for word in ("--to", recipe)]
-    words += [word for flag, counts in sizes.items() for word in (flag, ",".join(map(str, counts)) or "0")]
-    words += ["-r", str(settings.repetitions)]
+    words += measuring.size_words(settings)
     chosen = {
         "--delay": given["delay_seconds"],
         "-c": given["context_length"],
@@ -246,7 +203,7 @@ def _command(given: Mapping[str, Any], settings: BenchSettings) -> str:
         "--batch-tokens": given["batch_tokens"] if given["batch_tokens"] != MOST_BATCH_TOKENS else None,
         "--models-dir": given["models_dir"],
     }
-    words += [word for flag, value in chosen.items() if value is not None for word in (flag, f"{value}")]
+    words += measuring.chosen_words(chosen)
     if given["flash_attention"] is not None:
         words.append("--flash-attention" if given["flash_attention"] else "--no-flash-attention")
     return shlex.join(words)

@@ -12,30 +12,22 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli import arguments as flags
-from localq.cli.output import emit, emit_json, say, stderr_is_terminal
+from localq.cli import measuring
+from localq.cli.output import emit, emit_json
 from localq.errors import OptionError
 from localq.measure.windows import DEFAULT_MOST_WINDOWS
 
 if TYPE_CHECKING:
-    from localq.cli.progress import ByteBar
     from localq.measure.quality_report import TableStyle
     from localq.measure.quality_results import EvalReport
-    from localq.measure.quality_run import EvalStep
 
 _References = Annotated[
     list[str],
     typer.Argument(metavar="REF...", help="Forms of one model; one without :RECIPE stands for both default forms."),
 ]
-_Reference = Annotated[
-    str | None,
-    typer.Option("--reference", metavar="REF", help="The form to compare with (default: the unquantized GGUF form)."),
-]
 _Text = Annotated[
     Path | None,
     typer.Option("--text", metavar="FILE", help="Text in UTF-8, or - for stdin (default: for the toys, their own)."),
-]
-_Window = Annotated[
-    int | None, typer.Option("--window", metavar="N", help="Tokens that are foretold together (default: 512).")
 ]
 _ScoreFrom = Annotated[
     int | None, typer.Option("--score-from", metavar="N", help="First scored position (default: half of the window).")
@@ -50,9 +42,9 @@ _Md = Annotated[bool, typer.Option("--md", help="Write Markdown tables to stdout
 
 def eval(
     refs: _References,
-    reference: _Reference = None,
+    reference: measuring.Reference = None,
     text: _Text = None,
-    window: _Window = None,
+    window: measuring.Window = None,
     score_from: _ScoreFrom = None,
     windows: _Windows = DEFAULT_MOST_WINDOWS,
     no_noise_floor: _NoNoiseFloor = False,
@@ -79,40 +71,13 @@ def eval(
         threads=threads,
         noise_floor=not no_noise_floor,
     )
-    with ByteBar() as bar, _Steps(bar) as steps:
+    with ByteBar() as bar, measuring.EvalSteps(bar) as steps:
         report = evaluate(refs, settings, models_dir, TerminalListener(bar, tell_reused=False), steps.tell)
     command = _command(given, report)
     if json:
         emit_json({**report.to_json(), "command": command})
     else:
         _show_table(report, "csv" if csv else "md" if md else "text", command)
-
-
-class _Steps:
-    """Tells how far it is: a line for every form, which counts the windows on a terminal. A context manager."""
-
-    def __init__(self, bar: ByteBar) -> None:
-        self._bar = bar
-        self._is_line_open = False
-
-    def tell(self, step: EvalStep) -> None:
-        """What comes next."""
-        self._bar.close()  # of the conversions, which come before
-        name = f"{step.number}/{step.forms} {step.form}"
-        if stderr_is_terminal():
-            self._is_line_open = step.window < step.windows
-            end = "" if self._is_line_open else "\n"
-            sys.stderr.write(f"\r{name}: window {step.window}/{step.windows}{end}")
-            sys.stderr.flush()
-        elif step.window == 1:
-            say(f"{name}: {step.windows} windows")
-
-    def __enter__(self) -> _Steps:
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        if self._is_line_open:
-            say("")
 
 
 def _show_table(report: EvalReport, style: TableStyle, command: str) -> None:
@@ -137,5 +102,5 @@ def _command(given: Mapping[str, Any], report: EvalReport) -> str:
         "--threads": given["threads"],
         "--models-dir": given["models_dir"],
     }
-    words += [word for flag, value in chosen.items() if value is not None for word in (flag, f"{value}")]
+    words += measuring.chosen_words(chosen)
     return shlex.join([*words, *(["--no-noise-floor"] if given["no_noise_floor"] else [])])

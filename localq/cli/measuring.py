@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,6 +15,7 @@ from localq.errors import OptionError
 from localq.options import LoadOptions
 
 if TYPE_CHECKING:
+    from localq.cli.progress import ByteBar
     from localq.measure.quality_run import EvalStep
     from localq.measure.results import BenchSettings
 
@@ -37,10 +37,6 @@ Repetitions = Annotated[
 Reference = Annotated[
     str | None,
     typer.Option("--reference", metavar="REF", help="The form to compare with (default: the unquantized GGUF form)."),
-]
-Text = Annotated[
-    Path | None,
-    typer.Option("--text", metavar="FILE", help="Text in UTF-8 to evaluate on (default: for the toys, their own)."),
 ]
 Window = Annotated[
     int | None, typer.Option("--window", metavar="N", help="Tokens that are foretold together (default: 512).")
@@ -86,13 +82,29 @@ def chosen_words(chosen: Mapping[str, object]) -> list[str]:
     return [word for flag, value in chosen.items() if value is not None for word in (flag, f"{value}")]
 
 
-def tell_eval_step(step: EvalStep) -> None:
-    """A line for every form; on a terminal it counts the windows."""
-    name = f"{step.number}/{step.forms} {step.form}"
-    if not stderr_is_terminal():
-        if step.window == 1:
+class EvalSteps:
+    """Tells how far an evaluation is: a line for every form, which counts the windows on a terminal. A context
+    manager."""
+
+    def __init__(self, bar: ByteBar) -> None:
+        self._bar = bar
+        self._is_line_open = False
+
+    def tell(self, step: EvalStep) -> None:
+        """What comes next."""
+        self._bar.close()  # of the conversions, which come before
+        name = f"{step.number}/{step.forms} {step.form}"
+        if stderr_is_terminal():
+            self._is_line_open = step.window < step.windows
+            end = "" if self._is_line_open else "\n"
+            sys.stderr.write(f"\r{name}: window {step.window}/{step.windows}{end}")
+            sys.stderr.flush()
+        elif step.window == 1:
             say(f"{name}: {step.windows} windows")
-        return
-    end = "\n" if step.window == step.windows else ""
-    sys.stderr.write(f"\r{name}: window {step.window}/{step.windows}{end}")
-    sys.stderr.flush()
+
+    def __enter__(self) -> EvalSteps:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._is_line_open:
+            say("")

@@ -24,9 +24,13 @@ from localq.text.tokenizer import load_tokenizer
 _OPTIONS = LoadOptions(context_length=128, threads=1)
 
 
-def _measured_with(engine: ScriptedEngine, form: Form, monkeypatch: pytest.MonkeyPatch) -> MeasuredModel:
+def _measured_with(
+    engine: ScriptedEngine, form: Form, monkeypatch: pytest.MonkeyPatch, options: LoadOptions = _OPTIONS
+) -> MeasuredModel:
+    """With a single run to warm up; a script is so fast that many fit into a tenth of a second."""
+    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0)
     monkeypatch.setattr("localq.model._open_engine", lambda *_: engine)
-    return MeasuredModel(form.path, _OPTIONS)
+    return MeasuredModel(form.path, options)
 
 
 class _RecordingEngine(ScriptedEngine):
@@ -35,8 +39,8 @@ class _RecordingEngine(ScriptedEngine):
     A depth is prefilled as well, and no reply is asked for then.
     """
 
-    def __init__(self, reply: Sequence[int], keeps: bool = True) -> None:
-        super().__init__([reply] * 100, vocabulary_size=768)
+    def __init__(self, reply: Sequence[int], keeps: bool = True, replies: int = 100) -> None:
+        super().__init__([reply] * replies, vocabulary_size=768)
         self.reused: list[int] = []
         self.options: list[GenerationOptions] = []
         self._keeps = keeps
@@ -95,10 +99,8 @@ def test_nothing_but_the_depth_is_taken_from_the_cache(
 def test_a_batch_of_the_prompt_and_some_generated_tokens_warm_up(
     forms: list[Form], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0)
     engine = _RecordingEngine([1] * 20)
-    monkeypatch.setattr("localq.model._open_engine", lambda *_: engine)
-    measured = MeasuredModel(forms[0].path, LoadOptions(context_length=128, batch_tokens=16))
+    measured = _measured_with(engine, forms[0], monkeypatch, LoadOptions(context_length=128, batch_tokens=16))
     for run, test in enumerate(
         (BenchTest(prompt_tokens=40), BenchTest(prompt_tokens=12), BenchTest(generated_tokens=20))
     ):
@@ -112,14 +114,28 @@ def test_a_fast_model_warms_up_for_a_while(forms: list[Form], monkeypatch: pytes
     clock = itertools.count(0, 0.03)
     engine = _RecordingEngine([1])
     measured = _measured_with(engine, forms[0], monkeypatch)
+    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0.1)
     monkeypatch.setattr(worker_module, "time", SimpleNamespace(perf_counter=lambda: next(clock)))
     measured.measure(0, BenchTest(prompt_tokens=20))
     assert [len(prompt) for prompt in engine.prompts] == [20] * 5  # four of them for 0.12 seconds
     assert engine.reused == [0] * 5
 
 
+def test_however_often_it_warms_up_no_prompt_is_in_the_cache(
+    forms: list[Form], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain_count = len(plain_token_ids(load_tokenizer(forms[0].path)))
+    for times in range(plain_count - 3, plain_count + 1):
+        clock = iter([0.0] * times + [1.0])
+        engine = _RecordingEngine([1], replies=times + 1)
+        measured = _measured_with(engine, forms[0], monkeypatch)
+        with monkeypatch.context() as patch:
+            patch.setattr(worker_module, "time", SimpleNamespace(perf_counter=lambda clock=clock: next(clock)))
+            measured.measure(0, BenchTest(prompt_tokens=2))
+        assert engine.reused == [0] * (times + 1)
+
+
 def test_the_depth_is_computed_once_and_kept(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker_module, "_WARM_UP_SECONDS", 0)
     engine = _RecordingEngine([1] * 5)
     measured = _measured_with(engine, forms[0], monkeypatch)
     for run, test in enumerate(
