@@ -26,10 +26,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from localq.engines.availability import available_cores
-from localq.measure.bench import bench_forms
 from localq.measure.forms import Form, find_forms
 from localq.measure.machine import describe_machine
-from localq.measure.results import BenchSettings
+from localq.measure.speed.bench import bench_forms
+from localq.measure.speed.results import BenchSettings
 from localq.options import MOST_BATCH_TOKENS
 
 Rates = dict[str, float]

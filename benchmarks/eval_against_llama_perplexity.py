@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localq.gguf_file import read_header
 from localq.measure.forms import Form, find_forms
-from localq.measure.quality import evaluate
-from localq.measure.quality_results import EvalResult, EvalSettings
+from localq.measure.quality.evaluate import evaluate
+from localq.measure.quality.results import EvalResult, EvalSettings
 from localq.model import open_form, open_gguf_file
 from localq.options import LoadOptions
 from localq.store.manifest import read_artifact

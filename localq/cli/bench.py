@@ -22,8 +22,8 @@ from localq.options import MOST_BATCH_TOKENS, LoadOptions
 
 if TYPE_CHECKING:
     from localq.measure.forms import Form
-    from localq.measure.report import TableStyle
-    from localq.measure.results import BenchReport, BenchSettings
+    from localq.measure.speed.report import TableStyle
+    from localq.measure.speed.results import BenchReport, BenchSettings
 
 _EXAMPLE = "for example: localq bench toy-llama; or: localq bench --shape phi-4-mini --to gguf-q4_k_m"
 
@@ -101,7 +101,7 @@ def bench(
     _check_request(refs, shapes, to)
     _check_files(jsonl, plot)
 
-    from localq.measure.bench import bench_forms
+    from localq.measure.speed.bench import bench_forms
 
     with ExitStack() as stack:
         forms = [*_named_forms(refs or [], models_dir), *_random_forms(stack, given, settings)]
@@ -128,7 +128,7 @@ def _check_request(refs: Sequence[str] | None, shapes: Sequence[str] | None, to:
     if not refs and not shapes:
         raise OptionError("there is no model to measure", _EXAMPLE)
     for shape in shapes or ():
-        from localq.measure.shapes import shape_config
+        from localq.measure.shapes.shapes import shape_config
 
         shape_config(shape)  # names one that is not known, before anything is made
     if to and not shapes:
@@ -143,7 +143,7 @@ def _check_files(jsonl: Path | None, plot: Path | None) -> None:
 
         check_writable(jsonl, "--jsonl")
     if plot is not None:
-        from localq.measure.plot import check_plot
+        from localq.measure.speed.plot import check_plot
 
         check_plot(plot)
 
@@ -160,7 +160,7 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
     """Forms of random weights, which are deleted when `stack` ends."""
     if not given["shapes"]:
         return []
-    from localq.measure.random_form import shape_forms
+    from localq.measure.shapes.random_form import shape_forms
 
     context_length = settings.context_length or settings.least_context_length
     options = LoadOptions(**{**flags.load_options(given), "context_length": context_length})
@@ -173,13 +173,13 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
 
 def _save_plot(report: BenchReport, file: Path | None) -> None:
     if file is not None:
-        from localq.measure.plot import save_plot
+        from localq.measure.speed.plot import save_plot
 
         save_plot(report, file)
 
 
 def _show(report: BenchReport, command: str, style: TableStyle | Literal["json"]) -> None:
-    from localq.measure.report import render_table
+    from localq.measure.speed.report import render_table
 
     if style == "json":
         emit_json({**report.to_json(), "command": command})

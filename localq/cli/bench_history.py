@@ -10,7 +10,7 @@ from localq.cli.output import emit, emit_json, say
 from localq.errors import LocalqError, ModelNotFoundError
 
 if TYPE_CHECKING:
-    from localq.measure.results import BenchReport
+    from localq.measure.speed.results import BenchReport
 
 _MOST_LINES_NAMED = 8
 
@@ -20,7 +20,7 @@ def append_run(report: BenchReport, command: str, chosen: Path | None, models_di
 
     Raises LocalqError where the chosen one can't be written; the other one costs a warning.
     """
-    from localq.measure.history import append_entries, history_entries, history_file
+    from localq.measure.speed.history import append_entries, history_entries, history_file
 
     entries = history_entries(report, command)
     if chosen is not None:
@@ -34,8 +34,8 @@ def append_run(report: BenchReport, command: str, chosen: Path | None, models_di
 
 def show_history(refs: Sequence[str], chosen: Path | None, models_dir: Path | None, json: bool) -> None:
     """Write the entries of some models and forms, or of all of them, as tables or JSON."""
-    from localq.measure.history import entry_name, history_file, read_history, select_entries
-    from localq.measure.history_table import render_history
+    from localq.measure.speed.history import entry_name, history_file, read_history, select_entries
+    from localq.measure.speed.history_table import render_history
 
     file = chosen or history_file(models_dir)
     if chosen is None and not file.exists():

@@ -15,11 +15,11 @@ from localq.cli import arguments as flags
 from localq.cli import measuring
 from localq.cli.output import emit, emit_json
 from localq.errors import OptionError
-from localq.measure.windows import DEFAULT_MOST_WINDOWS
+from localq.measure.quality.windows import DEFAULT_MOST_WINDOWS
 
 if TYPE_CHECKING:
-    from localq.measure.quality_report import TableStyle
-    from localq.measure.quality_results import EvalReport
+    from localq.measure.quality.report import TableStyle
+    from localq.measure.quality.results import EvalReport
 
 _References = Annotated[
     list[str],
@@ -59,8 +59,8 @@ def eval(
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")
     from localq.cli.progress import ByteBar, TerminalListener
-    from localq.measure.quality import evaluate
-    from localq.measure.quality_results import EvalSettings
+    from localq.measure.quality.evaluate import evaluate
+    from localq.measure.quality.results import EvalSettings
 
     settings = EvalSettings(
         reference=reference,
@@ -81,7 +81,7 @@ def eval(
 
 
 def _show_table(report: EvalReport, style: TableStyle, command: str) -> None:
-    from localq.measure.quality_report import render_evaluation
+    from localq.measure.quality.report import render_evaluation
 
     if style == "text" and sys.stdout.isatty():
         emit(render_evaluation(report, style, command, shutil.get_terminal_size().columns))

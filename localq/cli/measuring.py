@@ -16,8 +16,8 @@ from localq.options import LoadOptions
 
 if TYPE_CHECKING:
     from localq.cli.progress import ByteBar
-    from localq.measure.quality_run import EvalStep
-    from localq.measure.results import BenchSettings
+    from localq.measure.quality.run import EvalStep
+    from localq.measure.speed.results import BenchSettings
 
 PromptTokens = Annotated[
     list[str] | None,
@@ -45,7 +45,7 @@ Window = Annotated[
 
 def bench_settings(given: Mapping[str, Any]) -> BenchSettings:
     """The settings among a command's arguments, which have the same names."""
-    from localq.measure.results import BenchSettings
+    from localq.measure.speed.results import BenchSettings
 
     LoadOptions(**flags.load_options(given))  # names values that no engine takes
     sizes = {

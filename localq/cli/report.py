@@ -13,15 +13,15 @@ from localq.cli import arguments as flags
 from localq.cli import measuring
 from localq.cli.output import emit, say
 from localq.errors import LocalqError, OptionError
-from localq.measure.windows import DEFAULT_MOST_WINDOWS
+from localq.measure.quality.windows import DEFAULT_MOST_WINDOWS
 
 if TYPE_CHECKING:
     from localq.measure.page.content import Page
     from localq.measure.page.measurements import Measurements
     from localq.measure.page.run import ReportRequest
-    from localq.measure.quality_results import EvalSettings
-    from localq.measure.quality_run import EvalStep
-    from localq.measure.results import BenchReport, BenchSettings
+    from localq.measure.quality.results import EvalSettings
+    from localq.measure.quality.run import EvalStep
+    from localq.measure.speed.results import BenchReport, BenchSettings
 
 _EXAMPLE = "for example: localq report toy-llama --html toy-llama.html"
 _SUFFIXES = (".html", ".htm")
@@ -135,7 +135,7 @@ def _check_html(file: Path) -> None:
 
 
 def _eval_settings(given: Mapping[str, Any]) -> EvalSettings:
-    from localq.measure.quality_results import EvalSettings
+    from localq.measure.quality.results import EvalSettings
 
     return EvalSettings(
         reference=given["reference"],

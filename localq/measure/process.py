@@ -20,7 +20,7 @@ from localq.errors import EngineError, LocalqError
 class WorkerProcess:
     """A worker's module in a fresh Python. A context manager, whose end is the process's end."""
 
-    def __init__(self, name: str, module: str = "localq.measure.worker", files: Sequence[int] = ()) -> None:
+    def __init__(self, name: str, module: str = "localq.measure.speed.worker", files: Sequence[int] = ()) -> None:
         """`name` is the form that it measures, for messages; `files` are descriptors that it may use as well."""
         self._name = name
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)

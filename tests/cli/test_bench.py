@@ -19,8 +19,8 @@ from typer.testing import CliRunner, Result
 from localq.cli.main import app
 from localq.errors import EngineError
 from localq.measure.forms import Form
-from localq.measure.results import BenchReport, BenchSettings
-from tests.measure.bench_reports import form_result, report
+from localq.measure.speed.results import BenchReport, BenchSettings
+from tests.measure.speed.bench_reports import form_result, report
 
 _HISTORY = "bench-history.jsonl"
 
@@ -50,7 +50,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[BenchSettings]:
         return report([form_result(form.name, [9.0, 10.0, 12.0], settings) for form in forms], settings)
 
     monkeypatch.setattr("localq.measure.forms.find_forms", find_forms)
-    monkeypatch.setattr("localq.measure.bench.bench_forms", bench_forms)
+    monkeypatch.setattr("localq.measure.speed.bench.bench_forms", bench_forms)
     return runs
 
 
@@ -62,7 +62,7 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("too late")
 
     monkeypatch.setattr("localq.measure.forms.find_forms", never)
-    monkeypatch.setattr("localq.measure.bench.bench_forms", never)
+    monkeypatch.setattr("localq.measure.speed.bench.bench_forms", never)
 
 
 def test_a_real_run_is_measured_drawn_kept_and_shown_again(tmp_path: Path) -> None:
@@ -248,7 +248,7 @@ def test_a_run_that_fails_leaves_nothing(
         def fail(*args: object, error: BaseException = error, **kwargs: object) -> None:
             raise error
 
-        monkeypatch.setattr("localq.measure.bench.bench_forms", fail)
+        monkeypatch.setattr("localq.measure.speed.bench.bench_forms", fail)
         result = bench("toy", "--models-dir", tmp_path, "--jsonl", tmp_path / "runs", "--plot", tmp_path / "bench.svg")
         assert (result.exit_code, result.stdout) == (status, "")
     assert measured == []
@@ -268,7 +268,7 @@ def test_shapes_are_measured_beside_models_and_gone_at_the_end(
         yield [form_result(f"{name}:{recipe}", [1.0]).form for recipe in recipes or ["default"]]
         there.remove(name)
 
-    monkeypatch.setattr("localq.measure.random_form.shape_forms", shape_forms)
+    monkeypatch.setattr("localq.measure.shapes.random_form.shape_forms", shape_forms)
     shapes = ("--shape", "phi-4-mini", "--shape", "llama-3.2-1b")
     value = json.loads(bench("toy:mlx-4bit", *shapes, "--to", "mlx-4bit", "--to", "gguf-q8_0", "--json").stdout)
     assert [f"{result['model']}:{result['recipe']}" for result in value["results"]] == [

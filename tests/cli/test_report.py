@@ -16,8 +16,8 @@ from localq.errors import BackendUnavailableError, LocalqError
 from localq.measure.forms import Form
 from localq.measure.page.measurements import Measurements, join
 from localq.measure.page.run import ReportRequest, RunListener
-from localq.measure.quality_results import EvalSettings
-from localq.measure.results import BenchSettings
+from localq.measure.quality.results import EvalSettings
+from localq.measure.speed.results import BenchSettings
 from tests.measure.page.pages import FAST, SLOW, qualities, speeds
 from tests.measure.page.test_html import Document
 

@@ -11,10 +11,10 @@ from localq.measure.page.definitions import definitions
 from localq.measure.page.figures import Table, main_table, quality_table, tests_table
 from localq.measure.page.measurements import Measurements
 from localq.measure.page.recommendation import recommend
-from localq.measure.quality_report import nearness_lines
-from localq.measure.quality_results import EvalReport
-from localq.measure.report import settings_text
-from localq.measure.verdicts import comparison_lines
+from localq.measure.quality.report import nearness_lines
+from localq.measure.quality.results import EvalReport
+from localq.measure.speed.report import settings_text
+from localq.measure.speed.verdicts import comparison_lines
 from localq.tables import format_bytes
 
 

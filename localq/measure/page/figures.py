@@ -6,11 +6,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from localq.measure.divergence import Divergence
 from localq.measure.page.measurements import FormRow, Measurements
-from localq.measure.quality_results import EvalResult, ReferenceResult
+from localq.measure.quality.divergence import Divergence
+from localq.measure.quality.results import EvalResult, ReferenceResult
 from localq.measure.rates import format_coarsely, format_range, format_rate
-from localq.measure.results import BenchTest, MemoryLimit, TestResult
+from localq.measure.speed.results import BenchTest, MemoryLimit, TestResult
 from localq.tables import format_bytes
 
 _Value = TypeVar("_Value")

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from localq.errors import OptionError
 from localq.measure.forms import Form
 from localq.measure.machine import Machine
-from localq.measure.quality_results import EvalReport, EvalResult, ReferenceResult
-from localq.measure.results import BenchReport, BenchTest, FormResult, TestResult
+from localq.measure.quality.results import EvalReport, EvalResult, ReferenceResult
+from localq.measure.speed.results import BenchReport, BenchTest, FormResult, TestResult
 
 
 @dataclass(frozen=True, slots=True)

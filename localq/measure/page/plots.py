@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from localq.measure.page.measurements import Measurements
-from localq.measure.quality_results import EvalResult
+from localq.measure.quality.results import EvalResult
 from localq.measure.scatter import ScatterAxis, ScatterPoint, scatter_svg
 
 _FEWEST_POINTS = 2

@@ -12,10 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from localq.measure.drift import find_drift
 from localq.measure.page.measurements import Measurements
 from localq.measure.page.respects import Respect, quality_respect, size_respect, speed_respects
-from localq.measure.results import BenchReport
+from localq.measure.speed.drift import find_drift
+from localq.measure.speed.results import BenchReport
 
 HEAVY_DRIFT = 0.1
 """Over the run. Less is warned of, but meets all forms alike, so that their ratios hold."""

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from localq.measure.forms import Form
-from localq.measure.nearness import LARGEST_NOISE_FLOOR
 from localq.measure.page.measurements import FormRow, Measurements
-from localq.measure.quality_results import EvalReport, EvalResult
+from localq.measure.quality.nearness import LARGEST_NOISE_FLOOR
+from localq.measure.quality.results import EvalReport, EvalResult
 from localq.measure.rates import format_coarsely
-from localq.measure.results import BenchTest
+from localq.measure.speed.results import BenchTest
 from localq.tables import format_bytes
 
 NEGLIGIBLE_SIZE_RATIO = 1.02

@@ -10,15 +10,15 @@ from pathlib import Path
 
 from localq.conversion.convert import ConversionListener
 from localq.errors import OptionError
-from localq.measure.bench import bench_forms
 from localq.measure.forms import Form, find_forms
 from localq.measure.page.measurements import Measurements, check_names, check_same_forms, join
-from localq.measure.quality import evaluate
-from localq.measure.quality_forms import find_eval_forms, most_context_tokens
-from localq.measure.quality_results import EvalReport, EvalSettings
-from localq.measure.quality_run import EvalStep
-from localq.measure.results import BenchReport, BenchSettings
-from localq.measure.windows import read_text
+from localq.measure.quality.evaluate import evaluate
+from localq.measure.quality.forms import find_eval_forms, most_context_tokens
+from localq.measure.quality.results import EvalReport, EvalSettings
+from localq.measure.quality.run import EvalStep
+from localq.measure.quality.windows import read_text
+from localq.measure.speed.bench import bench_forms
+from localq.measure.speed.results import BenchReport, BenchSettings
 from localq.reference import parse_reference
 
 

@@ -14,8 +14,8 @@ from typing import Any, Generic, TypeVar
 from localq.errors import OptionError
 from localq.measure.forms import Form
 from localq.measure.page.decoding import decode, items_at, value_at
-from localq.measure.quality_results import EvalReport, EvalResult
-from localq.measure.results import BenchReport, BenchTest
+from localq.measure.quality.results import EvalReport, EvalResult
+from localq.measure.speed.results import BenchReport, BenchTest
 
 _MOST_BYTES = 64 << 20
 """A report of a hundred forms has a hundredth of that."""

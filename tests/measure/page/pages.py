@@ -7,14 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 
-from localq.measure.divergence import Divergence, Estimate
 from localq.measure.forms import Form
 from localq.measure.machine import Machine
 from localq.measure.page.measurements import Measurements, join
-from localq.measure.quality_results import Cost, EvalReport, EvalResult, Nearness, ReferenceResult, UsedText
-from localq.measure.results import BenchReport, BenchSettings, Interval
-from tests.measure.bench_reports import MACHINE, SETTINGS, form_result
-from tests.measure.bench_reports import report as bench_report
+from localq.measure.quality.divergence import Divergence, Estimate
+from localq.measure.quality.results import Cost, EvalReport, EvalResult, Nearness, ReferenceResult, UsedText
+from localq.measure.speed.results import BenchReport, BenchSettings, Interval
+from tests.measure.speed.bench_reports import MACHINE, SETTINGS, form_result
+from tests.measure.speed.bench_reports import report as bench_report
 
 COST = Cost(
     load_seconds=0.5, prompt_seconds_per_token=1e-4, generated_seconds_per_token=None, peak_memory_bytes=90 << 20

@@ -8,9 +8,9 @@ from localq.measure.page.content import Page, page_of
 from localq.measure.page.figures import Table
 from localq.measure.page.markdown import render_markdown
 from localq.measure.page.measurements import join
-from localq.measure.results import BenchSettings
-from tests.measure.bench_reports import MACHINE
+from localq.measure.speed.results import BenchSettings
 from tests.measure.page.pages import FAST, SLOW, measurements, qualities, speeds
+from tests.measure.speed.bench_reports import MACHINE
 
 A, B = "toy:gguf-a", "toy:mlx-b"
 

@@ -8,8 +8,8 @@ import pytest
 
 from localq.errors import OptionError
 from localq.measure.page.measurements import join
-from tests.measure.bench_reports import MACHINE
 from tests.measure.page.pages import FAST, SLOW, qualities, speeds
+from tests.measure.speed.bench_reports import MACHINE
 
 A, B, C = "toy:gguf-a", "toy:gguf-b", "toy:gguf-c"
 

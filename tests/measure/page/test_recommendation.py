@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 
-from localq.measure.nearness import LARGEST_NOISE_FLOOR
 from localq.measure.page.measurements import join
 from localq.measure.page.recommendation import recommend
-from localq.measure.results import BenchReport, BenchSettings, BenchTest, Comparison, FormResult, Interval
-from tests.measure.bench_reports import MACHINE
+from localq.measure.quality.nearness import LARGEST_NOISE_FLOOR
+from localq.measure.speed.results import BenchReport, BenchSettings, BenchTest, Comparison, FormResult, Interval
 from tests.measure.page.pages import FAST, FASTEST, SLOW, measurements, qualities, speeds
+from tests.measure.speed.bench_reports import MACHINE
 
 A, B, C = "toy:gguf-a", "toy:gguf-b", "toy:gguf-c"
 GB = 10**9

@@ -15,7 +15,7 @@ from localq.measure.page.content import page_of
 from localq.measure.page.markdown import render_markdown
 from localq.measure.page.measurements import join
 from localq.measure.page.saved import bench_report_of, eval_report_of, load_bench, load_eval
-from localq.measure.results import BenchSettings
+from localq.measure.speed.results import BenchSettings
 from tests.measure.page.pages import FAST, SLOW, qualities, speeds
 
 Json = dict[str, Any]
