@@ -32,3 +32,11 @@ def _decimals(value: float) -> int:
 def _magnitude(value: float) -> int:
     """Of 135: 2. What has none, such as 0, is taken for 1."""
     return math.floor(math.log10(value)) if value > 0 else 0
+
+
+def format_duration(seconds: float) -> str:
+    """Three significant digits: `1.23 s`, `45.6 ms`, `59.1 µs`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{format_coarsely(seconds / size)} {unit}"
+    return f"{format_coarsely(seconds / 1e-6)} µs"

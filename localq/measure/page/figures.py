@@ -9,7 +9,7 @@ from typing import TypeVar
 from localq.measure.page.measurements import FormRow, Measurements
 from localq.measure.quality.divergence import Divergence
 from localq.measure.quality.results import EvalResult, ReferenceResult
-from localq.measure.rates import format_coarsely, format_range, format_rate
+from localq.measure.rates import format_coarsely, format_duration, format_range, format_rate
 from localq.measure.speed.results import BenchTest, MemoryLimit, TestResult
 from localq.tables import format_bytes
 
@@ -148,14 +148,14 @@ def _limit(result: TestResult | None) -> Cell:
 
 
 def _first_token(row: FormRow) -> Cell:
-    return _or_none(row.speed.time_to_first_token_seconds if row.speed else None, lambda s: Cell(_duration(s)))
+    return _or_none(row.speed.time_to_first_token_seconds if row.speed else None, lambda s: Cell(format_duration(s)))
 
 
 def _load(row: FormRow) -> Cell:
     if row.speed is None:
         return NONE
     cold = row.speed.cold_load_seconds
-    return Cell(_duration(row.speed.load_seconds), "" if cold is None else f"({_duration(cold)} cold)")
+    return Cell(format_duration(row.speed.load_seconds), "" if cold is None else f"({format_duration(cold)} cold)")
 
 
 def _divergence(row: FormRow, cell: Callable[[Divergence], Cell]) -> Cell:
@@ -196,11 +196,3 @@ def _spread(standard_error: float | None, form: str) -> str:
 
 def _or_none(value: _Value | None, cell: Callable[[_Value], Cell]) -> Cell:
     return NONE if value is None else cell(value)
-
-
-def _duration(seconds: float) -> str:
-    """Three significant digits: `1.23 s`, `45.6 ms`, `59.1 µs`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{format_coarsely(seconds / size)} {unit}"
-    return f"{format_coarsely(seconds / 1e-6)} µs"

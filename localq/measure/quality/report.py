@@ -11,6 +11,7 @@ from typing import Any, Literal, TypeVar
 from localq.measure.forms import Form
 from localq.measure.quality.divergence import Divergence
 from localq.measure.quality.results import Cost, EvalReport, EvalResult, Nearness, ReferenceResult
+from localq.measure.rates import format_duration
 from localq.tables import format_bytes, format_table
 
 TableStyle = Literal["text", "md", "csv"]
@@ -151,8 +152,8 @@ def _cost_rows(report: EvalReport) -> list[list[str]]:
 
 def _cost_cells(cost: Cost) -> list[str]:
     return [
-        _duration(cost.prompt_seconds_per_token),
-        _or_dash(cost.generated_seconds_per_token, _duration),
+        format_duration(cost.prompt_seconds_per_token),
+        _or_dash(cost.generated_seconds_per_token, format_duration),
         format_bytes(cost.peak_memory_bytes),
     ]
 
@@ -240,11 +241,3 @@ def _percent(fraction: float, standard_error: float | None) -> str:
 
 def _or_dash(value: _Value | None, text: Callable[[_Value], str]) -> str:
     return _NONE if value is None else text(value)
-
-
-def _duration(seconds: float) -> str:
-    """Three significant digits: `1.23 s`, `45.6 ms`, `59.1 µs`."""
-    for unit, size in (("s", 1.0), ("ms", 1e-3)):
-        if seconds >= size:
-            return f"{seconds / size:.3g} {unit}"
-    return f"{seconds / 1e-6:.3g} µs"

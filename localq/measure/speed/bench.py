@@ -23,7 +23,7 @@ from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
 from localq.measure.forms import Form
 from localq.measure.machine import Machine, describe_machine
 from localq.measure.process import WorkerProcess
-from localq.measure.speed.drift import ClockWatch, busy_warnings, drift_warnings
+from localq.measure.speed.drift import ClockWatch, busy_warnings, drift_warnings, spread_warnings
 from localq.measure.speed.intervals import compare, summarize
 from localq.measure.speed.limits import bytes_per_token
 from localq.measure.speed.page_cache import drop_from_page_cache, form_files
@@ -64,14 +64,20 @@ def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: Announc
         _repeat(measured, settings.tests, repetition, announce, clock)
     announce("memory bandwidth")
     bandwidth = max(bandwidth, memory_bandwidth_bytes_per_second())
-    rates = [each.rates(test) for each in measured for test in settings.tests]
+    results = tuple(each.result(bandwidth) for each in measured)
+    rates = [result.tokens_per_second for each in results for result in each.tests]
     return BenchReport(
         machine=machine,
         settings=settings,
-        results=tuple(each.result(bandwidth) for each in measured),
+        results=results,
         comparisons=tuple(_comparisons(measured, settings)),
         memory_bandwidth_bytes_per_second=bandwidth,
-        warnings=(*busy_warnings(machine), *drift_warnings(rates), *clock.warnings()),
+        warnings=(
+            *busy_warnings(machine),
+            *spread_warnings(rates),
+            *drift_warnings([rate.samples for rate in rates]),
+            *clock.warnings(),
+        ),
         started=started,
     )
 

@@ -1,4 +1,4 @@
-"""What makes the figures of a run less sure, in sentences: other work, a trend over the run, a falling clock."""
+"""What makes the figures of a run less sure, in sentences: other work, rates that vary or drift, a falling clock."""
 
 from __future__ import annotations
 
@@ -12,10 +12,12 @@ import sys
 from collections.abc import Sequence
 
 from localq.measure.machine import Machine
+from localq.measure.speed.results import Summary
 
 _LEAST_DRIFT = 0.03
 """From the first repetition to the last one; less is no more than what repetitions differ by anyway."""
 _LEAST_CLOCK_DROP = 0.05
+_WIDE_INTERVAL = 0.2
 _SIGNIFICANCE = 0.05
 _ALL_ORDERS_UP_TO = 7
 """Repetitions whose orders are all tried: 5,040. Of more, so many are drawn."""
@@ -28,6 +30,22 @@ def busy_warnings(machine: Machine) -> list[str]:
     if not machine.busy:
         return []
     return [f"other work kept {machine.busy_cores:.1f} cores busy at the start: close it and measure again"]
+
+
+def spread_warnings(summaries: Sequence[Summary]) -> list[str]:
+    """Of rates that are hardly known, because they differ much from repetition to repetition."""
+    widths = [
+        (summary.confidence_interval[1] - summary.confidence_interval[0]) / summary.median
+        for summary in summaries
+        if summary.confidence_interval is not None
+    ]
+    wide = [width for width in widths if width > _WIDE_INTERVAL]
+    if not wide:
+        return []
+    return [
+        f"{len(wide)} of {len(summaries)} rates have intervals wider than {_WIDE_INTERVAL:.0%} of themselves: close "
+        "other programs and measure again, or longer (-r, -g)"
+    ]
 
 
 def drift_warnings(series: Sequence[Sequence[float]]) -> list[str]:

@@ -6,7 +6,7 @@ import textwrap
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from localq.measure.rates import format_coarsely, format_range, format_spread
+from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
 from localq.measure.speed.report_csv import render_csv
 from localq.measure.speed.results import BenchReport, BenchSettings, FormResult, TestResult
 from localq.measure.speed.verdicts import comparison_lines
@@ -111,9 +111,9 @@ def _test_cells(result: TestResult, energy: bool) -> list[str]:
 
 def _form_cells(result: FormResult) -> list[str]:
     return [
-        _duration(result.load_seconds),
-        _or_dash(result.cold_load_seconds, _duration),
-        _or_dash(result.time_to_first_token_seconds, _duration),
+        format_duration(result.load_seconds),
+        _or_dash(result.cold_load_seconds, format_duration),
+        _or_dash(result.time_to_first_token_seconds, format_duration),
         format_bytes(result.peak_memory_bytes),
     ]
 
@@ -140,7 +140,7 @@ def settings_text(settings: BenchSettings) -> str:
     """How it was measured, in one line; sizes of prompts and replies stand in the tests' names."""
     count = settings.repetitions
     parts = [
-        f"median ± standard deviation of {count} repetition{'s' * (count > 1)} after a warm-up",
+        f"median ± standard deviation of {count} repetition{'s' * (count > 1)}, each in a warm process of its own",
         f"context of {settings.context_length} tokens",
         f"keys and values in {settings.kv_cache_type or 'full'}",
         f"at most {settings.batch_tokens} prompt tokens in a pass",
@@ -184,9 +184,3 @@ def _wrapped(paragraph: str, width: int) -> list[str]:
 
 def _or_dash(value: _Value | None, text: Callable[[_Value], str]) -> str:
     return "-" if value is None else text(value)
-
-
-def _duration(seconds: float) -> str:
-    if seconds >= 1:
-        return f"{seconds:.2f} s"
-    return f"{seconds * 1000:.{0 if seconds >= 0.01 else 1}f} ms"

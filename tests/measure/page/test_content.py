@@ -91,7 +91,7 @@ def test_the_page_tells_machine_settings_versions_text_and_command() -> None:
     facts = dict(page.facts)
     assert facts["machine"] == "Test CPU, 4 cores, 17.18 GB, no Metal; TestOS 1"
     assert facts["versions"] == "localq 9.9, mlx 0.1, llama-cpp-python 0.3, Python 3.11.0"
-    assert "3 repetitions after a warm-up; context of 65 tokens" in facts["speed"]
+    assert "3 repetitions, each in a warm process of its own; context of 65 tokens" in facts["speed"]
     assert "measured 21 November 2026, 04:05 UTC" in facts["speed"]
     assert facts["memory limit"].startswith("33.10 GB/s")
     assert f"text.txt (sha256 {'0f' * 32}); 4 windows of 512 tokens that begin with token 1" in facts["text"]

@@ -15,8 +15,10 @@ from localq.measure.speed.drift import (
     clock_warnings,
     drift_warnings,
     find_drift,
+    spread_warnings,
     thermal_warnings,
 )
+from localq.measure.speed.intervals import summarize
 
 
 def _series(draw: random.Random, change: float, noise: float, repetitions: int = 10) -> list[list[float]]:
@@ -74,6 +76,13 @@ def test_other_work_is_warned_of_where_there_was_any() -> None:
     (warning,) = busy_warnings(machine)
     assert "1.3 cores busy" in warning
     assert busy_warnings(dataclasses.replace(machine, busy=False)) == []
+
+
+def test_rates_that_vary_much_are_warned_of() -> None:
+    steady, varying = summarize([10.0, 10.1, 9.9, 10.0]), summarize([10.0, 13.0, 7.0, 10.0])
+    assert spread_warnings([steady, steady, summarize([10.0])]) == []
+    (warning,) = spread_warnings([steady, varying])
+    assert warning.startswith("1 of 2 rates") and "20%" in warning
 
 
 def test_a_falling_clock_is_warned_of() -> None:

@@ -39,9 +39,10 @@ def test_plain_text_has_a_row_for_each_form_and_test_and_says_all() -> None:
         "",
         "machine: Test CPU, 4 cores, 17.18 GB, no Metal; TestOS 1; measured 2026-11-21T04:05:06+00:00",
         "memory limit: 33.10 GB/s, measured in this run, over the bytes that a token reads",
-        "settings: median ± standard deviation of 3 repetitions after a warm-up; context of 65 tokens; "
-        "keys and values in full;",
-        "  at most 512 prompt tokens in a pass; llama.cpp on 4 threads, flash attention as it chooses",
+        "settings: median ± standard deviation of 3 repetitions, each in a warm process of its own; context of 65 "
+        "tokens; keys",
+        "  and values in full; at most 512 prompt tokens in a pass; llama.cpp on 4 threads, flash attention as it "
+        "chooses",
         "versions: localq 9.9, mlx 0.1, llama-cpp-python 0.3, Python 3.11.0",
         "repeat: localq bench toy -p 64 -g 16 -r 3",
     ]
@@ -62,7 +63,7 @@ def test_settings_that_were_chosen_are_told() -> None:
     chosen = BenchSettings((64,), (), (0,), 1, 2.5, 100, 1, "q8_0", False, 256)
     text = " ".join(render_table(report([form_result("toy:gguf-q8_0", [7.0], chosen)], chosen)).split())
     for words in (
-        "of 1 repetition after",
+        "of 1 repetition, each in a warm process",
         "context of 100 tokens",
         "keys and values in q8_0",
         "at most 256 prompt tokens",
