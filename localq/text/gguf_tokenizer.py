@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from localq.errors import ChatTemplateError, EngineError, ModelNotFoundError
+from localq.errors import ChatTemplateError, CheckpointError, EngineError, ModelNotFoundError
 from localq.llama_log import captured_llama_log
 from localq.text.tokenizer import decode_tokens, utf8_bytes
 
@@ -151,7 +151,8 @@ class GgufTokenizer:
 def load_gguf_tokenizer(path: Path) -> GgufTokenizer:
     """Open the vocabulary of a GGUF file.
 
-    Raises ModelNotFoundError when there is no such file, EngineError when llama.cpp can't read it.
+    Raises ModelNotFoundError when there is no such file, EngineError when llama.cpp can't read it, CheckpointError for
+    a file without a vocabulary, on which llama.cpp's tokenizer would end the process.
     """
     import llama_cpp
 
@@ -165,7 +166,10 @@ def load_gguf_tokenizer(path: Path) -> GgufTokenizer:
     if not model:
         reason = next((line for line in "".join(log).splitlines() if "error" in line.lower()), "no reason given")
         raise EngineError(f"llama.cpp can't read the vocabulary of {path}: {reason}", "check or fetch the file again")
-    return GgufTokenizer(model)
+    tokenizer = GgufTokenizer(model)
+    if llama_cpp.llama_vocab_type(llama_cpp.llama_model_get_vocab(model)) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
+        raise CheckpointError(f"{path} has no vocabulary: no text can be made tokens of", "take a file that has one")
+    return tokenizer
 
 
 def gguf_chat_template(tokenizer: GgufTokenizer) -> str | None:

@@ -12,7 +12,7 @@ import pytest
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from localq.errors import EngineError, ModelNotFoundError, OptionError
+from localq.errors import CheckpointError, EngineError, ModelNotFoundError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, gguf_chat_template, load_gguf_tokenizer
 from localq.text.text_stream import TextStream
 from localq.text.tokenizer import Tokenizer, load_tokenizer
@@ -186,3 +186,18 @@ def check_reads_as(tokenizer: GgufTokenizer, backend: tokenizers.Tokenizer) -> N
         ids = tokenizer.encode(text, add_special_tokens=False)
         assert ids == backend.encode(text, add_special_tokens=False).ids
         assert tokenizer.decode(ids) == backend.decode(ids) == text
+
+
+def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
+    writer = gguf.GGUFWriter(tmp_path / "bare.gguf", "llama")
+    for add in (writer.add_block_count, writer.add_context_length, writer.add_embedding_length, writer.add_head_count):
+        add(2)
+    writer.add_feed_forward_length(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(8)
+    writer.add_tokenizer_model("no_vocab")
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.close()
+    with pytest.raises(CheckpointError, match=r"bare\.gguf has no vocabulary"):
+        load_gguf_tokenizer(tmp_path / "bare.gguf")

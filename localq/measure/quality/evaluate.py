@@ -42,9 +42,6 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_NO_VOCABULARY = "no_vocab"
-"""What `tokenizer.ggml.model` says in a GGUF file without one."""
-
 
 def evaluate(
     references: Sequence[str],
@@ -116,10 +113,7 @@ def _tokenizer(form: Form) -> Tokenizer:
         return load_tokenizer(form.path)
     from localq.text.gguf_tokenizer import load_gguf_tokenizer
 
-    tokenizer = load_gguf_tokenizer(form.path)
-    if tokenizer.metadata("tokenizer.ggml.model") in (None, _NO_VOCABULARY):
-        raise OptionError(f"{form.path} has no vocabulary to tokenize a text with", "take a file that has one")
-    return tokenizer
+    return load_gguf_tokenizer(form.path)
 
 
 @dataclass(frozen=True, slots=True)

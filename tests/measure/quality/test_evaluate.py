@@ -28,7 +28,6 @@ from localq.measure.quality.run import EvalStep, RunPlan, quality_run
 from localq.measure.quality.windows import WindowSettings
 from localq.measure.quality.worker import POSITION_FIELDS, QualityWorker
 from localq.store.layout import MANIFEST_NAME
-from localq.text.gguf_tokenizer import GgufTokenizer
 
 pytest.importorskip("mlx_lm")  # not on every platform
 
@@ -287,18 +286,6 @@ def test_a_model_that_is_no_toy_needs_a_text(checkpoint_folder: Path, tmp_path: 
         evaluate([f"{checkpoint_folder}:gguf-q8_0"], EvalSettings(), tmp_path)
     assert "--text" in caught.value.hint and "WikiText-2" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_file_without_a_vocabulary_is_refused(toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """llama.cpp would end the process."""
-    (artifact,) = find_forms(["toy-llama:gguf-q8_0"], toys)
-    file = shutil.copy(next(artifact.path.glob("*.gguf")), tmp_path / "foreign.gguf")
-    text = tmp_path / "text.txt"
-    text.write_text(read_held_out_text(), encoding="utf-8")
-    monkeypatch.setattr(GgufTokenizer, "metadata", lambda self, key: "no_vocab")
-    settings = dataclasses.replace(_QUICK, text_file=text, reference="toy-llama:gguf-f32")
-    with pytest.raises(OptionError, match=f"{file} has no vocabulary"):
-        evaluate([str(file)], settings, toys)
 
 
 def test_windows_fit_the_longest_context(toys: Path) -> None:
