@@ -14,7 +14,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from localq.cli.main import app
+from localq.cli.main import main
 
 if __name__ == "__main__":
-    app(["bench", *sys.argv[1:]])
+    main(["bench", *sys.argv[1:]])

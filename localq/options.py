@@ -30,6 +30,7 @@ _GREEDY_BELOW_TEMPERATURE = 1e-30
 # Logits divided by less are no float32. Long before that nothing but the likeliest token is left.
 
 _COUNT = "a whole number, at least 1"
+_MOST_THREADS = 512  # GGML_MAX_N_THREADS: with more, llama.cpp ends the process
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,10 @@ class LoadOptions:
     """Most prompt tokens computed in one pass, and between two chances to cancel."""
 
     def __post_init__(self) -> None:
-        for name, value in (("context_length", self.context_length), ("threads", self.threads)):
-            _require(value is None or (_is_integer(value) and value >= 1), name, value, _COUNT)
+        length, threads = self.context_length, self.threads
+        _require(length is None or (_is_integer(length) and length >= 1), "context_length", length, _COUNT)
+        fits = threads is None or (_is_integer(threads) and 1 <= threads <= _MOST_THREADS)
+        _require(fits, "threads", threads, f"a whole number between 1 and {_MOST_THREADS}")
         types = get_args(KvCacheType)
         _require(self.kv_cache_type in (None, *types), "kv_cache_type", self.kv_cache_type, " or ".join(types))
         flash = self.flash_attention

@@ -131,6 +131,8 @@ class Conversation:
             return
         if self.options.greedy:
             say("(at temperature 0 the reply is the same; --temp 0.8 makes it vary)")
+        elif self.options.seed is not None:
+            say("(with --seed the reply is the same; without it replies vary)")
         kept = len(self.messages)
         self.ask(exchange[0]["content"])
         if len(self.messages) == kept:

@@ -112,8 +112,12 @@ def _require_json(json: bool, logprobs: int | None) -> None:
 
 @contextmanager
 def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
-    if file is not None and file.exists():
-        model.load_prompt_cache(file)
+    from localq.measure.output_file import check_writable
+
+    if file is not None:
+        check_writable(file, "--prompt-cache")
+        if file.exists():
+            model.load_prompt_cache(file)
     yield
     if file is not None:
         model.save_prompt_cache(file)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import functools
 import os
+import signal
+import sys
 import traceback
 from collections.abc import Callable
 from typing import Annotated, Any
@@ -103,6 +105,13 @@ for _command in _COMMANDS:
     app.command()(_shows_errors(_command))
 
 
-def main() -> None:
-    """Entry point of the command `localq`."""
-    app()
+def _end(number: int, _frame: object) -> None:
+    sys.exit(128 + number)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point of the command `localq`; None takes the command line's arguments."""
+    for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
+        # As an exception, it passes through all that ends workers and removes what is half made.
+        signal.signal(number, _end)
+    app(arguments)

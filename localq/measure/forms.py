@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from localq.conversion.convert import ConversionListener, convert
 from localq.engines.availability import default_recipe_names
+from localq.errors import OptionError
 from localq.gguf_file import model_name, part_names
 from localq.model import chosen_recipe, ready_form
 from localq.recipes import Recipe, parse_recipe
@@ -63,7 +65,16 @@ def find_forms(
         recipes = _recipes(reference)
         artifacts = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
         forms += [form_of(artifact) for artifact in artifacts]
-    return list(dict.fromkeys(forms))
+    found = list(dict.fromkeys(forms))
+    check_names(found)
+    return found
+
+
+def check_names(forms: Iterable[Form]) -> None:
+    """Raise OptionError for two forms of one name: nobody could tell their figures apart."""
+    for name, count in Counter(form.name for form in forms).items():
+        if count > 1:
+            raise OptionError(f"{count} forms are called {name}", "rename the file or folder of one of them")
 
 
 def _recipes(reference: ModelReference) -> list[Recipe]:
@@ -73,8 +84,8 @@ def _recipes(reference: ModelReference) -> list[Recipe]:
 
 
 def _existing_form(path: Path, reference: ModelReference) -> Form:
-    artifact = None if path.is_file() else read_artifact(path)
-    if artifact is not None:
+    artifact = read_artifact(path.parent if path.is_file() else path)
+    if artifact is not None and path in (artifact.folder, artifact.path):
         return form_of(artifact)
     model, recipe = (model_name(path), "gguf") if path.is_file() else (path.name, "mlx")
     if reference.kind == "repo":

@@ -197,7 +197,8 @@ def changed_headers(draw: st.DrawFn) -> bytes:
         parent = header
         for step in place[:-1]:
             parent = parent[step] if isinstance(parent, dict) and step in parent else {}
-        if isinstance(parent, dict) or (isinstance(parent, list) and place[-1] < len(parent)):
+        fits = isinstance(parent, list) and isinstance(place[-1], int) and place[-1] < len(parent)
+        if isinstance(parent, dict) or fits:
             parent[place[-1]] = draw(ODD_VALUES)
     return json.dumps(header).encode()
 

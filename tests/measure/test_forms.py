@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from localq.errors import LocalqError
+from localq.errors import LocalqError, OptionError
 from localq.measure.forms import Form, find_forms, form_of
 from localq.store.layout import MANIFEST_NAME
 from localq.store.manifest import read_artifact
@@ -33,6 +33,20 @@ def test_a_named_recipe_stands_for_that_form_and_is_measured_once(
 ) -> None:
     reference = f"{checkpoint_folder}:gguf-q4_k_m"
     assert find_forms([reference, str(forms[1].path), reference], models_dir) == [forms[1]]
+
+
+def test_the_file_within_an_artifact_is_that_form(forms: list[Form]) -> None:
+    (file,) = forms[1].path.glob("*.gguf")
+    assert find_forms([str(file)]) == [forms[1]]
+
+
+def test_two_forms_of_one_name_are_refused(forms: list[Form], tmp_path: Path) -> None:
+    (file,) = forms[1].path.glob("*.gguf")
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(file, tmp_path / folder / "x.gguf")
+    with pytest.raises(OptionError, match="2 forms are called x:gguf"):
+        find_forms([str(tmp_path / "a" / "x.gguf"), str(tmp_path / "b" / "x.gguf")])
 
 
 def test_foreign_files_are_forms_of_unknown_bits(forms: list[Form], tmp_path: Path) -> None:

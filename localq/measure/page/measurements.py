@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from localq.errors import OptionError
-from localq.measure.forms import Form
+from localq.measure.forms import Form, check_names
 from localq.measure.machine import Machine
 from localq.measure.quality.results import EvalReport, EvalResult, ReferenceResult
 from localq.measure.speed.results import BenchReport, BenchTest, FormResult, TestResult
@@ -106,13 +105,6 @@ def join(bench: BenchReport, evaluation: EvalReport | None) -> Measurements:
     check_names(qualities)
     check_same_forms(speeds, [*qualities, evaluation.reference.form])
     return Measurements(bench, evaluation)
-
-
-def check_names(forms: Iterable[Form]) -> None:
-    """Raise OptionError for two forms of one name: a page could not tell them apart."""
-    for name, count in Counter(form.name for form in forms).items():
-        if count > 1:
-            raise OptionError(f"{count} forms are called {name}", "rename the file or folder of one of them")
 
 
 def check_same_forms(speeds: Iterable[Form], qualities: Iterable[Form]) -> None:

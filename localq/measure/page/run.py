@@ -10,8 +10,8 @@ from pathlib import Path
 
 from localq.conversion.convert import ConversionListener
 from localq.errors import OptionError
-from localq.measure.forms import Form, find_forms
-from localq.measure.page.measurements import Measurements, check_names, check_same_forms, join
+from localq.measure.forms import Form, check_names, find_forms
+from localq.measure.page.measurements import Measurements, check_same_forms, join
 from localq.measure.quality.evaluate import evaluate
 from localq.measure.quality.forms import find_eval_forms, most_context_tokens
 from localq.measure.quality.results import EvalReport, EvalSettings

@@ -95,12 +95,14 @@ def eval_report_of(value: object, where: str = "report") -> EvalReport:
 def _load(file: Path, verb: str, parse: Callable[[object, str], _Report]) -> Saved[_Report]:
     hint = f"write one with: localq {verb} REF... --json > {verb}.json"
     try:
-        if file.stat().st_size > _MOST_BYTES:
+        with file.open("rb") as opened:
+            content = opened.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
             raise OptionError(f"{file} has more than {_MOST_BYTES >> 20} MB: no report of `localq {verb}`", hint)
-        value = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(content.decode("utf-8"))
         json.dumps(value, ensure_ascii=False).encode()  # an escaped half of a character is no text
         report = parse(value, "report")
-    except (OSError, ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError, OverflowError) as error:
         if isinstance(error, OptionError):
             message = f"{file} is no report of this version's `localq {verb}`: {error.message}"
             raise OptionError(message, hint) from error

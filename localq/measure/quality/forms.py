@@ -15,7 +15,7 @@ from localq.engines.availability import has_backend
 from localq.errors import OptionError
 from localq.gguf_file import read_model_header
 from localq.json_files import read_json
-from localq.measure.forms import Form, find_forms
+from localq.measure.forms import Form, check_names, find_forms
 from localq.model import ready_form
 from localq.reference import parse_reference
 from localq.store.manifest import Manifest, read_manifest
@@ -65,6 +65,7 @@ def find_eval_forms(
         recipe = _reference_recipe(origin, forms[0])
         (reference,) = find_forms([f"{_checkpoint(origin)}:{recipe}"], models_dir, listener)
         _require_same_state(forms, reference)
+    check_names({reference, *forms})
     if not wants_noise_floor or all(form.format == reference.format for form in forms):
         return EvalForms(reference, None, tuple(forms))
     floor = _floor_reference(reference)

@@ -23,7 +23,7 @@ from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
 from localq.measure.forms import Form
 from localq.measure.machine import Machine, describe_machine
 from localq.measure.process import WorkerProcess
-from localq.measure.speed.drift import ClockWatch, busy_warnings, drift_warnings, spread_warnings
+from localq.measure.speed.drift import ClockWatch, busy_warnings, drift_warnings, few_warnings, spread_warnings
 from localq.measure.speed.intervals import compare, summarize
 from localq.measure.speed.limits import bytes_per_token
 from localq.measure.speed.page_cache import drop_from_page_cache, form_files
@@ -74,6 +74,7 @@ def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: Announc
         memory_bandwidth_bytes_per_second=bandwidth,
         warnings=(
             *busy_warnings(machine),
+            *few_warnings(settings.repetitions),
             *spread_warnings(rates),
             *drift_warnings([rate.samples for rate in rates]),
             *clock.warnings(),

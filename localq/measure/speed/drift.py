@@ -12,6 +12,7 @@ import sys
 from collections.abc import Sequence
 
 from localq.measure.machine import Machine
+from localq.measure.speed.intervals import FEWEST_FOR_95_PERCENT, FEWEST_FOR_AN_INTERVAL
 from localq.measure.speed.results import Summary
 
 _LEAST_DRIFT = 0.03
@@ -30,6 +31,17 @@ def busy_warnings(machine: Machine) -> list[str]:
     if not machine.busy:
         return []
     return [f"other work kept {machine.busy_cores:.1f} cores busy at the start: close it and measure again"]
+
+
+def few_warnings(repetitions: int) -> list[str]:
+    """Of intervals that promise more than so few repetitions can hold."""
+    if not FEWEST_FOR_AN_INTERVAL <= repetitions < FEWEST_FOR_95_PERCENT:
+        return []
+    held = 1 - 2 * 0.5**repetitions
+    return [
+        f"of {repetitions} repetitions the interval of a rate is their range, which holds the true median in "
+        f"{held:.0%} of cases, not in 95%: take {FEWEST_FOR_95_PERCENT} or more (-r)"
+    ]
 
 
 def spread_warnings(summaries: Sequence[Summary]) -> list[str]:

@@ -69,6 +69,8 @@ def append_entries(file: Path, entries: Iterable[Entry]) -> None:
 def read_history(file: Path) -> History:
     """Every entry of a file, in its order; empty lines mean nothing. Raises LocalqError where it can't be read."""
     entries, damaged = [], []
+    if file.exists() and not file.is_file():
+        raise LocalqError(f"can't read {file}: it is no file", "give another one with --jsonl")
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):

@@ -7,6 +7,7 @@ from dataclasses import asdict
 
 from localq.measure.rates import format_spread
 from localq.measure.speed.history import Entry, entry_name, entry_time
+from localq.measure.speed.intervals import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.measure.speed.results import BenchSettings
 from localq.tables import format_bytes, format_table
 
@@ -22,8 +23,8 @@ _GIB = 1 << 30
 def render_history(entries: Sequence[Entry]) -> str:
     """A table for each form and machine, a row for each test and run; without a newline at the end.
 
-    The last column compares with the run before: `+4.0% faster` where the 95% intervals of the medians have no rate in
-    common, else `~`.
+    The last column compares with the run before: `+4.0% faster` where the 95% intervals of the medians lie apart by
+    more than what is too small to matter, else `~`; also for runs of few repetitions, whose intervals are less sure.
     """
     in_order = sorted(entries, key=entry_time)
     groups = _grouped(in_order, _kind)
@@ -74,10 +75,11 @@ def _table(runs: Sequence[Entry]) -> str:
 def _change(before: Entry, run: Entry) -> str:
     first, second = before["tokens_per_second"], run["tokens_per_second"]
     first_ends, second_ends = first["confidence_interval"], second["confidence_interval"]
-    if not first_ends or not second_ends:
+    samples = min(len(first["samples"]), len(second["samples"]))
+    if not first_ends or not second_ends or samples < FEWEST_FOR_95_PERCENT:
         return "~"
-    if first_ends[1] < second_ends[0]:
+    if first_ends[1] * NEGLIGIBLE_RATIO < second_ends[0]:
         return f"{second['median'] / first['median'] - 1:+.1%} faster"
-    if second_ends[1] < first_ends[0]:
+    if second_ends[1] * NEGLIGIBLE_RATIO < first_ends[0]:
         return f"{second['median'] / first['median'] - 1:+.1%} slower"
     return "~"

@@ -21,7 +21,9 @@ by 1% are told apart in less than one run of fifty, low enough that ten repetiti
 _TRIMMED_SHARE = 8
 """One in so many ratios is left out at either end."""
 
-_FEWEST_FOR_AN_INTERVAL = 3
+FEWEST_FOR_AN_INTERVAL = 3
+FEWEST_FOR_95_PERCENT = 6
+"""Of fewer samples even the range from the least to the greatest one holds the median less often than that."""
 _RESAMPLES = 4999
 _SEED = 95
 
@@ -41,7 +43,7 @@ def summarize(samples: Sequence[float]) -> Summary:
     return Summary(
         median=statistics.median(samples),
         stdev=statistics.stdev(samples) if len(samples) > 1 else None,
-        confidence_interval=_median_interval(samples) if len(samples) >= _FEWEST_FOR_AN_INTERVAL else None,
+        confidence_interval=_median_interval(samples) if len(samples) >= FEWEST_FOR_AN_INTERVAL else None,
         samples=tuple(samples),
     )
 

@@ -13,6 +13,8 @@ from localq.measure.forms import Form
 from localq.measure.machine import Machine
 from localq.options import MOST_BATCH_TOKENS, KvCacheType
 
+_LONGEST_DELAY_SECONDS = 3600
+
 DECODE_PROMPT_TOKENS = 1
 """Prompt of the runs that measure generation: as llama-bench does, from a context that is all but empty."""
 
@@ -68,7 +70,10 @@ class BenchSettings:
             for value in getattr(self, name):
                 _require_at_least(least, name, value)
         _require_at_least(1, "repetitions", self.repetitions)
-        _require_at_least(0, "delay_seconds", self.delay_seconds)
+        if not 0 <= self.delay_seconds <= _LONGEST_DELAY_SECONDS:
+            raise OptionError(
+                f"delay_seconds is {self.delay_seconds}; expected a number between 0 and {_LONGEST_DELAY_SECONDS}"
+            )
         if self.threads is not None:
             _require_at_least(1, "threads", self.threads)
         if not self.tests:

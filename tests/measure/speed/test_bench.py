@@ -291,7 +291,7 @@ def test_forms_that_cannot_be_in_memory_together_are_refused(forms: list[Form]) 
         ({"generated_tokens": (1,)}, "generated_tokens is 1; expected at least 2"),
         ({"depth_tokens": (-1,)}, "depth_tokens is -1; expected at least 0"),
         ({"repetitions": 0}, "repetitions is 0; expected at least 1"),
-        ({"delay_seconds": -0.5}, "delay_seconds is -0.5; expected at least 0"),
+        ({"delay_seconds": -0.5}, "delay_seconds is -0.5; expected a number between 0 and 3600"),
         ({"threads": 0}, "threads is 0; expected at least 1"),
         ({"prompt_tokens": (), "generated_tokens": ()}, "nothing to measure"),
         ({"depth_tokens": ()}, "nothing to measure"),
@@ -318,8 +318,9 @@ def test_every_size_is_measured_at_every_depth_once() -> None:
     assert settings.least_context_length == 4096 + 513
 
 
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_ends_the_script_and_its_workers_quietly(
-    forms: list[Form], checkpoint_folder: Path, models_dir: Path
+    forms: list[Form], checkpoint_folder: Path, models_dir: Path, number: signal.Signals, status: int
 ) -> None:
     assert forms  # converted already
     script = subprocess.Popen(
@@ -340,9 +341,9 @@ def test_ctrl_c_ends_the_script_and_its_workers_quietly(
     while "tg4, repetition" not in (line := script.stderr.readline()):
         assert line, "the script ended by itself"
     workers = psutil.Process(script.pid).children()
-    script.send_signal(signal.SIGINT)
+    script.send_signal(number)
     output, errors = script.communicate(timeout=30)
-    assert script.returncode == 130
+    assert script.returncode == status
     assert output == ""
     assert "Traceback" not in errors
     deadline = time.monotonic() + 5

@@ -14,6 +14,7 @@ from localq.measure.speed.drift import (
     busy_warnings,
     clock_warnings,
     drift_warnings,
+    few_warnings,
     find_drift,
     spread_warnings,
     thermal_warnings,
@@ -76,6 +77,14 @@ def test_other_work_is_warned_of_where_there_was_any() -> None:
     (warning,) = busy_warnings(machine)
     assert "1.3 cores busy" in warning
     assert busy_warnings(dataclasses.replace(machine, busy=False)) == []
+
+
+@pytest.mark.parametrize(("repetitions", "held"), [(2, None), (3, "75%"), (4, "88%"), (5, "94%"), (6, None)])
+def test_a_range_that_holds_the_median_less_often_than_promised_is_warned_of(
+    repetitions: int, held: str | None
+) -> None:
+    warnings = few_warnings(repetitions)
+    assert [held in warning for warning in warnings if held] == ([True] if held else warnings)
 
 
 def test_rates_that_vary_much_are_warned_of() -> None:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import pytest
+
 from localq.measure.speed.history import Entry, history_entries
 from localq.measure.speed.history_table import render_history
 from localq.measure.speed.results import BenchSettings
@@ -26,22 +28,29 @@ def _entries(
 def test_rows_stand_by_date_and_a_change_is_named_where_it_is_shown() -> None:
     newer: dict[str, Any] = {"versions": {"localq": "10.0", "llama-cpp-python": "0.4"}}
     runs = [
-        *_entries(4, [8.0, 9.0, 10.0], **newer),
-        *_entries(1, [20.0, 21.0, 22.0]),
-        *_entries(2, [20.5, 21.5, 22.5]),
-        *_entries(3, [23.0, 23.65, 24.0], **newer),
+        *_entries(4, 2 * [8.0, 9.0, 10.0], **newer),
+        *_entries(1, 2 * [20.0, 21.0, 22.0]),
+        *_entries(2, 2 * [20.5, 21.5, 22.5]),
+        *_entries(3, 2 * [23.0, 23.65, 24.0], **newer),
         *_entries(5, [7.0], **newer),
     ]
     assert render_history(runs).splitlines() == [
         "toy:gguf-q8_0; Test CPU, 4 cores, 17.18 GB",
         "test  started (UTC)     localq  llama-cpp-python           t/s  change",
         "----  ----------------  ------  ----------------  ------------  -------------",
-        "tg16  2026-11-01 04:05  9.9     0.3               21.00 ± 1.00",
-        "tg16  2026-11-02 04:05  9.9     0.3               21.50 ± 1.00  ~",
-        "tg16  2026-11-03 04:05  10.0    0.4               23.65 ± 0.51  +10.0% faster",
-        "tg16  2026-11-04 04:05  10.0    0.4                9.00 ± 1.00  -61.9% slower",
+        "tg16  2026-11-01 04:05  9.9     0.3               21.00 ± 0.89",
+        "tg16  2026-11-02 04:05  9.9     0.3               21.50 ± 0.89  ~",
+        "tg16  2026-11-03 04:05  10.0    0.4               23.65 ± 0.45  +10.0% faster",
+        "tg16  2026-11-04 04:05  10.0    0.4                9.00 ± 0.89  -61.9% slower",
         "tg16  2026-11-05 04:05  10.0    0.4                       7.00  ~",
     ]
+
+
+@pytest.mark.parametrize("samples", [2 * [20.2, 20.2, 20.3], [30.0, 30.1, 30.2]])
+def test_small_differences_and_few_repetitions_show_no_change(samples: list[float]) -> None:
+    """A hundredth is too little to matter; of three repetitions nobody knows."""
+    runs = [*_entries(1, 2 * [20.0, 20.0, 20.1]), *_entries(2, samples)]
+    assert render_history(runs).splitlines()[-1].endswith("~")
 
 
 def test_tests_are_compared_with_themselves_and_machines_kept_apart() -> None:
