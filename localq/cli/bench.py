@@ -36,7 +36,9 @@ _Delay = Annotated[
 ]
 _Shapes = Annotated[
     list[str] | None,
-    typer.Option("--shape", metavar="NAME", help="Random weights at a public model's shape (repeatable)."),
+    typer.Option(
+        "--shape", metavar="NAME", help="Random weights at a public model's shape; a wrong name lists all (repeatable)."
+    ),
 ]
 _To = Annotated[list[str] | None, typer.Option("--to", metavar="RECIPE", help="A form for --shape (repeatable).")]
 _Csv = Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")]

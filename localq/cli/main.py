@@ -112,6 +112,8 @@ def _end(number: int, _frame: object) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Entry point of the command `localq`; None takes the command line's arguments."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        # As an exception, it passes through all that ends workers and removes what is half made.
-        signal.signal(number, _end)
+        # As an exception, it passes through all that ends workers and removes what is half made. Under `nohup`, SIGHUP
+        # is ignored and stays so.
+        if signal.getsignal(number) is signal.SIG_DFL:
+            signal.signal(number, _end)
     app(arguments)

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -399,6 +400,19 @@ def test_a_full_disk_behind_stdout_is_an_error_in_one_line(arguments: list[str])
         command = [sys.executable, "-m", "localq", *arguments]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
     assert (ran.returncode, ran.stderr) == (1, b"error: can't write to standard output: No space left on device\n")
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
+def test_a_closed_terminal_is_ignored_where_the_caller_says_so() -> None:
+    """As `nohup` does."""
+    code = (
+        "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
+        "from localq.cli.main import main\n"
+        "try: main(['--version'])\n"
+        "finally: print(signal.getsignal(signal.SIGHUP) is signal.SIG_IGN, callable(signal.getsignal(signal.SIGTERM)))"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines()[-1] == "True True"
 
 
 def test_ctrl_c_ends_the_reply_and_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:

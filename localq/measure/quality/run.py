@@ -6,13 +6,14 @@ open: nothing is left behind by Ctrl-C, by an error, or by a process that is kil
 
 from __future__ import annotations
 
+import errno
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from localq.errors import OptionError, StoreError
 from localq.measure.forms import Form
@@ -81,12 +82,27 @@ class ComputedForm:
 
 @contextmanager
 def quality_run(plan: RunPlan, folder: Path) -> Iterator[QualityRun]:
-    """Opens the file on the disk of `folder`, which is made where it is not there. Raises StoreError."""
-    with disk_errors(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-        rows = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed below)
+    """Opens the file on the disk of `folder`, which is made where it is not there. Raises StoreError.
+
+    Where `folder` may not be written, the file lies where the system has its temporary ones.
+    """
+    rows, folder = _open_rows(folder)
     with rows:
         yield QualityRun(plan, folder, rows.fileno())
+
+
+def _open_rows(folder: Path) -> tuple[IO[bytes], Path]:
+    """The file, which has no name, and the folder on whose disk it is."""
+    with disk_errors(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            return tempfile.TemporaryFile(dir=folder), folder
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+    folder = Path(tempfile.gettempdir())
+    with disk_errors(folder):
+        return tempfile.TemporaryFile(dir=folder), folder
 
 
 @dataclass(slots=True)

@@ -8,22 +8,15 @@ from __future__ import annotations
 
 import difflib
 import json
-import math
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from localq.errors import OptionError
 from localq.families.config import parse_config
-from localq.families.table import family_of
 
 Shape = dict[str, Any]
 """A `config.json` as transformers writes it."""
-
-
-def shape_names() -> tuple[str, ...]:
-    """Every shape by name: `llama-3.2-1b`, `phi-4-mini`."""
-    return tuple(_table())
 
 
 def shape_config(name: str) -> Shape:
@@ -41,12 +34,6 @@ def shape_config(name: str) -> Shape:
         return dict(known)
     ones = [1.0] * (parse_config(known).rotated_width // 2)
     return {**known, "rope_scaling": {**scaling, "short_factor": ones, "long_factor": ones}}
-
-
-def shape_parameters(config: Shape) -> int:
-    """Number of weights of a model with that `config.json`."""
-    layouts = family_of(config).tensors(parse_config(config))
-    return sum(math.prod(layout.shape) for layout in layouts)
 
 
 @cache

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import platform
 import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from typing import Any
@@ -286,6 +288,23 @@ def test_a_model_that_is_no_toy_needs_a_text(checkpoint_folder: Path, tmp_path: 
         evaluate([f"{checkpoint_folder}:gguf-q8_0"], EvalSettings(), tmp_path)
     assert "--text" in caught.value.hint and "WikiText-2" in caught.value.hint
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_models_folder_that_may_not_be_written_is_no_hindrance(
+    toys: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    find_forms(["toy-llama:gguf-q8_0", "toy-llama:gguf-f32"], toys)
+    open_file = tempfile.TemporaryFile
+
+    def refusing(*arguments: Any, dir: Path | None = None, **options: Any) -> Any:
+        if dir == toys:
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return open_file(*arguments, dir=dir, **options)
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refusing)
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    report = evaluate(["toy-llama:gguf-q8_0"], _QUICK, toys)
+    assert report.results[0].divergence.mean_kl_divergence > 0
 
 
 def test_windows_fit_the_longest_context(toys: Path) -> None:
