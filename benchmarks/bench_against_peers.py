@@ -25,7 +25,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from localq.engines.availability import available_cores
+from localq.hardware import available_cores
 from localq.measure.forms import Form, find_forms
 from localq.measure.machine import describe_machine
 from localq.measure.speed.bench import bench_forms

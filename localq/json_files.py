@@ -1,4 +1,4 @@
-"""JSON objects from the files of a checkpoint. Knows nothing of what they say."""
+"""JSON objects from the files of a checkpoint."""
 
 from __future__ import annotations
 
@@ -28,3 +28,18 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_optional_json(path: Path) -> dict[str, Any]:
     """As `read_json`, and an empty object where there is no such file."""
     return read_json(path) if path.exists() else {}
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """A folder's `config.json`, with `text_config` brought to the top. Raises CheckpointError."""
+    return text_config(read_json(folder / "config.json"))
+
+
+def text_config(config: dict[str, Any]) -> dict[str, Any]:
+    """The configuration of the part of a model that writes text.
+
+    Models that also see or hear keep it under `text_config`, whose keys count; what it leaves out stands beside it.
+    The keys of the whole, such as `architectures` and `quantization`, stay where they are not in it.
+    """
+    inner = config.get("text_config")
+    return {**config, **inner} if isinstance(inner, dict) else config

@@ -16,6 +16,7 @@ from localq.checkpoint.safetensors_header import read_header
 from localq.engines.base import PREFILL_CHUNK_TOKENS
 from localq.errors import EngineError
 from localq.gguf_file import GgufHeader
+from localq.hardware import mlx_runs_on_gpu
 from localq.options import KvCacheType, LoadOptions
 from localq.tables import format_bytes
 
@@ -179,13 +180,6 @@ def require_memory(name: str, form: str, use: MemoryUse, context_length: int, ot
 def computes_in_other_memory(form: str) -> bool:
     """Whether a form, `mlx` or `gguf`, runs on a graphics card with memory of its own; a Mac's GPU has none."""
     return sys.platform != "darwin" and _runs_on_gpu(form)
-
-
-def mlx_runs_on_gpu() -> bool:
-    """Whether MLX computes on a GPU. There may be one that it was told not to use."""
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def _runs_on_gpu(form: str) -> bool:

@@ -26,7 +26,7 @@ from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, we
 from localq.errors import ChatTemplateError, OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
 from localq.gguf_file import model_name, read_model_header
-from localq.json_files import read_json, read_optional_json
+from localq.json_files import read_config, read_optional_json
 from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
 from localq.options import GenerationOptions, LoadOptions
 from localq.recipes import Recipe, parse_recipe
@@ -228,7 +228,7 @@ def open_form(folder: Path, options: LoadOptions) -> Model:
     """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
     started = time.perf_counter()
     artifact = read_artifact(folder)
-    config = _text_config(read_json(folder / "config.json"))
+    config = read_config(folder)
     form = artifact.recipe.format if artifact else "mlx"
     name = artifact.manifest.model if artifact else folder.name
     require_backend(form)
@@ -279,12 +279,6 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
 def _open_engine(form: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
     engine = import_module(require_backend(form).engine_module).open_engine(path, options, default_context_length)
     return cast(Engine, engine)
-
-
-def _text_config(config: dict[str, Any]) -> dict[str, Any]:
-    """The configuration of the part that writes text, where a model has others as well."""
-    inner = config.get("text_config")
-    return {**inner, **config} if isinstance(inner, dict) else config
 
 
 def _generation_options(options: dict[str, Any]) -> GenerationOptions:

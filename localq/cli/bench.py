@@ -141,7 +141,7 @@ def _check_request(refs: Sequence[str] | None, shapes: Sequence[str] | None, to:
 
 def _check_files(jsonl: Path | None, plot: Path | None) -> None:
     if jsonl is not None:
-        from localq.measure.output_file import check_writable
+        from localq.disk import check_writable
 
         check_writable(jsonl, "--jsonl")
     if plot is not None:

@@ -112,7 +112,7 @@ def _require_json(json: bool, logprobs: int | None) -> None:
 
 @contextmanager
 def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
-    from localq.measure.output_file import check_writable
+    from localq.disk import check_writable
 
     if file is not None:
         check_writable(file, "--prompt-cache")

@@ -127,10 +127,10 @@ def _check_not_given(given: Mapping[str, Any], names: Mapping[str, str], reason:
 def _check_html(file: Path) -> None:
     if file.suffix.lower() not in _SUFFIXES:
         raise OptionError(f"--html is '{file}'; expected a name that ends in .html", "for example report.html")
-    from localq.measure.page.whole_file import check_replaceable
+    from localq.disk import check_writable
     from localq.measure.plot_style import load_matplotlib
 
-    check_replaceable(file, "--html")
+    check_writable(file, "--html", replaced=True)
     load_matplotlib()
 
 
@@ -167,14 +167,14 @@ def _measure(request: ReportRequest, given: Mapping[str, Any]) -> Measurements:
 
 
 def _write(page: Page, measurements: Measurements, html: Path | None, md: bool) -> None:
+    from localq.disk import write_text
     from localq.measure.page.html import render_html
     from localq.measure.page.markdown import render_markdown
     from localq.measure.page.plots import draw_plots
-    from localq.measure.page.whole_file import write_whole
 
     try:
         if html is not None:
-            write_whole(html, render_html(page, draw_plots(measurements)))
+            write_text(html, render_html(page, draw_plots(measurements)))
             say(f"wrote {html}")
     except LocalqError:
         md = True  # whatever can't be written, what was measured is shown

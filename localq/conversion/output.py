@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from localq.disk import disk_errors
 from localq.errors import CheckpointError
-from localq.store.disk_errors import disk_errors
 
 
 @dataclass(frozen=True, slots=True)

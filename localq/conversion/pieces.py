@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from localq.engines.availability import available_logical_cores
+from localq.hardware import available_logical_cores
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,8 @@ from localq.conversion.plan_mlx import MlxPlan, stored_bytes
 from localq.conversion.survey import Plan
 from localq.engines.availability import has_backend
 from localq.families.config import ModelConfig
-from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory, mlx_runs_on_gpu
+from localq.hardware import mlx_runs_on_gpu
+from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
 from localq.options import LoadOptions
 
 

@@ -1,13 +1,12 @@
-"""Which backends and how many cores there are for this process. Imports no backend to say which there are."""
+"""Which backends are installed. Imports none to say it."""
 
 from __future__ import annotations
 
-import os
-import sys
 from dataclasses import dataclass
 from importlib.util import find_spec
 
 from localq.errors import BackendUnavailableError
+from localq.hardware import has_metal
 from localq.recipes import DEFAULT_RECIPES, RECIPES
 
 
@@ -50,24 +49,4 @@ def default_recipe_names() -> tuple[str, ...]:
 
 def default_recipe_name() -> str:
     """The form for whoever names none: MLX where Metal is there, GGUF elsewhere."""
-    if sys.platform == "darwin" and has_backend("mlx"):
-        import mlx.core as mx
-
-        if mx.metal.is_available():
-            return "mlx-4bit"
-    return "gguf-q4_k_m"
-
-
-def available_logical_cores() -> int:
-    """Logical cores that this process may run on: fewer than there are within `taskset` or a container's CPU set."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def available_cores() -> int:
-    """Physical cores that this process may run on, as far as the system says; else its logical ones."""
-    import psutil
-
-    logical_cores = available_logical_cores()
-    return min(psutil.cpu_count(logical=False) or logical_cores, logical_cores)
+    return "mlx-4bit" if has_metal() else "gguf-q4_k_m"

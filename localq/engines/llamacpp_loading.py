@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localq.engines.availability import available_cores
 from localq.engines.llamacpp_amx import leave_amx_out
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
 from localq.gguf_file import read_header
+from localq.hardware import available_cores
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
 

@@ -26,9 +26,10 @@ from localq.engines.base import (
     shared_prefix_tokens,
 )
 from localq.engines.mlx_cache import CacheMaker, cache_arrays, cache_maker, fill_cache
-from localq.engines.mlx_loading import load_network, on_gpu
+from localq.engines.mlx_loading import load_network
 from localq.engines.mlx_sampling import Sampler
 from localq.errors import EngineError, UnsupportedOptionError
+from localq.hardware import mlx_runs_on_gpu
 from localq.options import GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
@@ -292,9 +293,9 @@ class MlxEngine:
 
 
 def _chunk_tokens() -> int:
-    return PREFILL_CHUNK_TOKENS if on_gpu() else _CPU_CHUNK_TOKENS
+    return PREFILL_CHUNK_TOKENS if mlx_runs_on_gpu() else _CPU_CHUNK_TOKENS
 
 
 def _runs_ahead() -> bool:
     """A pass that nobody asks for in the end is cheap on a GPU that would idle; on a CPU it costs a token's time."""
-    return on_gpu()
+    return mlx_runs_on_gpu()

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import EngineError
+from localq.hardware import mlx_runs_on_gpu
+from localq.json_files import text_config
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,22 +38,15 @@ def load_network(folder: Path, context_length: int) -> Network:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = longrope_for(config, context_length)
         model, _ = load_model(folder, lazy=True, model_config=changed)
-        if not on_gpu():
+        if not mlx_runs_on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)
         # The state has more than the parameters: also rotary frequencies, which only this thread could compute later.
         # A network is made with random weights first, never computed: each one lengthens the chain of random states.
         mx.eval(model.state, mx.random.state)
-        return Network(model, {**config, **config.get("text_config", {})}["vocab_size"], not changed)
+        return Network(model, text_config(config)["vocab_size"], not changed)
     except Exception as error:
         raise EngineError(f"MLX could not load {folder}: {type(error).__name__}: {error}") from error
-
-
-def on_gpu() -> bool:
-    """Whether MLX computes on a GPU. There may be one that it was told not to use."""
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
 
 
 def longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, Any]:

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
 from typing import IO, Any
 
+from localq.disk import reason, replacing
 from localq.engines.base import Engine, EngineState
 from localq.errors import EngineError, OptionError
 from localq.gguf_file import part_names
@@ -41,19 +41,12 @@ def save_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
         "shapes": [array.shape for array in state.arrays],
     }
     text = json.dumps(header).encode()
-    with _disk_errors(file), NamedTemporaryFile(dir=file.parent, prefix=f".{file.name}.", delete=False) as beside:
-        try:
-            digest = hashlib.sha256()
-            for piece in _pieces(text, state):
-                digest.update(piece)
-                beside.write(piece)
-            beside.write(digest.digest())
-            beside.flush()
-            os.fsync(beside.fileno())
-            Path(beside.name).replace(file)
-        except BaseException:
-            Path(beside.name).unlink(missing_ok=True)
-            raise
+    with _disk_errors(file), replacing(file) as stream:
+        digest = hashlib.sha256()
+        for piece in _pieces(text, state):
+            digest.update(piece)
+            stream.write(piece)
+        stream.write(digest.digest())
 
 
 def load_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
@@ -160,4 +153,4 @@ def _disk_errors(file: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise EngineError(f"the prompt cache {file} can't be used: {error.strerror or error}") from error
+        raise EngineError(f"the prompt cache {file} can't be used: {reason(error)}") from error

@@ -7,11 +7,10 @@ import os
 import platform
 import re
 import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
+from localq.hardware import has_metal
 from localq.version import library_versions
 
 _LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
@@ -61,7 +60,7 @@ def describe_machine() -> Machine:
         os=platform.platform(),
         python=platform.python_version(),
         versions=library_versions(_LIBRARIES),
-        metal=_has_metal(),
+        metal=has_metal(),
         busy_cores=round(busy_cores, 2),
         busy=busy_cores > physical_cores / 2,
     )
@@ -107,11 +106,3 @@ def _text_of(file: Path) -> str:
         return file.read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
-
-
-def _has_metal() -> bool:
-    if sys.platform == "darwin" and find_spec("mlx") is not None:
-        import mlx.core as mx
-
-        return bool(mx.metal.is_available())
-    return False

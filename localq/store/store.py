@@ -14,10 +14,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localq.disk import ELSEWHERE_HINT, disk_errors
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import RECIPES, Recipe
 from localq.reference import ModelReference
-from localq.store.disk_errors import ELSEWHERE_HINT, disk_errors
 from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
 

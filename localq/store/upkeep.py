@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from localq.store.disk_errors import disk_errors
+from localq.disk import disk_errors
 from localq.store.manifest import Artifact
 from localq.store.store import Store
 

@@ -209,7 +209,7 @@ def test_what_was_measured_is_shown_where_the_page_can_not_be_written(
     def full(file: Path, text: str) -> None:
         raise LocalqError(f"can't write {file}: No space left on device")
 
-    monkeypatch.setattr("localq.measure.page.whole_file.write_whole", full)
+    monkeypatch.setattr("localq.disk.write_text", full)
     result = report("--bench", bench_file, "--no-eval", "--html", tmp_path / "page.html")
     assert_fails(result, "No space left on device")
     assert "# toy-llama: speed by form" in result.stdout

@@ -14,10 +14,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from localq.disk import disk_errors
 from localq.errors import StoreError
 from localq.recipes import parse_recipe
 from localq.reference import parse_reference
-from localq.store.disk_errors import disk_errors
 from localq.store.layout import MANIFEST_NAME
 from localq.store.store import Store, shown_name
 from tests.store.conftest import Make, fail_on_wait, manifest_of, write_files

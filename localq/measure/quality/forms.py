@@ -14,7 +14,7 @@ from localq.conversion.convert import ConversionListener
 from localq.engines.availability import has_backend
 from localq.errors import OptionError
 from localq.gguf_file import read_model_header
-from localq.json_files import read_json
+from localq.json_files import read_config
 from localq.measure.forms import Form, check_names, find_forms
 from localq.model import ready_form
 from localq.reference import parse_reference
@@ -94,9 +94,7 @@ def most_context_tokens(forms: Sequence[Form]) -> int | None:
 def _context_tokens(form: Form) -> int | None:
     if form.path.is_file():
         return gguf_limits(read_model_header(form.path)).most
-    config = read_json(form.path / "config.json")
-    inner = config.get("text_config")
-    return config_limits({**inner, **config} if isinstance(inner, dict) else config).most
+    return config_limits(read_config(form.path)).most
 
 
 def _common_origin(forms: Sequence[Form]) -> Manifest:
@@ -132,7 +130,7 @@ def _checkpoint(origin: Manifest) -> str:
 def _reference_recipe(origin: Manifest, form: Form) -> str:
     if origin.parameters < _SMALL_PARAMETERS:
         return "gguf-f32"
-    config = read_json(form.path / "config.json")
+    config = read_config(form.path)
     return f"gguf-{_PRECISIONS.get(str(config.get('torch_dtype') or config.get('dtype')), 'bf16')}"
 
 

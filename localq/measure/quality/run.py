@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from localq.disk import ELSEWHERE_HINT, disk_errors
 from localq.errors import OptionError, StoreError
 from localq.measure.forms import Form
 from localq.measure.process import WorkerProcess
@@ -23,7 +24,6 @@ from localq.measure.quality.reference_logits import row_type
 from localq.measure.quality.results import GENERATED_TOKENS, Cost
 from localq.measure.quality.windows import WindowSettings
 from localq.measure.quality.worker import POSITION_FIELDS
-from localq.store.disk_errors import ELSEWHERE_HINT, disk_errors
 from localq.tables import format_bytes
 
 if TYPE_CHECKING:

@@ -12,6 +12,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from localq.disk import disk_errors
 from localq.generation import TextRules, stream
 from localq.measure.machine import peak_memory_bytes
 from localq.measure.quality.divergence import Positions, compare_rows, joined, negative_log_likelihoods
@@ -19,7 +20,6 @@ from localq.measure.quality.reference_logits import ReferenceFile, pack_rows
 from localq.measure.serving import serve
 from localq.model import Model, open_form, open_gguf_file
 from localq.options import GenerationOptions, LoadOptions
-from localq.store.disk_errors import disk_errors
 
 if TYPE_CHECKING:
     import numpy as np

@@ -25,6 +25,7 @@ from localq.conversion.plan_memory import memory_use
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor
 from localq.conversion.survey import Plan, Recipes, Request, Survey, survey
 from localq.conversion.writing import Writers, write_forms
+from localq.disk import disk_errors
 from localq.errors import EngineError
 from localq.measure.forms import Form, form_of
 from localq.measure.shapes.random_checkpoint import random_checkpoint, write_files
@@ -33,7 +34,6 @@ from localq.memory import require_memory
 from localq.options import LoadOptions
 from localq.recipes import Recipe
 from localq.reference import ModelReference
-from localq.store.disk_errors import disk_errors
 from localq.store.layout import MANIFEST_NAME
 from localq.store.manifest import Artifact, Manifest
 from localq.store.store import Store

@@ -15,8 +15,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localq.disk import writing_errors
 from localq.errors import LocalqError
-from localq.measure.output_file import writing_errors
 from localq.measure.speed.results import BenchReport, FormResult, TestResult
 from localq.store.layout import models_folder
 

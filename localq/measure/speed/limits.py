@@ -14,13 +14,13 @@ from typing import Any
 from localq.checkpoint.safetensors_header import read_header
 from localq.checkpoint.tensors import StoredTensor
 from localq.gguf_file import GgufHeader, read_model_header
-from localq.json_files import read_json
+from localq.hardware import mlx_runs_on_gpu
+from localq.json_files import read_config
 from localq.measure.forms import Form
 from localq.memory import (
     computes_in_other_memory,
     gguf_file_kv_bytes_per_token,
     mlx_folder_memory,
-    mlx_runs_on_gpu,
 )
 from localq.options import LoadOptions
 from localq.store.manifest import read_artifact
@@ -75,9 +75,7 @@ def _gguf_weight_bytes(header: GgufHeader) -> int | None:
 
 
 def _mlx_bytes(folder: Path, options: LoadOptions, context_tokens: int) -> int | None:
-    config = read_json(folder / "config.json")
-    inner = config.get("text_config")
-    config = {**inner, **config} if isinstance(inner, dict) else config
+    config = read_config(folder)
     tensors = [tensor for file in sorted(folder.glob("model*.safetensors")) for tensor in read_header(file)]
     weight_bytes = _mlx_weight_bytes(tensors, config)
     if weight_bytes is None:

@@ -6,8 +6,8 @@ import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localq.disk import check_writable, writing_errors
 from localq.errors import OptionError
-from localq.measure.output_file import check_writable, writing_errors
 from localq.measure.plot_style import FACES, load_matplotlib, plot_style
 from localq.measure.rates import format_coarsely, format_spread
 from localq.measure.speed.results import BenchReport, BenchTest, TestResult

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from localq.conversion.pieces import WorkerPool
-from localq.engines.availability import available_cores, available_logical_cores
+from localq.hardware import available_cores, available_logical_cores
 
 
 @pytest.fixture
