@@ -183,10 +183,10 @@ def _stats(session: Session, value: str) -> None:
 
 def _tokens(session: Session, value: str) -> None:
     conversation, model = session.conversation, session.model
-    used = session.change(lambda conversation: conversation.context_tokens)
+    used = min(session.change(lambda conversation: conversation.context_tokens), model.context_length)
     line = f"{used:,} of {model.context_length:,} tokens of the context are used ({used / model.context_length:.0%})"
     left = conversation.forgotten
-    session.say(f"{line}; the {left} oldest questions are no longer in it" if left else line)
+    session.say(f"{line}; no longer in it: {left} of {len(conversation.exchanges)} questions" if left else line)
 
 
 def _read(session: Session, value: str) -> None:
