@@ -55,7 +55,7 @@ def chat(
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
+        model = load(ref, models_dir=models_dir, listener=listener, needs_chat_template=True, **load_options)
     with model:
         model.prompt_token_ids("")  # refuse a model without chat template before the first question
         say(f"{model.name}:{model.recipe_name}, context {model.context_length} tokens; /help for help, Ctrl-D to leave")

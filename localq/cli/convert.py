@@ -15,7 +15,7 @@ from localq.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
     from localq.conversion.convert import Converted
-    from localq.conversion.survey import PlannedForm
+    from localq.conversion.plan import PlannedForm
     from localq.store.manifest import Fallback
 
 
@@ -47,21 +47,17 @@ def convert(
     from localq.backends import has_backend
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion import convert as conversion
+    from localq.conversion.plan import Request
 
-    recipes = to or None  # the library knows which forms the platform and the model's family have
+    request = Request(source, to or None, models_dir, force, pre_tokenizer)
     if not to and not has_backend("mlx"):
         say("MLX does not run on this platform: making the GGUF form alone")
     if dry_run:
-        planned = conversion.plan_conversion(
-            source, recipes, models_dir=models_dir, force=force, pre_tokenizer=pre_tokenizer
-        )
-        _show_plan(planned, json)
+        _show_plan(conversion.dry_run(request), json)
         return
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
-        made = conversion.make_forms(
-            source, recipes, models_dir=models_dir, force=force, pre_tokenizer=pre_tokenizer, listener=listener
-        )
+        made = conversion.make_forms(request, listener)
     _show_converted(made, json)
 
 

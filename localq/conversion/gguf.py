@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
 from localq.conversion import ggml
-from localq.conversion.gguf_header import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufTensor, header
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
-from localq.conversion.plan_gguf import GgufPlan
+from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor, header
 
 if TYPE_CHECKING:
     import numpy as np

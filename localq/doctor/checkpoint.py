@@ -18,10 +18,10 @@ from localq.checkpoint.folder import Checkpoint, read_config, read_contents
 from localq.checkpoint.source import CheckpointPlace
 from localq.checkpoint.tensors import FLOAT_DTYPES, row_ranges
 from localq.checkpoint.weights import Weights, find_weights
-from localq.conversion.gguf_header import gguf_metadata
-from localq.conversion.plan_memory import memory_use
-from localq.conversion.survey import make_plan
+from localq.conversion.plan import memory_use, plan_recipe
+from localq.conversion.plan_gguf import gguf_metadata
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
+from localq.conversion.vocabulary import TokenizerFolder
 from localq.errors import ChatTemplateError, CheckpointError, LocalqError
 from localq.families.base import Family
 from localq.families.config import ModelConfig
@@ -127,7 +127,7 @@ def examine(place: CheckpointPlace, recipes: Sequence[Recipe], free_memory_bytes
     if found.config is not None and found.family is not None:
         found.notes += found.family.caveats(found.config)
     if found.family is not None and "gguf" in found.family.formats and found.tokenizer is not None:
-        found.notes += gguf_tokenizer_caveats(place.folder)
+        found.notes += gguf_tokenizer_caveats(TokenizerFolder(place.folder))
     if found.checkpoint is not None:
         _examine_forms(found, found.checkpoint, recipes, free_memory_bytes)
     return found
@@ -229,11 +229,11 @@ def _gguf_refusal(found: Examination, checkpoint: Checkpoint) -> LocalqError | N
     """Why no GGUF can be made, where that does not depend on the recipe; a tokenizer's refusal is a fault as well."""
     try:
         require_backend("gguf")
-        gguf_metadata(checkpoint, with_vocabulary=False)
+        gguf_metadata(checkpoint, tokenizer=None)
     except LocalqError as error:
         return error
     try:
-        gguf_metadata(checkpoint, with_vocabulary=True)
+        gguf_metadata(checkpoint, TokenizerFolder(checkpoint.folder))
     except LocalqError as error:
         if found.tokenizer is not None and found.tokenizer.vocabulary_size <= checkpoint.config.vocabulary_size:
             found.add(error)  # else the fault is known
@@ -242,7 +242,7 @@ def _gguf_refusal(found: Examination, checkpoint: Checkpoint) -> LocalqError | N
 
 
 def _form(checkpoint: Checkpoint, recipe: Recipe, free_memory_bytes: int) -> Form:
-    plan = make_plan(checkpoint, recipe)
+    plan = plan_recipe(checkpoint, recipe)
     memory = memory_use(plan, checkpoint.config)
     most = checkpoint.config.max_position_embeddings
     return Form(

@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from localq.cli.main import app
+from localq.conversion.convert import convert
 from localq.recipes import RECIPES
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -113,3 +114,14 @@ def test_the_machine_is_told_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["default_recipe"] in RECIPES
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
+
+
+def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
+    monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
+    models = tmp_path / "models"
+    assert record("--models-dir", models)["models_folder"] == str(models)
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    convert(folder, "mlx-bf16", models_dir=models)
+    assert record("local/model", "--models-dir", models)["path"] == str(folder)
+    assert doctor("local/model").exit_code == 1

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from localq.conversion.sentencepiece_tokens import adds_space_prefix, sentencepiece_table
+from localq.conversion.vocabulary import TokenizerFolder, adds_space_prefix, sentencepiece_table
 from localq.errors import CheckpointError
 from localq.text.sentencepiece_model import TokenType
 from localq.text.tokenizer_json import read_tokenizer_json
@@ -45,7 +45,7 @@ def write(folder: Path, model_file: Path, **files: dict[str, Any]) -> Path:
 
 
 def rows(folder: Path, architecture: str, ids: range, size: int = SIZE) -> list[tuple[str, float, TokenType]]:
-    table = sentencepiece_table(folder, read_tokenizer_json(folder), size, architecture)
+    table = sentencepiece_table(TokenizerFolder(folder), size, architecture)
     return [(table.texts[i].decode(), table.scores[i], table.types[i]) for i in ids]
 
 

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from localq.conversion.vocabulary import add_vocabulary, name_for_llama_cpp
+from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.errors import CheckpointError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, load_gguf_tokenizer
 from localq.text.tokenizer_json import read_tokenizer_json
@@ -99,8 +99,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str, int]] = {
 
 def gguf_of(folder: Path, architecture: str, size: int, file: Path, name: str = "x") -> GgufTokenizer:
     writer = gguf.GGUFWriter(file, architecture)
-    add_vocabulary(writer, folder, size)
-    writer.add_name(name_for_llama_cpp(name, folder))
+    add_vocabulary(writer, TokenizerFolder(folder), size)
+    writer.add_name(name_for_llama_cpp(name, TokenizerFolder(folder)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -110,7 +110,7 @@ def gguf_of(folder: Path, architecture: str, size: int, file: Path, name: str = 
 def written(folder: Path, architecture: str = "llama", size: int = 768, pre: str | None = None) -> dict[str, Any]:
     """The metadata by their names without `tokenizer.ggml.`."""
     writer = gguf.GGUFWriter(None, architecture)
-    add_vocabulary(writer, folder, size, pre)
+    add_vocabulary(writer, TokenizerFolder(folder), size, pre)
     return {key.removeprefix("tokenizer.ggml."): value.value for key, value in writer.kv_data[0].items()}
 
 
@@ -238,13 +238,13 @@ def test_name_tells_llama_cpp_whether_tokens_swallow_space(
     texts = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>"]
     tokens = [{"id": i, "content": text, "special": True, "rstrip": rstrip} for i, text in enumerate(texts)]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    assert name_for_llama_cpp(name, tmp_path) == expected
+    assert name_for_llama_cpp(name, TokenizerFolder(tmp_path)) == expected
 
 
 def test_a_name_with_which_llama_cpp_would_not_load_is_changed(tmp_path: Path) -> None:
     """It asks a Phi-3 for tokens that only its own vocabulary has."""
     folder = write_folder(tmp_path, byte_level_backend(), {})
-    assert name_for_llama_cpp("phi-3-small", folder) == "phi 3-small"
+    assert name_for_llama_cpp("phi-3-small", TokenizerFolder(folder)) == "phi 3-small"
     assert gguf_of(folder, "llama", 768, tmp_path / "vocabulary.gguf", "phi-3-small").vocabulary_size == 768
 
 
