@@ -1,4 +1,4 @@
-"""`localq convert`: make MLX and GGUF forms of a checkpoint."""
+"""`localq convert`: make MLX and GGUF artifacts of a checkpoint."""
 
 from __future__ import annotations
 
@@ -21,29 +21,42 @@ if TYPE_CHECKING:
 
 def convert(
     source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a checkpoint folder, toy-llama or toy-phi.")
+        str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a folder, toy-llama or toy-phi.")
     ],
     to: Annotated[
         list[str] | None,
         typer.Option(
             "--to",
-            metavar="RECIPE",
-            help="mlx-4bit, mlx-8bit, mlx-bf16, mlx-f32 ..., gguf-q4_k_m, gguf-q4_0, gguf-q8_0, gguf-bf16 ... "
-            "(repeatable; default: mlx-4bit and gguf-q4_k_m).",
+            metavar="FORMAT",
+            help="What to convert to (repeatable; default: mlx-4bit and gguf-q4_k_m).",
         ),
     ] = None,
     models_dir: ModelsDir = None,
     pre_tokenizer: Annotated[
         str | None,
-        typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by, for gguf forms."),
+        typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by (GGUF)."),
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make forms anew that are there already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Make existing artifacts again.")] = False,
     dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Tell sizes and places; write and download nothing.")
+        bool, typer.Option("--dry-run", help="Print sizes and paths; write and download nothing.")
     ] = False,
     json: Json = False,
 ) -> None:
-    """Convert a checkpoint; what an earlier run made is found again."""
+    """Convert a checkpoint to MLX and GGUF.
+
+    Artifacts of earlier runs are found, and not made again.
+
+    \b
+    Formats (mlx-Nbit also as mlx-Nbit-g32 and mlx-Nbit-g128):
+      mlx-2bit mlx-3bit mlx-4bit mlx-5bit mlx-6bit mlx-8bit
+      mlx-mixed-2-6 mlx-mixed-3-4 mlx-mixed-3-6 mlx-mixed-4-6
+      mlx-mxfp4 mlx-mxfp8 mlx-nvfp4 mlx-bf16 mlx-f16 mlx-f32
+      gguf-q4_0 gguf-q4_1 gguf-q5_0 gguf-q5_1 gguf-q8_0 gguf-q1_0 gguf-q2_0
+      gguf-q2_k gguf-q3_k_s gguf-q3_k_m gguf-q3_k_l gguf-q4_k_s gguf-q4_k_m
+      gguf-q5_k_s gguf-q5_k_m gguf-q6_k gguf-iq3_s gguf-iq3_m gguf-iq4_xs
+      gguf-iq4_nl gguf-tq1_0 gguf-tq2_0 gguf-mxfp4_moe
+      gguf-bf16 gguf-f16 gguf-f32
+    """
     from localq.backends import has_backend
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion import convert as conversion
@@ -51,7 +64,7 @@ def convert(
 
     request = Request(source, to or None, models_dir, force, pre_tokenizer)
     if not to and not has_backend("mlx"):
-        say("MLX does not run on this platform: making the GGUF form alone")
+        say("MLX is not installed on this platform: making only GGUF")
     if dry_run:
         _show_plan(conversion.dry_run(request), json)
         return
@@ -75,9 +88,9 @@ def _show_converted(made: list[Converted], json: bool) -> None:
         ]
         for item in made
     ]
-    emit(format_table(["form", "size", "bits/weight", "made in", "path"], rows, ends_with_text=True))
+    emit(format_table(["artifact", "size", "bits/weight", "made in", "path"], rows, ends_with_text=True))
     for item in made:
-        _tell_fallbacks(item.artifact.name, item.artifact.manifest.fallbacks)
+        _say_fallbacks(item.artifact.name, item.artifact.manifest.fallbacks)
 
 
 def _record(converted: Converted) -> dict[str, Any]:
@@ -109,13 +122,13 @@ def _show_plan(planned: list[PlannedForm], json: bool) -> None:
         ]
         for form in planned
     ]
-    emit(format_table(["form", "weights", "bits/weight", "state", "path"], rows, ends_with_text=True))
+    emit(format_table(["artifact", "weights", "bits/weight", "state", "path"], rows, ends_with_text=True))
     for form in planned:
-        _tell_fallbacks(f"{form.model}:{form.recipe.name}", form.fallbacks)
+        _say_fallbacks(f"{form.model}:{form.recipe.name}", form.fallbacks)
 
 
 def _planned_record(form: PlannedForm) -> dict[str, Any]:
-    """The keys of `_record`. `bytes` are those of the weights: what comes beside them is known when it is written."""
+    """The keys of `_record`. `bytes` counts only the weights: the other files are not written yet."""
     return {
         "model": form.model,
         "recipe": form.recipe.name,
@@ -129,6 +142,6 @@ def _planned_record(form: PlannedForm) -> dict[str, Any]:
     }
 
 
-def _tell_fallbacks(name: str, fallbacks: Sequence[Fallback]) -> None:
+def _say_fallbacks(name: str, fallbacks: Sequence[Fallback]) -> None:
     if fallbacks:
         say(f"note: {name}: {describe_fallbacks(fallbacks)}")

@@ -119,7 +119,7 @@ def test_of_very_many_faulty_tensors_the_rest_is_counted(llama: Path) -> None:
     change_json(llama / "config.json", hidden_size=512)
     faults = examined(llama).faults
     assert len(faults) == 21
-    assert faults[20].message == "and 1 more tensors that are missing, misshapen or without a place"
+    assert faults[20].message == "and 1 more tensors that are missing, unknown or of a wrong shape"
 
 
 @pytest.mark.parametrize(
