@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -16,7 +15,6 @@ from localq.tables import format_bytes, format_table
 if TYPE_CHECKING:
     from localq.conversion.convert import Converted
     from localq.conversion.plan import PlannedForm
-    from localq.store.manifest import Fallback
 
 
 def convert(
@@ -66,82 +64,60 @@ def convert(
     if not to and not has_backend("mlx"):
         say("MLX is not installed on this platform: making only GGUF")
     if dry_run:
-        _show_plan(conversion.dry_run(request), json)
+        _show([_Row.planned(form) for form in conversion.dry_run(request)], ("weights", "state"), json)
         return
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)
         made = conversion.make_forms(request, listener)
-    _show_converted(made, json)
+    _show([_Row.made(converted) for converted in made], ("size", "made in"), json)
 
 
-def _show_converted(made: list[Converted], json: bool) -> None:
+@dataclass(frozen=True, slots=True)
+class _Row:
+    """What is printed of one artifact."""
+
+    form: PlannedForm
+    nbytes: int
+    seconds: float | None
+    state: str
+
+    @classmethod
+    def planned(cls, form: PlannedForm) -> _Row:
+        """Only the bytes of the weights: the other files are not written yet."""
+        seconds, state = (0, "there already") if form.reused else (None, "to be made")
+        return cls(form, form.weight_bytes, seconds, state)
+
+    @classmethod
+    def made(cls, converted: Converted) -> _Row:
+        """With the bytes of all files."""
+        state = "there already" if converted.reused else f"{converted.seconds:.1f} s"
+        return cls(converted.form, converted.artifact.manifest.bytes, round(converted.seconds, 3), state)
+
+    def record(self) -> dict[str, Any]:
+        """For `--json`."""
+        return {
+            "model": self.form.model,
+            "recipe": self.form.recipe.name,
+            "path": str(self.form.path),
+            "bytes": self.nbytes,
+            "parameters": self.form.parameters,
+            "bits_per_weight": self.form.bits_per_weight,
+            "seconds": self.seconds,
+            "reused": self.form.reused,
+            "fallbacks": [asdict(fallback) for fallback in self.form.fallbacks],
+        }
+
+
+def _show(rows: list[_Row], titles: tuple[str, str], json: bool) -> None:
+    """Print a table, in which `titles` name the columns of bytes and state, or JSON."""
     if json:
-        emit_json([_record(converted) for converted in made])
+        emit_json([row.record() for row in rows])
         return
-    rows = [
-        [
-            item.artifact.name,
-            format_bytes(item.artifact.manifest.bytes),
-            f"{item.artifact.manifest.bits_per_weight:.2f}",
-            "there already" if item.reused else f"{item.seconds:.1f} s",
-            str(item.artifact.path),
-        ]
-        for item in made
+    cells = [
+        [row.form.name, format_bytes(row.nbytes), f"{row.form.bits_per_weight:.2f}", row.state, str(row.form.path)]
+        for row in rows
     ]
-    emit(format_table(["artifact", "size", "bits/weight", "made in", "path"], rows, ends_with_text=True))
-    for item in made:
-        _say_fallbacks(item.artifact.name, item.artifact.manifest.fallbacks)
-
-
-def _record(converted: Converted) -> dict[str, Any]:
-    manifest = converted.artifact.manifest
-    return {
-        "model": manifest.model,
-        "recipe": manifest.recipe,
-        "path": str(converted.artifact.path),
-        "bytes": manifest.bytes,
-        "parameters": manifest.parameters,
-        "bits_per_weight": manifest.bits_per_weight,
-        "seconds": round(converted.seconds, 3),
-        "reused": converted.reused,
-        "fallbacks": [asdict(fallback) for fallback in manifest.fallbacks],
-    }
-
-
-def _show_plan(planned: list[PlannedForm], json: bool) -> None:
-    if json:
-        emit_json([_planned_record(form) for form in planned])
-        return
-    rows = [
-        [
-            f"{form.model}:{form.recipe.name}",
-            format_bytes(form.weight_bytes),
-            f"{form.bits_per_weight:.2f}",
-            "there already" if form.reused else "to be made",
-            str(form.path),
-        ]
-        for form in planned
-    ]
-    emit(format_table(["artifact", "weights", "bits/weight", "state", "path"], rows, ends_with_text=True))
-    for form in planned:
-        _say_fallbacks(f"{form.model}:{form.recipe.name}", form.fallbacks)
-
-
-def _planned_record(form: PlannedForm) -> dict[str, Any]:
-    """The keys of `_record`. `bytes` counts only the weights: the other files are not written yet."""
-    return {
-        "model": form.model,
-        "recipe": form.recipe.name,
-        "path": str(form.path),
-        "bytes": form.weight_bytes,
-        "parameters": form.parameters,
-        "bits_per_weight": form.bits_per_weight,
-        "seconds": 0 if form.reused else None,
-        "reused": form.reused,
-        "fallbacks": [asdict(fallback) for fallback in form.fallbacks],
-    }
-
-
-def _say_fallbacks(name: str, fallbacks: Sequence[Fallback]) -> None:
-    if fallbacks:
-        say(f"note: {name}: {describe_fallbacks(fallbacks)}")
+    emit(format_table(["artifact", titles[0], "bits/weight", titles[1], "path"], cells, ends_with_text=True))
+    for row in rows:
+        if row.form.fallbacks:
+            say(f"note: {row.form.name}: {describe_fallbacks(row.form.fallbacks)}")

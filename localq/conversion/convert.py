@@ -51,6 +51,11 @@ class Converted:
     """Of the whole pass that made it; 0 where the artifact existed."""
     reused: bool
 
+    @property
+    def form(self) -> PlannedForm:
+        """What a dry run says of it."""
+        return PlannedForm.of(self.artifact, self.reused)
+
 
 def convert(
     source: Source,

@@ -74,7 +74,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class PlannedForm:
-    """What a conversion would write, or finds (`--dry-run`)."""
+    """What a conversion writes, or finds."""
 
     model: str
     recipe: Recipe
@@ -92,6 +92,18 @@ class PlannedForm:
     def bits_per_weight(self) -> float:
         """8 x weight bytes / parameters."""
         return 8 * self.weight_bytes / self.parameters
+
+    @property
+    def name(self) -> str:
+        """As `Artifact.name`."""
+        return f"{self.model}:{self.recipe.name}"
+
+    @classmethod
+    def of(cls, artifact: Artifact, reused: bool) -> PlannedForm:
+        """The same of an artifact that exists."""
+        manifest = artifact.manifest
+        sizes = manifest.weight_bytes, manifest.parameters
+        return cls(manifest.model, artifact.recipe, artifact.path, *sizes, reused, manifest.fallbacks)
 
 
 @dataclass(frozen=True)
@@ -142,10 +154,7 @@ class ConversionPlan:
     def planned(self, recipe: Recipe) -> PlannedForm:
         """What will become of one recipe."""
         if recipe.name in self.there:
-            artifact = self.there[recipe.name]
-            manifest = artifact.manifest
-            sizes = manifest.weight_bytes, manifest.parameters
-            return PlannedForm(manifest.model, recipe, artifact.path, *sizes, True, manifest.fallbacks)
+            return PlannedForm.of(self.there[recipe.name], reused=True)
         folder = self.store.place(self.reference, recipe)
         plan = self.plans[recipe.name]
         sizes = plan.weight_bytes, self.checkpoint.parameters
