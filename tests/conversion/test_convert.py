@@ -71,7 +71,7 @@ def test_a_form_that_another_process_made_meanwhile_is_taken(models: Path, monke
     assert not forced.reused
 
 
-def test_a_plan_tells_what_convert_then_makes_and_writes_nothing(models: Path) -> None:
+def test_a_dry_run_predicts_what_convert_makes_and_writes_nothing(models: Path) -> None:
     planned = dry_run(Request("toy-phi", FORMS, models_dir=models))
     assert not models.exists()
     made = convert("toy-phi", FORMS, models_dir=models)
@@ -94,7 +94,7 @@ def expected_versions() -> dict[str, str]:
     return {"localq": localq.__version__, **{name: version(name) for name in libraries}}
 
 
-def test_a_changed_checkpoint_is_planned_anew(tmp_path: Path, models: Path) -> None:
+def test_a_changed_checkpoint_is_planned_again(tmp_path: Path, models: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     convert(folder, ["gguf-q8_0"], models_dir=models)
     os.utime(folder / "config.json", (1, 1))
@@ -102,7 +102,7 @@ def test_a_changed_checkpoint_is_planned_anew(tmp_path: Path, models: Path) -> N
     assert not planned.reused
 
 
-def test_a_plan_asks_for_the_backend_as_a_conversion_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_dry_run_needs_the_backend_as_a_conversion_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("localq.backends.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError):
         dry_run(Request("toy-phi", ["mlx-4bit"], models_dir=models))
@@ -181,7 +181,7 @@ def test_a_file_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
         hashed_copy(source, tmp_path / "copy")
 
 
-def test_a_temporary_folder_without_room_is_told_with_what_helps(
+def test_a_temporary_folder_without_room_is_named_with_what_helps(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))

@@ -151,7 +151,7 @@ def test_planned_size_is_the_size_that_is_written(tmp_path: Path) -> None:
         assert planned.bits_per_weight == manifest.bits_per_weight
 
 
-def test_tokenizer_without_its_sentencepiece_model_still_splits_alike(tmp_path: Path) -> None:
+def test_tokenizer_without_its_sentencepiece_model_splits_in_the_same_way(tmp_path: Path) -> None:
     """Fine-tunes are often saved with tokenizer.json alone; llama.cpp must split text as `tokenizers` does."""
     from localq.text.gguf_tokenizer import load_gguf_tokenizer
     from localq.text.tokenizer import load_tokenizer
@@ -175,7 +175,7 @@ def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
         assert all(start % multiple == 0 for start, _ in ranges)
 
 
-def test_weights_that_are_changed_are_converted_anew(tmp_path: Path) -> None:
+def test_changed_weights_are_converted_again(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     request = Request(folder, ["gguf-q8_0"], tmp_path / "models")
     first, again = (make_forms(request)[0] for _ in range(2))
@@ -193,8 +193,8 @@ def _tensors(name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
-def test_llama_cpp_itself_splits_a_chat_as_localq_does(toy: str, tmp_path: Path) -> None:
-    """Phi-3 swallows white space behind its special tokens; llama.cpp knows that by the name of the model alone."""
+def test_llama_cpp_splits_a_chat_as_localq_does(toy: str, tmp_path: Path) -> None:
+    """Phi-3 removes white space after its special tokens; llama.cpp knows that only from the name of the model."""
     from localq.text.chat_template import load_chat_template
     from localq.text.gguf_tokenizer import load_gguf_tokenizer
     from localq.text.tokenizer import load_tokenizer

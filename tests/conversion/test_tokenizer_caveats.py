@@ -1,4 +1,4 @@
-"""What is told of tokenizers that a GGUF file can't hold whole."""
+"""The sentences on tokenizers that a GGUF file can't hold completely."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_usual_tokenizers_have_none(name: str, tmp_path: Path) -> None:
     assert caveats(write_checkpoint(tmp_path / "model", name)) == ()
 
 
-def test_metaspace_is_told_as_transformers_5_writes_it(tmp_path: Path) -> None:
+def test_metaspace_is_described_as_transformers_5_writes_it(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-2")
     change(folder, "tokenizer.json", normalizer=None, pre_tokenizer=METASPACE)
     (caveat,) = caveats(folder)
@@ -40,7 +40,7 @@ def test_metaspace_is_told_as_transformers_5_writes_it(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("name", "trait"), [("llama-3", "rstrip"), ("llama-3", "lstrip"), ("phi-3.5", "single_word")])
-def test_traits_of_added_tokens_are_told_by_name(tmp_path: Path, name: str, trait: str) -> None:
+def test_traits_of_added_tokens_are_listed_by_name(tmp_path: Path, name: str, trait: str) -> None:
     folder = write_checkpoint(tmp_path / "model", name)
     added = json.loads((folder / "tokenizer.json").read_text())["added_tokens"]
     added[-1][trait] = True
@@ -49,7 +49,7 @@ def test_traits_of_added_tokens_are_told_by_name(tmp_path: Path, name: str, trai
     assert added[-1]["content"] in caveat and trait in caveat
 
 
-def test_convert_tells_them_for_gguf_alone(tmp_path: Path) -> None:
+def test_convert_gives_them_only_for_gguf(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-2")
     change(folder, "tokenizer.json", normalizer=None, pre_tokenizer=METASPACE)
     told: list[str] = []

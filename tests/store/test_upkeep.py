@@ -86,7 +86,7 @@ def test_a_file_that_changed_is_named(tmp_path: Path, act: str) -> None:
     assert changed_files(artifact, lambda done, total: None) == [artifact.path.name]
 
 
-def test_verify_tells_by_its_status(tmp_path: Path) -> None:
+def test_verify_sets_its_exit_status(tmp_path: Path) -> None:
     (artifact,) = convert("toy-llama", ["gguf-q4_0"], models_dir=tmp_path)
     command = [sys.executable, "-m", "localq", "verify", "--models-dir", str(tmp_path)]
     sound = subprocess.run(command, capture_output=True, text=True, check=False)
