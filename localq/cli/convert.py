@@ -17,27 +17,25 @@ if TYPE_CHECKING:
     from localq.conversion.plan import PlannedForm
 
 
+_Source = Annotated[str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a folder, toy-llama or toy-phi.")]
+_To = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="FORMAT", help="What to convert to (repeatable; default: mlx-4bit and gguf-q4_k_m)."),
+]
+_PreTokenizer = Annotated[
+    str | None, typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by (GGUF).")
+]
+_Force = Annotated[bool, typer.Option("--force", help="Make existing artifacts again.")]
+_DryRun = Annotated[bool, typer.Option("--dry-run", help="Print sizes and paths; write and download nothing.")]
+
+
 def convert(
-    source: Annotated[
-        str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a folder, toy-llama or toy-phi.")
-    ],
-    to: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--to",
-            metavar="FORMAT",
-            help="What to convert to (repeatable; default: mlx-4bit and gguf-q4_k_m).",
-        ),
-    ] = None,
+    source: _Source,
+    to: _To = None,
     models_dir: ModelsDir = None,
-    pre_tokenizer: Annotated[
-        str | None,
-        typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by (GGUF)."),
-    ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Make existing artifacts again.")] = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Print sizes and paths; write and download nothing.")
-    ] = False,
+    pre_tokenizer: _PreTokenizer = None,
+    force: _Force = False,
+    dry_run: _DryRun = False,
     json: Json = False,
 ) -> None:
     """Convert a checkpoint to MLX and GGUF.
