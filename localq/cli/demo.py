@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from localq.cli import arguments as flags
-from localq.cli.output import emit, format_rate, say
+from localq.cli.output import emit, say
 from localq.reference import BUILT_IN_NAMES
-from localq.tables import format_bytes, format_table
+from localq.tables import format_bytes, format_rate, format_table
 
 if TYPE_CHECKING:
     from localq.model import Model

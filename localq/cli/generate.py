@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli import arguments as flags
-from localq.cli.output import emit, emit_json, format_rate, say
+from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, GenerationOptions
+from localq.tables import format_rate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -160,7 +161,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def _record(model: Model, completion: Completion) -> dict[str, Any]:
-    from localq.measure.machine import peak_memory_bytes
+    from localq.hardware import peak_memory_bytes
 
     statistics = completion.statistics
     record = {

@@ -41,10 +41,3 @@ def say(text: str) -> None:
 def stderr_is_terminal() -> bool:
     """Whether progress bars make sense."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-
-
-def format_rate(value: float | None) -> str:
-    """Tokens per second to three significant digits; a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
