@@ -1,4 +1,4 @@
-"""The command `localq`. Each verb parses, makes one call and prints; errors are shown here and nowhere else."""
+"""The verbs of `localq`. Each one parses, makes one call and prints; errors are shown here and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from localq.cli import bench, chat, convert, demo, doctor, eval, generate, ls, prune, pull, report, rm, show, verify
 from localq.cli.output import emit, say, write_no_more
@@ -19,17 +21,47 @@ from localq.version import __version__
 
 app = typer.Typer(
     name="localq",
-    help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, measure which runs better here.",
+    help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, and measure which runs better here.",
     epilog=(
-        "A model is org/name, org/name@revision, a folder, a .gguf file, toy-llama or toy-phi; "
-        "a form of it is named behind a colon: toy-phi:gguf-q8_0."
+        "REF is a model: org/name, org/name@revision, a folder, a .gguf file, toy-llama or toy-phi. "
+        "A format is named behind a colon: toy-phi:gguf-q8_0."
+        "\n\n"
+        "Converted models are kept in the folder that --models-dir or the environment variable LOCALQ_MODELS names. "
+        "Without them it is models/ in a checkout of localq, and the user's cache folder elsewhere."
     ),
     no_args_is_help=True,
-    # Rich help alone costs 200 ms; tracebacks are shown by LOCALQ_DEBUG=1 only.
+    # Rich's help costs 200 ms more; tracebacks are shown with LOCALQ_DEBUG=1 only.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+class _Verb(TyperCommand):
+    """A verb whose help writes its arguments as manuals do: `REF`, `REF...`, `[PROMPT]`, `[REF...]`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the verb's name in the line of usage."""
+        return ["[OPTIONS]", *(name for name, _ in self._arguments())]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of arguments and options."""
+        options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
+        records = [record for option in options if (record := option.get_help_record(ctx))]
+        for title, rows in (("Arguments", self._arguments()), ("Options", records)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _arguments(self) -> list[tuple[str, str]]:
+        """Name and help of each argument."""
+        rows = []
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'' if parameter.nargs == 1 else '...'}"
+                rows.append((name if parameter.required else f"[{name}]", getattr(parameter, "help", "")))
+        return rows
+
 
 _COMMANDS = (
     pull.pull,
@@ -55,7 +87,8 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _ctrl_c_raises():
+                command(*args, **kwargs)
         except KeyboardInterrupt:
             say("")
             raise typer.Exit(130) from None
@@ -76,6 +109,18 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise typer.Exit(1) from error
 
     return run
+
+
+@contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, so that a verb can clean up."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell's `&` leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show(error: BaseException, message: str, hint: str) -> None:
@@ -102,7 +147,7 @@ def _root(
 
 
 for _command in _COMMANDS:
-    app.command()(_shows_errors(_command))
+    app.command(cls=_Verb)(_shows_errors(_command))
 
 
 def _end(number: int, _frame: object) -> None:
@@ -110,10 +155,10 @@ def _end(number: int, _frame: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command `localq`; None takes the command line's arguments."""
+    """Run one verb; None takes the command line's arguments."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
         # As an exception, it passes through all that ends workers and removes what is half made. Under `nohup`, SIGHUP
         # is ignored and stays so.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
-    app(arguments)
+    app(arguments, prog_name="localq")
