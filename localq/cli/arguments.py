@@ -1,4 +1,4 @@
-"""Flags that several verbs share, described once."""
+"""Arguments and flags that several verbs share, described once."""
 
 from __future__ import annotations
 
@@ -10,54 +10,67 @@ from typing import Annotated, Any
 import typer
 
 from localq.errors import OptionError
-from localq.options import GenerationOptions, LoadOptions
+from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
 
 Reference = Annotated[
-    str, typer.Argument(metavar="REF", help="org/name[@revision], a folder, a .gguf file or a toy; then :RECIPE.")
+    str,
+    typer.Argument(metavar="REF", help="org/name[@revision], a folder, a .gguf file or a toy; :FORMAT may follow it."),
 ]
 ModelsDir = Annotated[
     Path | None,
-    typer.Option("--models-dir", metavar="DIR", help="Where artifacts live (default: LOCALQ_MODELS, or models/)."),
+    typer.Option("--models-dir", metavar="DIR", help="Folder of converted models (default: see `localq --help`)."),
 ]
-Json = Annotated[bool, typer.Option("--json", help="Write JSON to stdout.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 ContextLength = Annotated[
     int | None,
-    typer.Option("-c", "--context-length", metavar="N", help="Tokens of prompt and reply (default: 8192 or less)."),
+    typer.Option(
+        *("-c", "--context-length"),
+        metavar="N",
+        help=f"Most tokens of prompt and reply (default: {DEFAULT_CONTEXT_LENGTH_TOKENS}, or the model's limit).",
+    ),
 ]
 Threads = Annotated[
-    int | None, typer.Option("--threads", metavar="N", help="CPU threads for llama.cpp (default: its cores).")
+    int | None, typer.Option("--threads", metavar="N", help="CPU threads, for GGUF (default: one per physical core).")
 ]
 KvCacheType = Annotated[
     str | None,
-    typer.Option("--kv-cache-type", metavar="TYPE", help="Keep the context smaller: q8_0 or q4_0 (default: in full)."),
+    typer.Option("--kv-cache-type", metavar="TYPE", help="Quantize the context in memory: q8_0 or q4_0."),
 ]
 FlashAttention = Annotated[
-    bool | None, typer.Option("--flash-attention/--no-flash-attention", help="For llama.cpp (default: its choice).")
+    bool | None, typer.Option("--flash-attention/--no-flash-attention", help="For GGUF (default: llama.cpp decides).")
 ]
-BatchTokens = Annotated[int, typer.Option("--batch-tokens", metavar="N", help="Prompt tokens in one pass.")]
+BatchTokens = Annotated[int, typer.Option("--batch-tokens", metavar="N", help="Prompt tokens computed in one pass.")]
 PromptCache = Annotated[
     Path | None,
-    typer.Option("--prompt-cache", metavar="FILE", help="Keep what is computed of the prompt, for the next run."),
+    typer.Option("--prompt-cache", metavar="FILE", help="Save the computed prompt here, and reuse it in the next run."),
 ]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
-MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to generate.")]
-Temperature = Annotated[float, typer.Option("--temp", "--temperature", metavar="T", help="0 is greedy.")]
-TopP = Annotated[float, typer.Option("--top-p", metavar="P", help="Keep the likeliest tokens up to this share.")]
-TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K likeliest tokens; 0 keeps all.")]
-MinP = Annotated[float, typer.Option("--min-p", metavar="P", help="Drop tokens below this share of the likeliest.")]
-RepeatPenalty = Annotated[float, typer.Option("--repeat-penalty", metavar="X", help="Divide logits of recent tokens.")]
+MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Generate at most N tokens.")]
+Temperature = Annotated[
+    float, typer.Option("--temp", "--temperature", metavar="T", help="How random; 0 takes the most likely token.")
+]
+TopP = Annotated[
+    float, typer.Option("--top-p", metavar="P", help="Keep the most likely tokens that reach probability P together.")
+]
+TopK = Annotated[int, typer.Option("--top-k", metavar="K", help="Keep the K most likely tokens; 0 keeps all.")]
+MinP = Annotated[float, typer.Option("--min-p", metavar="P", help="Drop tokens below P times the most likely one.")]
+RepeatPenalty = Annotated[
+    float, typer.Option("--repeat-penalty", metavar="X", help="Divide the logits of recent tokens by X.")
+]
 PresencePenalty = Annotated[
-    float, typer.Option("--presence-penalty", metavar="X", help="Subtract from logits of recent tokens.")
+    float, typer.Option("--presence-penalty", metavar="X", help="Subtract X from the logits of recent tokens.")
 ]
 FrequencyPenalty = Annotated[
-    float, typer.Option("--frequency-penalty", metavar="X", help="The same, for each time that they occur.")
+    float, typer.Option("--frequency-penalty", metavar="X", help="Subtract X for each time that they occur.")
 ]
 LogitBias = Annotated[
     list[str] | None,
-    typer.Option("--logit-bias", metavar="ID=X", help="Add to the logit of a token; -inf bans it (repeatable)."),
+    typer.Option("--logit-bias", metavar="ID=X", help="Add X to the logit of token ID; -inf bans it (repeatable)."),
 ]
-Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Repeat a sampled run exactly.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the reply here (repeatable).")]
+Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Get the same reply in each run.")]
+Stop = Annotated[
+    list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the reply before this text (repeatable).")
+]
 
 
 def generation_options(given: Mapping[str, Any]) -> GenerationOptions:

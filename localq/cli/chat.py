@@ -84,7 +84,7 @@ class Conversation:
                 say("\n(Ctrl-D or /exit leaves)")
 
     def _turn(self) -> bool:
-        """One line and what it asks for; False when the conversation is over."""
+        """Read a line and do what it says; False when the conversation is over."""
         try:
             line = input(_PROMPT) if sys.stdin.isatty() else _next_line()
         except EOFError:

@@ -24,18 +24,19 @@ if TYPE_CHECKING:
 _DEFAULTS = GenerationOptions()
 _Files = Annotated[
     list[Path] | None,
-    typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
+    typer.Option("-f", "--file", metavar="FILE", help="Put this file before the prompt (repeatable)."),
 ]
 _Logprobs = Annotated[
-    int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
+    int | None,
+    typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
 ]
 
 
 def generate(
     ref: flags.Reference,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Piped input goes before it.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Piped text and files go before it.")] = None,
     files: _Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
     temperature: flags.Temperature = _DEFAULTS.temperature,
@@ -55,11 +56,14 @@ def generate(
     flash_attention: flags.FlashAttention = None,
     batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
     prompt_cache: flags.PromptCache = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and rates on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens and rates on stderr.")] = False,
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
 ) -> None:
-    """Answer one prompt; a form that was not made yet is made first."""
+    """Answer one prompt.
+
+    A model that is not converted yet is converted first.
+    """
     options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     _require_json(json, logprobs)
     messages = _messages(_prompt_text(prompt, files or [], raw), system, raw)

@@ -19,16 +19,20 @@ from localq.cli.output import emit, say, write_no_more
 from localq.errors import LocalqError
 from localq.version import __version__
 
+_EPILOG = """\b
+REF is org/name, org/name@revision, a folder, a .gguf file, toy-llama or
+toy-phi. A format follows a colon: toy-phi:gguf-q8_0.
+
+\b
+Converted models are kept in the folder that --models-dir or the environment
+variable LOCALQ_MODELS names; otherwise in models/ of a checkout of localq,
+or in your cache folder where localq is installed without a checkout.
+"""  # \b keeps these lines as they are: names would be cut at their hyphens
+
 app = typer.Typer(
     name="localq",
     help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, and measure which runs better here.",
-    epilog=(
-        "REF is a model: org/name, org/name@revision, a folder, a .gguf file, toy-llama or toy-phi. "
-        "A format is named behind a colon: toy-phi:gguf-q8_0."
-        "\n\n"
-        "Converted models are kept in the folder that --models-dir or the environment variable LOCALQ_MODELS names. "
-        "Without them it is models/ in a checkout of localq, and the user's cache folder elsewhere."
-    ),
+    epilog=_EPILOG,
     no_args_is_help=True,
     # Rich's help costs 200 ms more; tracebacks are shown with LOCALQ_DEBUG=1 only.
     rich_markup_mode=None,
