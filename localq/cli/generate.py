@@ -60,10 +60,7 @@ def generate(
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
 ) -> None:
-    """Answer one prompt.
-
-    A model that is not converted yet is converted first.
-    """
+    """Answer one prompt; convert the model first if needed."""
     options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     _require_json(json, logprobs)
     messages = _messages(_prompt_text(prompt, files or [], raw), system, raw)
