@@ -6,7 +6,7 @@ The same for every engine. Knows no files, no chat template and no model referen
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -22,8 +22,9 @@ if TYPE_CHECKING:
     from localq.options import GenerationOptions
     from localq.text.tokenizer import Tokenizer
 
-FinishReason = Literal["stop", "length"]
-"""`stop`: an end token or a stop string; `length`: max_tokens, or the context is full."""
+FinishReason = Literal["stop", "length", "interrupted"]
+"""`stop`: an end token or a stop string; `length`: max_tokens, or the context is full; `interrupted`: the reader ended
+it (`ReplyStream.stop`)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,8 @@ class TextRules:
     """Ids that end the reply and are not part of its text."""
     strip_leading_space: bool = False
     """Drop one space at the very beginning; see `Tokenizer.strips_leading_space`."""
+    begun: tuple[int, ...] = ()
+    """Ids at the end of the prompt that begin the reply, whose text is known already: only what follows is released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,8 +116,11 @@ def stream(
     prompt: Sequence[int],
     options: GenerationOptions,
     on_progress: PrefillProgress | None = None,
+    is_stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Chunk, None, None]:
     """Generate a reply piece by piece; nothing is computed before the first piece is asked for.
+
+    `is_stopped` is called after every token; where it is true, the reply ends as `interrupted`.
 
     Closing the generator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
     prompt that fills the context, EngineError for an empty one and for failures of the engine, OptionError for a
@@ -125,6 +131,7 @@ def stream(
     cached = engine.prefill(prompt, on_progress)
     meter.prompt_is_computed()
     text = TextStream(rules.tokenizer, options.stop, rules.strip_leading_space)
+    text.begin_with(rules.begun)
     finish_reason: FinishReason = "length"
     with closing(engine.generate(options)) as ids:
         for token in meter.timed(ids):
@@ -133,6 +140,9 @@ def stream(
             yield Chunk("" if is_end else text.push(token), (token,), logprobs=logprobs)
             if is_end or text.stopped:
                 finish_reason = "stop"
+                break
+            if is_stopped():
+                finish_reason = "interrupted"
                 break
     rest = text.finish()
     # What was held back may turn out to be a stop string when half a character before it is given up.

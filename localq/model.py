@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
@@ -120,11 +120,17 @@ class Model:
         Closing the stream, or leaving its `with` block, stops the engine and leaves the model usable.
         """
         generation_options = _generation_options(options)
-        ids = self.prompt_token_ids(prompt, raw=raw)
+        return self.stream_ids(self.prompt_token_ids(prompt, raw=raw), generation_options, raw=raw)
 
-        def start(require_wanted: StopCheck) -> Generator[Chunk, None, None]:
-            rules = self._rules(raw)
-            return stream(self.engine, rules, ids, generation_options, lambda done, total: require_wanted())
+    def stream_ids(
+        self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
+    ) -> ReplyStream:
+        """As `stream`, from token ids; `begun` are those of a reply that is to be continued, behind the prompt."""
+        rules = replace(self._rules(raw), begun=tuple(begun))
+        whole = [*ids, *begun]
+
+        def start(require_wanted: StopCheck, is_stopped: Callable[[], bool]) -> Generator[Chunk, None, None]:
+            return stream(self.engine, rules, whole, options, lambda done, total: require_wanted(), is_stopped)
 
         return ReplyStream(self._turns, start)
 

@@ -21,6 +21,10 @@ StopCheck = Callable[[], None]
 """Raises when the reply is no longer wanted; to be called now and then before the first piece."""
 
 
+ReplyStart = Callable[[StopCheck, Callable[[], bool]], Generator["Chunk", None, None]]
+"""Begins a reply; the second argument tells whether it is to end at the next token, as one that was interrupted."""
+
+
 class Turns:
     """Whose turn it is."""
 
@@ -57,11 +61,11 @@ class _NoLongerWanted(Exception):
     """Raised into a reply that was closed while its prompt was computed."""
 
 
-def _stop_check(over: threading.Event) -> StopCheck:
+def _stop_check(*ends: threading.Event) -> StopCheck:
     """Not a method of the reply: the running reply would keep itself alive by it when everyone else has dropped it."""
 
     def check() -> None:
-        if over.is_set():
+        if any(end.is_set() for end in ends):
             raise _NoLongerWanted
 
     return check
@@ -70,7 +74,7 @@ def _stop_check(over: threading.Event) -> StopCheck:
 class ReplyStream(Iterator["Chunk"]):
     """The pieces of a reply. Its turn begins with the first piece and ends with the last one, or with `close`."""
 
-    def __init__(self, turns: Turns, start: Callable[[StopCheck], Generator[Chunk, None, None]]) -> None:
+    def __init__(self, turns: Turns, start: ReplyStart) -> None:
         self._turns = turns
         self._start = start
         self._chunks: Generator[Chunk, None, None] | None = None
@@ -79,6 +83,7 @@ class ReplyStream(Iterator["Chunk"]):
         self._has_turn = False
         self._over = threading.Event()
         self._require_wanted = _stop_check(self._over)
+        self._stopped = threading.Event()
         self._was_cut_off = False
         self.reader: threading.Thread | None = None
         """The thread that read last. Not its number, which a later thread may get."""
@@ -107,7 +112,7 @@ class ReplyStream(Iterator["Chunk"]):
                 self._turns.begin(self)
                 self._has_turn = True
                 self._require_wanted()
-                self._chunks = self._start(self._require_wanted)
+                self._chunks = self._start(_stop_check(self._over, self._stopped), self._stopped.is_set)
             assert self._chunks is not None
             return next(self._chunks)
         except _NoLongerWanted:
@@ -115,6 +120,10 @@ class ReplyStream(Iterator["Chunk"]):
         except BaseException:
             self._over.set()
             raise
+
+    def stop(self) -> None:
+        """End the reply at its next token: the last chunk comes, with the statistics. In the prompt, as `close`."""
+        self._stopped.set()
 
     def close(self) -> None:
         """Stop the engine and give up the turn. Calling it twice is harmless.

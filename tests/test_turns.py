@@ -27,7 +27,7 @@ class Replies:
         self.reached = threading.Event()
 
     def new(self, name: str = "reply") -> ReplyStream:
-        return ReplyStream(self.turns, lambda check: self._numbers(name, check))
+        return ReplyStream(self.turns, lambda check, is_stopped: self._numbers(name, check))
 
     def _numbers(self, name: str, check: Callable[[], None]) -> Generator[Any, None, None]:
         self.running += 1
@@ -106,7 +106,7 @@ def test_an_error_of_the_reader_gives_the_turn_up(replies: Replies) -> None:
 
 
 def test_an_error_of_the_reply_gives_the_turn_up_and_comes_through(replies: Replies) -> None:
-    def failing(check: Callable[[], None]) -> Iterator[Any]:
+    def failing(check: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[Any]:
         yield 1
         raise EngineError("no memory")
 
@@ -119,7 +119,7 @@ def test_an_error_of_the_reply_gives_the_turn_up_and_comes_through(replies: Repl
 
 
 def test_ctrl_c_while_a_token_is_computed_gives_the_turn_up(replies: Replies) -> None:
-    def interrupted(check: Callable[[], None]) -> Iterator[Any]:
+    def interrupted(check: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[Any]:
         yield 1
         raise KeyboardInterrupt
 

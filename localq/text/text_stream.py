@@ -32,20 +32,31 @@ class TextStream:
         self._automaton = _StopAutomaton(stop)
         self._state = 0
         self._held = ""
+        self._shown = 0
         self.stopped = False
         """Whether a stop string is complete; nothing more comes after it."""
 
+    def begin_with(self, token_ids: Sequence[int]) -> None:
+        """Take up a reply whose text so far was shown, also what is held back of it."""
+        for token_id in token_ids:
+            self.push(token_id)
+        self._shown = len(self._held)
+
     def push(self, token_id: int) -> str:
         """Text that is certain now; often empty, and always once `stopped` is true."""
-        return self._release(self._utf8.decode(self._tokenizer.token_bytes(token_id)))
+        return self._new(self._release(self._utf8.decode(self._tokenizer.token_bytes(token_id))))
 
     def finish(self) -> str:
         """What was held back; call it once, after the last id. Half a character becomes U+FFFD."""
         released = self._release(self._utf8.decode(b"", final=True))
-        if self.stopped:
-            return released
         rest, self._held = self._held, ""
-        return released + rest
+        return self._new(released if self.stopped else released + rest)
+
+    def _new(self, text: str) -> str:
+        """Without the first characters, which were shown already."""
+        skipped = min(self._shown, len(text))
+        self._shown -= skipped
+        return text[skipped:]
 
     def _release(self, text: str) -> str:
         if self.stopped or not text:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import platform
 import signal
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ from llama_cpp._ggml import libggml
 
 from localq.engines import llamacpp_loading
 from localq.engines.llamacpp import open_engine
-from localq.engines.llamacpp_amx import _extra_buffer_types
+from localq.engines.llamacpp_amx import _extra_buffer_types, _function
 from localq.errors import EngineError
 from localq.options import LoadOptions
 
@@ -53,9 +54,10 @@ def test_a_failed_load_writes_nothing_to_the_terminal(tmp_path: Path, capfd: pyt
 def test_weights_may_be_repacked_for_the_processor_but_never_for_amx() -> None:
     llamacpp_loading.llama_api()
     types = _extra_buffer_types(libggml)
+    name_of = _function(libggml.ggml_backend_buft_name, ctypes.c_char_p, ctypes.c_void_p)
     names = []
     while types[len(names)] is not None:
-        names.append(libggml.ggml_backend_buft_name(types[len(names)]))
+        names.append(name_of(types[len(names)]))
     assert b"AMX" not in names
     if platform.machine() == "x86_64":
         assert b"CPU_REPACK" in names
