@@ -141,7 +141,7 @@ def _prompt_text(argument: str | None, files: Sequence[Path], raw: bool) -> str:
 def _messages(text: str, system: str | None, raw: bool) -> Prompt:
     if raw:
         if system is not None:
-            raise OptionError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+            raise OptionError("--system needs the chat template, which --raw leaves out", "leave one of them out")
         return text
     messages = [{"role": "system", "content": system}] if system is not None else []
     return [*messages, {"role": "user", "content": text}]

@@ -97,7 +97,7 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
             say("")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader (`head`, say) has enough.
+            # The reader, such as `head`, has closed the pipe.
             write_no_more()
             raise typer.Exit(0) from None
         except LocalqError as error:
@@ -107,9 +107,13 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
-                raise  # a usage error: typer's to show
+                raise  # a usage error, which typer shows
             kind = type(error).__name__
-            _show(error, f"localq failed unexpectedly: {kind}: {error}", "please report this, with LOCALQ_DEBUG=1")
+            _show(
+                error,
+                f"localq failed unexpectedly: {kind}: {error}",
+                "run it again with LOCALQ_DEBUG=1 and report what it prints",
+            )
             raise typer.Exit(1) from error
 
     return run
@@ -161,8 +165,8 @@ def _end(number: int, _frame: object) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Run one verb; None takes the command line's arguments."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        # As an exception, it passes through all that ends workers and removes what is half made. Under `nohup`, SIGHUP
-        # is ignored and stays so.
+        # As an exception, so that workers are ended and unfinished files removed. Under `nohup` SIGHUP is ignored, and
+        # stays so.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
     app(arguments, prog_name="localq")
