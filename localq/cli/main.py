@@ -24,9 +24,9 @@ REF is org/name, org/name@revision, a folder, a .gguf file, toy-llama or
 toy-phi. A format follows a colon: toy-phi:gguf-q8_0.
 
 \b
-Converted models are kept in the folder that --models-dir or the environment
-variable LOCALQ_MODELS names; otherwise in models/ of a checkout of localq,
-or in your cache folder where localq is installed without a checkout.
+Converted models are kept in models/ of this checkout of localq, or in your
+cache folder where there is no checkout. --models-dir or the environment
+variable LOCALQ_MODELS names another folder.
 """  # \b keeps these lines as they are: names would be cut at their hyphens
 
 app = typer.Typer(
