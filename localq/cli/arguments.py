@@ -8,9 +8,13 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from localq.errors import OptionError
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
+
+NEWEST = "newest"
+"""What `--resume` without a value means."""
 
 Reference = Annotated[
     str,
@@ -44,6 +48,10 @@ PromptCache = Annotated[
     Path | None,
     typer.Option("--prompt-cache", metavar="FILE", help="Save the computed prompt here, and reuse it in the next run."),
 ]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Put this file before the prompt (repeatable)."),
+]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Generate at most N tokens.")]
 Temperature = Annotated[
@@ -71,6 +79,32 @@ Seed = Annotated[int | None, typer.Option("--seed", metavar="N", help="Get the s
 Stop = Annotated[
     list[str] | None, typer.Option("--stop", metavar="TEXT", help="End the reply before this text (repeatable).")
 ]
+
+
+class Verb(TyperCommand):
+    """A verb whose help writes its arguments as manuals do: `REF`, `REF...`, `[PROMPT]`, `[REF...]`."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """What follows the verb's name in the line of usage."""
+        return ["[OPTIONS]", *(name for name, _ in self._arguments())]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the lists of arguments and options."""
+        options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
+        records = [record for option in options if (record := option.get_help_record(ctx))]
+        for title, rows in (("Arguments", self._arguments()), ("Options", records)):
+            if rows:
+                with formatter.section(title):
+                    formatter.write_dl(rows)
+
+    def _arguments(self) -> list[tuple[str, str]]:
+        """Name and help of each argument."""
+        rows = []
+        for parameter in self.params:
+            if parameter.param_type_name == "argument":
+                name = f"{parameter.metavar}{'' if parameter.nargs == 1 else '...'}"
+                rows.append((name if parameter.required else f"[{name}]", getattr(parameter, "help", "")))
+        return rows
 
 
 def generation_options(given: Mapping[str, Any]) -> GenerationOptions:

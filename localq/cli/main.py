@@ -12,9 +12,9 @@ from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from localq.cli import bench, chat, convert, demo, doctor, eval, generate, ls, prune, pull, report, rm, show, verify
+from localq.cli.arguments import Verb
 from localq.cli.output import emit, say, write_no_more
 from localq.errors import LocalqError
 from localq.version import __version__
@@ -39,33 +39,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-class _Verb(TyperCommand):
-    """A verb whose help writes its arguments as manuals do: `REF`, `REF...`, `[PROMPT]`, `[REF...]`."""
-
-    def collect_usage_pieces(self, ctx: Any) -> list[str]:
-        """What follows the verb's name in the line of usage."""
-        return ["[OPTIONS]", *(name for name, _ in self._arguments())]
-
-    def format_options(self, ctx: Any, formatter: Any) -> None:
-        """Write the lists of arguments and options."""
-        options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
-        records = [record for option in options if (record := option.get_help_record(ctx))]
-        for title, rows in (("Arguments", self._arguments()), ("Options", records)):
-            if rows:
-                with formatter.section(title):
-                    formatter.write_dl(rows)
-
-    def _arguments(self) -> list[tuple[str, str]]:
-        """Name and help of each argument."""
-        rows = []
-        for parameter in self.params:
-            if parameter.param_type_name == "argument":
-                name = f"{parameter.metavar}{'' if parameter.nargs == 1 else '...'}"
-                rows.append((name if parameter.required else f"[{name}]", getattr(parameter, "help", "")))
-        return rows
-
 
 _COMMANDS = (
     pull.pull,
@@ -155,7 +128,7 @@ def _root(
 
 
 for _command in _COMMANDS:
-    app.command(cls=_Verb)(_shows_errors(_command))
+    app.command(cls=chat.ChatCommand if _command is chat.chat else Verb)(_shows_errors(_command))
 
 
 def _end(number: int, _frame: object) -> None:

@@ -54,4 +54,4 @@ def test_every_argument_and_option_is_explained(verb: str) -> None:
         assert parameter.help and parameter.help.endswith("."), parameter.name
         assert without_spaces(parameter.help) in text, parameter.name
         if not getattr(parameter, "is_flag", False):
-            assert re.fullmatch(r"[A-Z][A-Z@:=,\[\]]*", parameter.metavar or ""), parameter.name
+            assert re.fullmatch(r"[A-Z][A-Z@:=,\[\]]*|\[ID\]", parameter.metavar or ""), parameter.name
