@@ -31,7 +31,7 @@ from localq.text.tokenizer import load_tokenizer
 module, path, count, sampling = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 folder = path if path.is_dir() else path.parent
 rules = TextRules(load_tokenizer(folder))
-engine = import_module(module).open_engine(path, LoadOptions(context_length=2048), 2048)
+engine = import_module(module).open_engine(path, LoadOptions(), 2048)
 for tokens in (8, count):
     options = GenerationOptions(max_tokens=tokens, seed=1, **sampling)
     last = list(stream(engine, rules, {prompt}, options))[-1]

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import localq.generation
 from localq.engines.base import PrefillProgress
-from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.generation import Completion, GenerationStatistics, TextRules, complete, stream
 from localq.options import GenerationOptions
+from tests.scripted_engine import ScriptedEngine
 
 END = 0
 PROMPT = list(b"question")

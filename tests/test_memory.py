@@ -77,7 +77,7 @@ def reserved_bytes(path: Path, options: LoadOptions) -> float:
     from localq.engines.llamacpp import open_engine
 
     with captured_llama_log() as log:
-        open_engine(path, options, default_context_length=512).close()
+        open_engine(path, options, options.context_length or 512).close()
     sizes = re.findall(r"(?:KV|compute) buffer size = +([\d.]+) MiB", "".join(log))
     assert len(sizes) >= 2
     return sum(map(float, sizes)) * 2**20

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,13 @@ _NEWEST = -1
 """Index of the newest output in llama.cpp's calls that take one."""
 
 
-def open_engine(path: Path, options: LoadOptions, default_context_length: int) -> LlamaCppEngine:
+def open_engine(path: Path, options: LoadOptions, context_length: int) -> LlamaCppEngine:
     """Load a `.gguf` file.
 
     Raises BackendUnavailableError without llama_cpp, EngineError with llama.cpp's own reason when the file can't be
     loaded, UnsupportedOptionError when the model's cache can't be as the options say.
     """
     require_backend("gguf")
-    context_length = options.context_length or default_context_length
     return LlamaCppEngine(load_context(path, options, context_length), context_length, options.batch_tokens)
 
 
@@ -60,30 +59,20 @@ class LlamaCppEngine:
         self._api = llama_api()
         self._context = context
         self._memory = self._api.llama_get_memory(context)
-        self._context_length = context_length
         self._batch_tokens = batch_tokens
-        self._vocabulary_size: int = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(model))
-        self._state_settings = loaded.settings
+        self.context_length = context_length
+        self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(model))
+        self.state_settings = loaded.state_settings
         # What is surely in the cache. The cache may hold more after an interruption, never less.
         self._tokens: list[int] = []
         self._has_logits = False
         # Also runs at exit: on a GPU, llama.cpp ends the process badly when a context is left over.
         self._free = weakref.finalize(self, free, self._api, model, context)
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and reply that fit."""
-        return self._context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of logits per token."""
-        return self._vocabulary_size
-
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """See `Engine.prefill`."""
         self._require_open()
-        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        check_prompt(prompt, self.vocabulary_size, self.context_length)
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         for chunk in chunks(prompt, reused, self._batch_tokens):
             self._compute(chunk)
@@ -94,10 +83,10 @@ class LlamaCppEngine:
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
         """See `Engine.generate`."""
         self._require_logits()
-        check_bias(options, self._vocabulary_size)
+        check_bias(options, self.vocabulary_size)
         sample = self._api.llama_sampler_sample
-        limit = min(options.max_tokens, self._context_length - len(self._tokens))
-        with sampler_chain(options, self._vocabulary_size, self._tokens) as chain:
+        limit = min(options.max_tokens, self.context_length - len(self._tokens))
+        with sampler_chain(options, self.vocabulary_size, self._tokens) as chain:
             for left in reversed(range(limit)):
                 token: int = sample(chain, self._context, _NEWEST)
                 yield token
@@ -110,7 +99,7 @@ class LlamaCppEngine:
 
         self._require_logits()
         row = self._api.llama_get_logits_ith(self._context, _NEWEST)
-        return np.ctypeslib.as_array(row, (self._vocabulary_size,)).copy()
+        return np.ctypeslib.as_array(row, (self.vocabulary_size,)).copy()
 
     def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
         """See `Engine.logits_in_chunks`. The output layer is left out for the tokens before `first`.
@@ -121,19 +110,14 @@ class LlamaCppEngine:
         import numpy as np
 
         self._require_open()
-        check_window(tokens, self._vocabulary_size, self._context_length)
+        check_window(tokens, self.vocabulary_size, self.context_length)
         self._keep(0)
         for chunk in chunks(tokens, 0, self._batch_tokens):
             wanted = min(len(self._tokens) + len(chunk) - first, len(chunk))
             self._compute(chunk, wanted)
-            for done in range(0, wanted, rows_per_chunk(self._vocabulary_size)):
-                rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (wanted, self._vocabulary_size))
-                yield rows[done : done + rows_per_chunk(self._vocabulary_size)].copy()
-
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """See `Engine.state_settings`."""
-        return self._state_settings
+            for done in range(0, wanted, rows_per_chunk(self.vocabulary_size)):
+                rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (wanted, self.vocabulary_size))
+                yield rows[done : done + rows_per_chunk(self.vocabulary_size)].copy()
 
     def state(self) -> EngineState:
         """See `Engine.state`."""
@@ -149,7 +133,7 @@ class LlamaCppEngine:
         """See `Engine.restore`."""
         self._require_open()
         self._keep(0)
-        check_ids(state.tokens, self._vocabulary_size)
+        check_ids(state.tokens, self.vocabulary_size)
         taken = 0
         with captured_llama_log() as log:
             for buffer in state.arrays[:1]:

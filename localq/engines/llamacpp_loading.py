@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localq.engines.llamacpp_amx import leave_amx_out
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
 from localq.gguf_file import read_header
 from localq.hardware import available_cores
@@ -39,8 +38,8 @@ class LoadedContext:
 
     model: Any
     context: Any
-    settings: Mapping[str, str | bool]
-    """What the keys and values depend on beside the weights."""
+    state_settings: Mapping[str, str | bool]
+    """See `Engine.state_settings`."""
 
 
 def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
@@ -84,8 +83,45 @@ def llama_api() -> Any:
 
     with captured_llama_log():
         api.llama_backend_init()
-    leave_amx_out(api)
+    _leave_amx_out(api)
     return api
+
+
+def _leave_amx_out(api: Any) -> None:
+    """Remove AMX from the buffer types that llama.cpp chooses from as it loads weights. Lasts as long as the process.
+
+    Its kernels end the process as compilers such as GCC 12 build them: they drop the tile configuration
+    (ggml-org/llama.cpp#26954). pip builds llama-cpp-python for the processor at hand, so a machine with AMX gets them.
+    llama.cpp's other ways of repacking weights for the processor stay.
+    """
+    if b"AMX_INT8 = 1" not in api.llama_print_system_info():
+        return
+    from llama_cpp._ggml import libggml
+
+    types = _extra_buffer_types(libggml)
+    name_of = _function(libggml.ggml_backend_buft_name, ctypes.c_char_p, ctypes.c_void_p)
+    count = next(index for index in range(2**31) if types[index] is None)
+    others = [types[index] for index in range(count) if name_of(types[index]) != b"AMX"]
+    # As long as before: the first null pointer ends the list.
+    for index, pointer in enumerate(others + [None] * (count - len(others))):
+        types[index] = pointer
+
+
+def _extra_buffer_types(libggml: Any) -> Any:
+    """The list of pointers, ended by a null pointer, that `llama_model_load_from_file` walks through for the CPU."""
+    cpu_type = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+    device = _function(libggml.ggml_backend_dev_by_type, ctypes.c_void_p, ctypes.c_int)(cpu_type)
+    registry = _function(libggml.ggml_backend_dev_backend_reg, ctypes.c_void_p, ctypes.c_void_p)(device)
+    find = _function(libggml.ggml_backend_reg_get_proc_address, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+    get_types = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(
+        find(registry, b"ggml_backend_dev_get_extra_bufts")
+    )
+    return get_types(device)
+
+
+def _function(function: Any, result: Any, *arguments: Any) -> Any:
+    function.restype, function.argtypes = result, arguments
+    return function
 
 
 @contextmanager

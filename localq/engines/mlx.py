@@ -6,9 +6,8 @@ otherwise than the tokenizer that they come with. Knows no text.
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,7 @@ from localq.engines.base import (
     rows_per_chunk,
     shared_prefix_tokens,
 )
-from localq.engines.mlx_cache import CacheMaker, cache_arrays, cache_maker, fill_cache
-from localq.engines.mlx_loading import load_network
+from localq.engines.mlx_network import Network, cache_arrays, fill_cache, load_network
 from localq.engines.mlx_sampling import Sampler
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.hardware import mlx_runs_on_gpu
@@ -47,7 +45,7 @@ _MOST_PASS_TOKENS = {"phi3small": 1}
 booleans, so that the earlier tokens of a pass see the later ones."""
 
 
-def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
+def open_engine(folder: Path, options: LoadOptions, context_length: int) -> MlxEngine:
     """Load an MLX folder on MLX's default device.
 
     Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for what MLX has no choice of and for
@@ -64,64 +62,33 @@ def open_engine(folder: Path, options: LoadOptions, default_context_length: int)
             f"MLX has one kind of attention; flash_attention can't be {options.flash_attention}",
             "leave --flash-attention out, or take a gguf form",
         )
-    context_length = options.context_length or default_context_length
-    network = load_network(folder, context_length)
-    parts = MlxParts(
-        model=network.model,
-        make_cache=cache_maker(network.model, options.kv_cache_type),
-        vocabulary_size=network.vocabulary_size,
-        most_pass_tokens=_MOST_PASS_TOKENS.get(network.model.model_type, options.batch_tokens),
-        state_settings={
-            "engine": "mlx",
-            "kv_cache_type": options.kv_cache_type or "full",
-            "long_context": network.is_long_context,
-        },
-    )
-    return MlxEngine(parts, context_length)
-
-
-@dataclass(frozen=True, slots=True)
-class MlxParts:
-    """What an engine is made of."""
-
-    model: Any  # an `mlx.nn.Module` as mlx_lm makes it, its weights loaded
-    make_cache: CacheMaker
-    vocabulary_size: int
-    most_pass_tokens: int
-    state_settings: Mapping[str, str | bool]
+    network = load_network(folder, options, context_length)
+    pass_tokens = _MOST_PASS_TOKENS.get(network.model.model_type, options.batch_tokens)
+    return MlxEngine(network, context_length, pass_tokens)
 
 
 class MlxEngine:
     """An opened MLX model with one key-value cache."""
 
-    def __init__(self, parts: MlxParts, context_length: int) -> None:
-        self._model = parts.model
-        self._make_cache = parts.make_cache
-        self._vocabulary_size = parts.vocabulary_size
-        self._context_length = context_length
-        self._pass_tokens = parts.most_pass_tokens
-        self._state_settings = parts.state_settings
+    def __init__(self, network: Network, context_length: int, pass_tokens: int) -> None:
+        """At most `pass_tokens` are computed in one pass."""
+        self.context_length = context_length
+        self.vocabulary_size = network.vocabulary_size
+        self.state_settings = network.state_settings
+        self._model = network.model
+        self._make_cache = network.make_cache
+        self._pass_tokens = pass_tokens
         self._cache: list[Any] = []
         # What every layer's cache surely holds. After an interruption some may hold more, never less.
         self._tokens: list[int] = []
         self._newest_logits: mx.array | None = None
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and reply that fit."""
-        return self._context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of logits per token."""
-        return self._vocabulary_size
 
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """See `Engine.prefill`."""
         import mlx.core as mx
 
         self._require_open()
-        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        check_prompt(prompt, self.vocabulary_size, self.context_length)
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         report = on_progress or (lambda done, total: None)
         # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
@@ -142,9 +109,9 @@ class MlxEngine:
         import mlx.core as mx
 
         logits = self._require_logits()
-        check_bias(options, self._vocabulary_size)
+        check_bias(options, self.vocabulary_size)
         sampler = Sampler(options, self._tokens)
-        limit = min(options.max_tokens, self._context_length - len(self._tokens))
+        limit = min(options.max_tokens, self.context_length - len(self._tokens))
         # Whoever wants log-probabilities reads the row of each token before the next one is computed.
         runs_ahead = _runs_ahead() and options.logprobs is None
         with self._errors_translated():
@@ -186,22 +153,17 @@ class MlxEngine:
         import numpy as np
 
         self._require_open()
-        check_window(tokens, self._vocabulary_size, self._context_length)
+        check_window(tokens, self.vocabulary_size, self.context_length)
         self._drop_cache()
         for chunk in chunks(tokens[:first], 0, self._pass_tokens):
             with self._pass(chunk):
                 mx.eval([layer.state for layer in self._cache])
-        for chunk in chunks(tokens, first, min(self._pass_tokens, rows_per_chunk(self._vocabulary_size))):
+        for chunk in chunks(tokens, first, min(self._pass_tokens, rows_per_chunk(self.vocabulary_size))):
             with self._pass(chunk) as rows:
                 newest = rows[-1]
                 mx.eval(rows, newest)
             self._newest_logits = newest
             yield np.array(rows)
-
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """See `Engine.state_settings`."""
-        return self._state_settings
 
     def state(self) -> EngineState:
         """See `Engine.state`."""
@@ -212,7 +174,7 @@ class MlxEngine:
     def restore(self, state: EngineState) -> None:
         """See `Engine.restore`."""
         self._require_open()
-        check_ids(state.tokens, self._vocabulary_size)
+        check_ids(state.tokens, self.vocabulary_size)
         self._drop_cache()
         if state.tokens:
             try:

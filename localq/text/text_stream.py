@@ -32,15 +32,15 @@ class TextStream:
         self._first_characters = {text[0] for text in stop}
         self._longest = max(map(len, stop), default=0)
         self._held = ""
-        self._shown = 0
+        self._known = 0
         self.stopped = False
         """Whether a stop string is complete; nothing more comes after it."""
 
     def begin_with(self, token_ids: Sequence[int]) -> None:
-        """Take up a reply whose text so far was shown, also what is held back of it."""
+        """Continue a reply whose ids and whole text are known: only what follows them is released."""
         for token_id in token_ids:
             self.push(token_id)
-        self._shown = len(self._held)
+        self._known = len(self._held)
 
     def push(self, token_id: int) -> str:
         """Text that is certain now; often empty, and always once `stopped` is true."""
@@ -50,12 +50,12 @@ class TextStream:
         """What was held back; call it once, after the last id. Half a character becomes U+FFFD."""
         released = self._release(self._utf8.decode(b"", final=True))
         rest, self._held = self._held, ""
-        return self._new(released if self.stopped else released + rest)
+        return self._new(released + rest)
 
     def _new(self, text: str) -> str:
-        """Without the first characters, which were shown already."""
-        skipped = min(self._shown, len(text))
-        self._shown -= skipped
+        """Without what the reader knows already."""
+        skipped = min(self._known, len(text))
+        self._known -= skipped
         return text[skipped:]
 
     def _release(self, text: str) -> str:
@@ -78,7 +78,7 @@ class TextStream:
         return text[:certain]
 
     def _begin_of_stop(self, text: str) -> int:
-        """Where the longest end of `text` that begins a stop string starts; the length of `text` where there is none."""
+        """Where the longest end of `text` that begins a stop string starts; `len(text)` where there is none."""
         for start in range(max(0, len(text) - self._longest), len(text)):
             if text[start] in self._first_characters and any(stop.startswith(text[start:]) for stop in self._stop):
                 return start

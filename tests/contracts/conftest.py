@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from localq.conversion.convert import convert
 from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine
-from localq.engines.scripted import ScriptedEngine
 from localq.options import LoadOptions
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny_checkpoints import write_checkpoint
 
 VOCABULARY_SIZE = 320

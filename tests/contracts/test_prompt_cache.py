@@ -14,11 +14,11 @@ import pytest
 from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine, EngineState
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
-from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.options import GenerationOptions, LoadOptions
 from tests.contracts.replies import PROMPT, all_logits, long_prompt
 from tests.contracts.test_engine import EngineMaker
+from tests.scripted_engine import ScriptedEngine
 
 GREEDY = GenerationOptions(max_tokens=8)
 

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from localq.engines.mlx import _chunk_tokens, _runs_ahead, open_engine
-from localq.engines.mlx_loading import longrope_for, wire_memory
+from localq.engines.mlx_network import longrope_for, wire_memory
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
 
