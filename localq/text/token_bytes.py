@@ -84,7 +84,7 @@ def _with_step(decoder: TokenDecoder, step: Mapping[str, Any], fused: bool) -> T
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     try:
         return bytes([alphabet[character] for character in token])
     except KeyError:  # not written in the alphabet: plain text, as the tokenizers library has it
@@ -92,8 +92,8 @@ def _byte_level_bytes(token: str) -> bytes:
 
 
 @cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, U+0100 onwards for the other 68 bytes."""
+def byte_alphabet() -> dict[str, int]:
+    """The byte of each character of GPT-2's alphabet: printable Latin-1 as it is, U+0100 and up for the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(0x100) if byte not in set(printable))
