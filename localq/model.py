@@ -12,7 +12,6 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from localq.checkpoint.hub import DownloadProgress
@@ -39,7 +38,7 @@ from localq.text.tokenizer import Tokenizer, load_tokenizer
 from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
-"""`{"role": "user", "content": "..."}`; roles are those of the model's chat template."""
+"""`{"role": "user", "content": "..."}`; the model's chat template defines the roles."""
 
 Prompt = str | Sequence[Message]
 """One user message (or raw text), or a conversation."""
@@ -68,7 +67,7 @@ class Model:
         return self.engine.context_length
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of the text alone; no special token is added."""
+        """Ids of a text, without added special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def prompt_token_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
@@ -112,7 +111,7 @@ class Model:
     def stream_ids(
         self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
     ) -> ReplyStream:
-        """As `stream`, from token ids; `begun` are those of a reply that is to be continued, behind the prompt."""
+        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt."""
         rules = replace(self._rules(raw), begun=tuple(begun))
         whole = [*ids, *begun]
 
@@ -144,9 +143,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 

@@ -1,7 +1,7 @@
 """The Engine over llama.cpp, through the C functions that llama_cpp exposes.
 
-The high-level `Llama` class is not used: its streaming slows down with the length of the text. Knows no
-text: llama.cpp's own tokenizer and chat templates stay unused.
+The high-level `Llama` class is not used: its streaming gets slower as the text gets longer. Nor are llama.cpp's
+tokenizer and chat templates.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def open_engine(path: Path, options: LoadOptions, context_length: int) -> LlamaC
     """Load a `.gguf` file.
 
     Raises BackendUnavailableError without llama_cpp, EngineError with llama.cpp's own reason when the file can't be
-    loaded, UnsupportedOptionError when the model's cache can't be as the options say.
+    loaded, UnsupportedOptionError when the model can't have the cache that the options name.
     """
     require_backend("gguf")
     return LlamaCppEngine(load_context(path, options, context_length), context_length, options.batch_tokens)
@@ -54,7 +54,7 @@ class LlamaCppEngine:
     """An opened GGUF model with one key-value cache."""
 
     def __init__(self, loaded: LoadedContext, context_length: int, batch_tokens: int) -> None:
-        """Takes ownership of what was loaded."""
+        """Frees what was loaded when it is closed."""
         model, context = loaded.model, loaded.context
         self._api = llama_api()
         self._context = context
@@ -63,10 +63,10 @@ class LlamaCppEngine:
         self.context_length = context_length
         self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(model))
         self.state_settings = loaded.state_settings
-        # What is surely in the cache. The cache may hold more after an interruption, never less.
+        # Tokens that are certainly in the cache. After an interruption it may hold more, never less.
         self._tokens: list[int] = []
         self._has_logits = False
-        # Also runs at exit: on a GPU, llama.cpp ends the process badly when a context is left over.
+        # Runs at exit too: on a GPU, llama.cpp crashes at exit when a context is still open.
         self._free = weakref.finalize(self, free, self._api, model, context)
 
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
@@ -102,10 +102,11 @@ class LlamaCppEngine:
         return np.ctypeslib.as_array(row, (self.vocabulary_size,)).copy()
 
     def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See `Engine.logits_in_chunks`. The output layer is left out for the tokens before `first`.
+        """See `Engine.logits_in_chunks`. The output layer is not computed for the tokens before `first`.
 
-        Passes are as large as ever, and llama.cpp keeps a whole pass's logits: it rounds what a quantized weight is
-        multiplied by otherwise in the last rows of a pass whose length is no multiple of four.
+        A pass is as long as in `prefill`, although llama.cpp then keeps all of its logits: in the last rows of a pass
+        whose length is not a multiple of four, it rounds the numbers that a quantized weight is multiplied by
+        differently.
         """
         import numpy as np
 
@@ -142,7 +143,7 @@ class LlamaCppEngine:
         if not taken or newest + 1 != len(state.tokens):
             # A damaged state may leave cells that no position finds again.
             self._api.llama_memory_clear(self._memory, True)
-            raise EngineError(f"llama.cpp could not take up {len(state.tokens)} computed tokens: {reason(log)}")
+            raise EngineError(f"llama.cpp could not restore {len(state.tokens)} computed tokens: {reason(log)}")
         self._tokens = list(state.tokens)
 
     def close(self) -> None:
@@ -150,19 +151,19 @@ class LlamaCppEngine:
         self._free()
 
     def _keep(self, token_count: int) -> int:
-        """Forget all but the first tokens of the cache; returns how many could be kept."""
+        """Remove all but the first tokens from the cache; returns how many could be kept."""
         del self._tokens[token_count:]
         self._has_logits = False
-        # Asked for even when nothing is to go by our own list: an interruption may have left more in the cache.
+        # Also when our own list has no more tokens: after an interruption the cache may hold more.
         if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, token_count, -1):
             self._api.llama_memory_clear(self._memory, False)
             self._tokens.clear()
         return len(self._tokens)
 
     def _compute(self, tokens: Sequence[int], outputs: int = 1) -> None:
-        """Append at most a chunk of tokens to the cache; logits of the last `outputs`, of one at least, can be read."""
+        """Append at most a chunk of tokens to the cache and compute the logits of the last `outputs`, at least one."""
         api = self._api
-        # The batch only points to these arrays: they must live until llama_decode returns.
+        # The batch only points to these arrays: they must exist until llama_decode returns.
         ids = (api.llama_token * len(tokens))(*tokens)
         batch = api.llama_batch_get_one(ids, len(tokens))
         if outputs > 1:

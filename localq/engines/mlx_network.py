@@ -73,9 +73,9 @@ def longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, An
     """What to change in a config so that mlx_lm rotates by the LongRoPE factors of this context length.
 
     LongRoPE has short factors for contexts up to `original_max_position_embeddings` and long ones beyond.
-    mlx_lm always takes the long ones, so for a short context the short ones are given as both. The choice
-    by context length is llama.cpp's. The scale of the embeddings follows from the config's maximum length
-    and stays as it is; Phi-3.5-MoE names one for each regime (`short_mscale`, `long_mscale`).
+    mlx_lm always uses the long ones, so for a short context the short ones are put in their place. llama.cpp
+    chooses by context length in the same way. The scale of the embeddings depends on the config's maximum length
+    and does not change; only Phi-3.5-MoE has one for each kind of factors (`short_mscale`, `long_mscale`).
     """
     scaling = config.get("rope_scaling")
     if not scaling or "short_factor" not in scaling:
@@ -91,10 +91,10 @@ def longrope_for(config: Mapping[str, Any], context_length: int) -> dict[str, An
 
 @functools.cache
 def wire_memory() -> None:
-    """Let MLX keep its memory on the GPU from being paged out, where Metal allows it.
+    """Keep MLX's memory on the GPU from being paged out, where Metal allows it.
 
-    The limit is the process's. It is set once and stays: it takes no memory by itself, and engines that each set it
-    and put it back would take it from one another.
+    The limit is one for the whole process. It is set once and stays: it takes no memory by itself, and an engine that
+    reset it would reset it for the others too.
     """
     import mlx.core as mx
 
@@ -104,7 +104,7 @@ def wire_memory() -> None:
 
 
 def cache_maker(model: Any, kv_cache_type: KvCacheType | None) -> CacheMaker:
-    """What makes a cache for `model`. Raises UnsupportedOptionError when this network can't have the one asked for."""
+    """A function that makes a cache for `model`. Raises UnsupportedOptionError when this network can't have it."""
     from mlx_lm.models.cache import KVCache, QuantizedKVCache, make_prompt_cache
 
     def in_full() -> list[Any]:
@@ -122,17 +122,17 @@ def cache_maker(model: Any, kv_cache_type: KvCacheType | None) -> CacheMaker:
             return quantized
     raise UnsupportedOptionError(
         f"mlx_lm can't keep the keys and values of this {model.model_type} in {kv_cache_type}",
-        "leave --kv-cache-type out, or take a gguf form",
+        "leave --kv-cache-type out, or use a gguf format",
     )
 
 
 def _fits(model: Any, cache: list[Any]) -> bool:
-    """Whether the network can be set up with such a cache. Nothing is computed: MLX checks shapes before."""
+    """Whether the network accepts such a cache. Nothing is computed: MLX checks the shapes first."""
     import mlx.core as mx
 
     try:
         model(mx.array([[0, 0]]), cache=cache)
-    except Exception:  # a network that does not expect such a cache fails in its own way
+    except Exception:  # each network fails differently
         return False
     return True
 
@@ -149,7 +149,7 @@ def cache_arrays(cache: list[Any]) -> tuple[NDArray[np.uint8], ...]:
 
 
 def fill_cache(model: Any, cache: list[Any], arrays: Sequence[NDArray[np.uint8]], token_count: int) -> None:
-    """Put the arrays of another cache, which held so many tokens, into an empty one.
+    """Put the arrays of another cache with `token_count` tokens into an empty one.
 
     Raises EngineError when they don't fit the network.
     """
@@ -157,14 +157,14 @@ def fill_cache(model: Any, cache: list[Any], arrays: Sequence[NDArray[np.uint8]]
     from mlx.utils import tree_map
 
     _require_plain(cache)
-    model(mx.array([[0]]), cache=cache)  # not computed: it only settles shapes and precision
+    model(mx.array([[0]]), cache=cache)  # not computed: it only sets shapes and precision
     left = iter(arrays)
 
     def filled(expected: mx.array) -> mx.array:
         array = next(left, None)
         *outer, _, width = expected.shape
         if array is None or array.shape != (*outer, token_count, width * expected.itemsize):
-            raise EngineError(f"MLX could not take up {token_count} computed tokens: they are of another network")
+            raise EngineError(f"MLX could not restore {token_count} computed tokens: they are of another network")
         return mx.array(array).view(expected.dtype)
 
     for layer in cache:
@@ -172,7 +172,9 @@ def fill_cache(model: Any, cache: list[Any], arrays: Sequence[NDArray[np.uint8]]
         layer.offset = token_count
         mx.eval(layer.state)
     if next(left, None) is not None:
-        raise EngineError("MLX could not take up what was computed: there is more of it than the network has layers")
+        raise EngineError(
+            f"MLX could not restore {token_count} computed tokens: they are of a network with more layers"
+        )
 
 
 def _require_plain(cache: list[Any]) -> None:
@@ -181,4 +183,4 @@ def _require_plain(cache: list[Any]) -> None:
     other = {type(layer) for layer in cache} - {KVCache, QuantizedKVCache}
     if other:
         names = ", ".join(sorted(kind.__name__ for kind in other))
-        raise UnsupportedOptionError(f"what mlx_lm keeps in a {names} can't be kept in a file", "leave it out")
+        raise UnsupportedOptionError(f"mlx_lm's {names} can't be saved to a file", "leave --prompt-cache out")

@@ -154,7 +154,7 @@ def test_a_file_that_is_not_there_or_cannot_be_written_is_named(make_engine: Eng
 @pytest.mark.parametrize("content", [b"", b"localq", b"GGUF" + bytes(100), b"localq prompt cache 2\n" + bytes(100)])
 def test_a_file_of_another_kind_is_refused(make_engine: EngineMaker, file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(EngineError, match=f"{file} is no prompt cache"):
+    with pytest.raises(EngineError, match=f"{file} is not a prompt cache"):
         load_prompt_cache(make_engine(64), file, "weights")
 
 

@@ -129,7 +129,7 @@ def test_no_pass_is_computed_whose_logits_nobody_draws_from(
 
 def test_a_number_of_threads_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path, mx.float32)
-    with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be given 3") as caught:
+    with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be set to 3") as caught:
         open_engine(tmp_path, LoadOptions(threads=3), 32)
     assert "--threads" in caught.value.hint
 

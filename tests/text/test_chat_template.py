@@ -220,7 +220,7 @@ def test_a_hostile_template_gets_at_nothing(source: str) -> None:
         ([{"role": 1, "content": "b"}], r"messages\[0\] has no role"),
         ([{"role": "user"}], r"messages\[0\] has no content"),
         ([{"role": "user", "content": None}], r"messages\[0\] has no content"),
-        ([{"role": "user", "content": "Hi", "extra": object()}], "can't be given a object"),
+        ([{"role": "user", "content": "Hi", "extra": object()}], "can't use a object"),
     ],
 )
 def test_ill_formed_messages_are_named(messages: Any, fault: str) -> None:
