@@ -14,12 +14,12 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, cast
 
+from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, convert
-from localq.engines.availability import default_recipe_name, require_backend
 from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
 from localq.errors import ChatTemplateError, OptionError

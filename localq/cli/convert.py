@@ -44,9 +44,9 @@ def convert(
     json: Json = False,
 ) -> None:
     """Convert a checkpoint; what an earlier run made is found again."""
+    from localq.backends import has_backend
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion import convert as conversion
-    from localq.engines.availability import has_backend
 
     recipes = to or None  # the library knows which forms the platform and the model's family have
     if not to and not has_backend("mlx"):

@@ -49,9 +49,9 @@ def demo(models_dir: flags.ModelsDir = None) -> None:
 
 
 def _artifacts(toy: str, models_dir: Path | None) -> list[Artifact]:
+    from localq.backends import default_recipe_names
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.conversion.convert import convert
-    from localq.engines.availability import default_recipe_names
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=True)

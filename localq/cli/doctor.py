@@ -182,7 +182,7 @@ def _record(found: Examination) -> dict[str, Any]:
 def _machine(json: bool) -> None:
     import psutil
 
-    from localq.engines.availability import BACKENDS, default_recipe_name, has_backend
+    from localq.backends import BACKENDS, default_recipe_name, has_backend
     from localq.hardware import available_cores
     from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
     from localq.measure.machine import describe_machine

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from localq.backends import has_backend
 from localq.conversion.plan_mlx import MlxPlan, stored_bytes
 from localq.conversion.survey import Plan
-from localq.engines.availability import has_backend
 from localq.families.config import ModelConfig
 from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localq.backends import default_recipe_names, require_backend
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion.gguf_header import GgufMetadata, gguf_metadata
 from localq.conversion.plan_gguf import GgufPlan, plan_gguf
 from localq.conversion.plan_mlx import MlxPlan, plan_mlx
 from localq.conversion.pre_tokenizers import require_known_name
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
-from localq.engines.availability import default_recipe_names, require_backend
 from localq.errors import ModelNotFoundError, ModelReferenceError, OptionError
 from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
 from localq.reference import ModelReference, is_local, parse_reference

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from localq.backends import has_backend, require_backend
 from localq.checkpoint.dequantize import quantization_name
 from localq.checkpoint.faults import tensor_faults
 from localq.checkpoint.folder import Checkpoint, read_config, read_contents
@@ -21,7 +22,6 @@ from localq.conversion.gguf_header import gguf_metadata
 from localq.conversion.plan_memory import memory_use
 from localq.conversion.survey import make_plan
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
-from localq.engines.availability import has_backend, require_backend
 from localq.errors import ChatTemplateError, CheckpointError, LocalqError
 from localq.families.base import Family
 from localq.families.config import ModelConfig

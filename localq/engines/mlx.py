@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.engines.availability import require_backend
+from localq.backends import require_backend
 from localq.engines.base import (
     PREFILL_CHUNK_TOKENS,
     EngineState,

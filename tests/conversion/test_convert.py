@@ -102,7 +102,7 @@ def test_a_changed_checkpoint_is_planned_anew(tmp_path: Path, models: Path) -> N
 
 
 def test_a_plan_asks_for_the_backend_as_a_conversion_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.engines.availability.find_spec", lambda name: None)
+    monkeypatch.setattr("localq.backends.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError):
         plan_conversion("toy-phi", ["mlx-4bit"], models_dir=models)
 

@@ -225,7 +225,7 @@ def test_it_is_told_how_weights_are_stored(llama: Path, settings: dict[str, Any]
 
 
 def test_a_backend_that_is_missing_is_told_of(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.engines.availability.find_spec", lambda name: None)
+    monkeypatch.setattr("localq.backends.find_spec", lambda name: None)
     found = examined(llama)
     assert [(form.recipe.name, form.runs_here) for form in found.forms] == [("mlx-4bit", False)]
     assert "llama_cpp" in found.refused["gguf-q4_k_m"].message
