@@ -10,10 +10,12 @@ To write a new engine:
    tokens to make room for; `options.context_length`, which it was chosen from, is ignored. It raises EngineError with
    the library's own reason when the model can't be loaded, and UnsupportedOptionError for an option that the library
    does not have. A large engine may have more files, named `NAME_*.py`. The helpers below are for all engines.
-2. One line in the table `BACKENDS`: the format, the module, and the library that must be installed.
-3. One line in the fixture `make_engine` of `tests/contracts/conftest.py`: those tests check what `Engine` states.
+2. One line in `BACKENDS` of `localq/backends.py`: the format, the module, the library that must be installed.
+3. `tests/contracts/conftest.py`: open it in the fixture `make_engine`. Those tests check what `Engine` states.
+4. Only for a new format: a recipe in `localq/recipes.py`, its conversion in `localq/conversion/`, and `open_form` in
+   `localq/model.py`.
 
-`tests/scripted_engine.py` is the smallest engine, to copy from. Imports of heavy libraries stand inside functions.
+`tests/scripted_engine.py` is the smallest engine, to copy from. Import heavy libraries inside functions.
 """
 
 from __future__ import annotations
