@@ -81,7 +81,6 @@ class ReplyStream(Iterator["Chunk"]):
         """Held by the thread that reads or ends the reply."""
         self._has_turn = False
         self._over = threading.Event()
-        self._require_wanted = _stop_check(self._over)
         self._stopped = threading.Event()
         self._was_cut_off = False
         self.reader: threading.Thread | None = None
@@ -104,20 +103,21 @@ class ReplyStream(Iterator["Chunk"]):
                 "this reply was cut off: the same thread used the model for something else",
                 "read a reply to its end, or close it, before the next one",
             )
+        if self._over.is_set():
+            raise StopIteration
+        check = _stop_check(self._over, self._stopped)
         try:
-            self._require_wanted()
             self.reader = threading.current_thread()
-            if not self._has_turn:
+            if self._chunks is None:
                 self._turns.begin(self)
                 self._has_turn = True
-                self._require_wanted()
-                self._chunks = self._start(_stop_check(self._over, self._stopped), self._stopped.is_set)
-            assert self._chunks is not None
+                check()
+                self._chunks = self._start(check, self._stopped.is_set)
             return next(self._chunks)
-        except _NoLongerWanted:
-            raise StopIteration from None
-        except BaseException:
+        except BaseException as error:
             self._over.set()
+            if isinstance(error, _NoLongerWanted):
+                raise StopIteration from None
             raise
 
     def stop(self) -> None:

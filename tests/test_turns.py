@@ -145,6 +145,20 @@ def test_closing_from_another_thread_ends_a_reply_that_is_being_computed(replies
     assert replies.is_free()
 
 
+def test_stopping_a_reply_while_its_prompt_is_computed_ends_its_turn(replies: Replies) -> None:
+    replies.gate.clear()
+    reply = replies.new()
+    read: list[Any] = []
+    reader = threading.Thread(target=lambda: read.extend(reply), daemon=True)
+    reader.start()
+    assert replies.reached.wait(SECONDS)
+    reply.stop()
+    replies.gate.set()
+    reader.join(SECONDS)
+    assert (read, replies.ended) == ([], ["reply"])
+    assert replies.is_free()
+
+
 def test_closing_a_reply_that_waits_for_its_turn_takes_it_out_of_the_queue(replies: Replies) -> None:
     first = replies.new("first")
     next(first)
