@@ -177,8 +177,8 @@ def _logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogpr
     row -= row.max()
     row -= np.log(np.exp(row).sum())
     count = min(count, len(row))
-    likeliest = np.argpartition(-row, count - 1)[:count] if count else ()
-    ordered = sorted((-float(row[alternative]), int(alternative)) for alternative in likeliest)
+    most_likely = np.argpartition(-row, count - 1)[:count] if count else ()
+    ordered = sorted((-float(row[alternative]), int(alternative)) for alternative in most_likely)
     return TokenLogprobs(token, float(row[token]), tuple((alternative, -less) for less, alternative in ordered))
 
 

@@ -1,4 +1,4 @@
-"""What is particular to the llama.cpp engine: the reasons it gives when a file can't be loaded, where it computes."""
+"""Only for the llama.cpp engine: its reasons when a file can't be loaded, and where it computes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is particular to the MLX engine: its LongRoPE choice, its number type, its errors."""
+"""Only for the MLX engine: its LongRoPE factors, its number type, its errors."""
 
 from __future__ import annotations
 

@@ -92,7 +92,7 @@ def test_what_is_made_from_a_model_equals_what_its_authors_published(tmp_path: P
 
 
 def test_tokens_of_the_folder_keep_their_ids_and_flags(tmp_path: Path) -> None:
-    """Also with a gap between them, which the library by itself would close."""
+    """Also with a gap between them, which the library alone would close."""
     decoder = {"2": token("<|im_end|>", special=True), "610": token("<far>", special=True, rstrip=True)}
     config = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<listed>"]}
     folder = llama(tmp_path, added_tokens_decoder=decoder, **config)
@@ -122,14 +122,14 @@ def test_tokens_around_a_text_are_those_of_tokenizer_config(
     assert own.encode("Hello", add_special_tokens=True) == [*front, *ids, *behind]
 
 
-def test_a_folder_may_forgo_the_space_in_front(tmp_path: Path) -> None:
+def test_a_folder_may_turn_off_the_space_in_front(tmp_path: Path) -> None:
     own = load_tokenizer(llama(tmp_path, add_prefix_space=False))
     assert own.token_bytes(own.encode("the", add_special_tokens=False)[0])[:1] == b"t"
     assert not own.strips_leading_space
 
 
 def gpt_2(folder: Path) -> tokenizers.Tokenizer:
-    """Phi-2's files without tokenizer.json; returns what they say."""
+    """Phi-2's files without tokenizer.json; returns their vocabulary and merges."""
     backend = phi_2_backend()
     value = json.loads(backend.to_str())
     merges = "".join(f"{left} {right}\n" for left, right in value["model"]["merges"])
