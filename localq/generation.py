@@ -66,6 +66,17 @@ class GenerationStatistics:
         """(generated_tokens - 1) / decode_seconds: the first id needs no forward pass of its own."""
         return _rate(self.generated_tokens - 1, self.decode_seconds)
 
+    def __str__(self) -> str:
+        """One line for people: tokens and rates."""
+        cached = f" ({self.cached_prompt_tokens} from the cache)" if self.cached_prompt_tokens else ""
+        parts = [
+            f"{self.prompt_tokens} prompt tokens{cached} at {_shown_rate(self.prompt_tokens_per_second)} t/s",
+            f"{self.generated_tokens} generated at {_shown_rate(self.generated_tokens_per_second)} t/s",
+        ]
+        if self.time_to_first_token_seconds is not None:
+            parts.append(f"first token after {self.time_to_first_token_seconds:.2f} s")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
@@ -223,3 +234,7 @@ class _Meter:
 
 def _rate(tokens: int, seconds: float) -> float | None:
     return tokens / seconds if tokens > 0 and seconds > 0 else None
+
+
+def _shown_rate(value: float | None) -> str:
+    return "-" if value is None else f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -26,6 +26,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(autouse=True)
 def _own_environment(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQ_MODELS", str(models_dir))
+    monkeypatch.setenv("XDG_DATA_HOME", str(models_dir.parent / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("LOCALQ_DEBUG", "NO_COLOR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)

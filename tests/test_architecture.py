@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
+    {"chat"},
     {"doctor"},
     {"measure", "conversation"},
     {"model"},
@@ -49,6 +50,8 @@ HEAVY = {
     "torch",
     "sentencepiece",
     "psutil",
+    "prompt_toolkit",
+    "pygments",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6
 

@@ -12,6 +12,9 @@ import typer
 from localq.errors import OptionError
 from localq.options import GenerationOptions, LoadOptions
 
+NEWEST = "newest"
+"""What `--resume` alone stands for."""
+
 Reference = Annotated[
     str, typer.Argument(metavar="REF", help="org/name[@revision], a folder, a .gguf file or a toy; then :RECIPE.")
 ]
@@ -38,6 +41,10 @@ BatchTokens = Annotated[int, typer.Option("--batch-tokens", metavar="N", help="P
 PromptCache = Annotated[
     Path | None,
     typer.Option("--prompt-cache", metavar="FILE", help="Keep what is computed of the prompt, for the next run."),
+]
+Files = Annotated[
+    list[Path] | None,
+    typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
 ]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Most tokens to generate.")]

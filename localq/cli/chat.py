@@ -2,34 +2,54 @@
 
 from __future__ import annotations
 
-import contextlib
-import sys
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
+import typer
+from typer.core import TyperCommand
+
+from localq.chat.terminal import is_interactive, quiet_terminal
 from localq.cli import arguments as flags
-from localq.cli.generate import statistics_line
 from localq.cli.output import emit, say
-from localq.errors import LocalqError, PromptTooLongError
-from localq.options import MOST_BATCH_TOKENS, GenerationOptions
+from localq.errors import OptionError
+from localq.options import MOST_BATCH_TOKENS, GenerationOptions, LoadOptions
 
 if TYPE_CHECKING:
-    from localq.generation import GenerationStatistics
-    from localq.model import Message, Model
+    from localq.chat.session import ChatSettings, Session
 
 _DEFAULTS = GenerationOptions()
-_PROMPT = ">>> "
-_HELP = """\
-/help    this list
-/retry   answer the last question again
-/undo    forget the last question and its reply
-/clear   forget the conversation, keep the system message
-/stats   tokens and rates of the last reply
-/exit    leave (also Ctrl-D)
-Ctrl-C   stop the reply, or drop the line being typed"""
+
+_Reference = Annotated[
+    str | None,
+    typer.Argument(metavar="[REF]", help="A model, with :RECIPE for a format; without it, choose from a list."),
+]
+_Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="[ID]", help="Go on with an earlier conversation (default: the newest)."),
+]
+
+
+class ChatCommand(TyperCommand):
+    """`--resume` may stand alone, for the newest conversation."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        for place, word in enumerate(args):
+            if word == "--resume" and (place + 1 == len(args) or args[place + 1].startswith("-")):
+                args = [*args[: place + 1], flags.NEWEST, *args[place + 1 :]]
+                break
+        return super().parse_args(ctx, args)
 
 
 def chat(
-    ref: flags.Reference,
+    ref: _Reference = None,
+    resume: _Resume = None,
+    list_: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Keep no conversation and no history.")] = False,
+    files: flags.Files = None,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
+    plain: Annotated[bool, typer.Option("--plain", help="Show replies as they are, not as Markdown.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
     temperature: flags.Temperature = _DEFAULTS.temperature,
@@ -41,136 +61,148 @@ def chat(
     frequency_penalty: flags.FrequencyPenalty = _DEFAULTS.frequency_penalty,
     logit_bias: flags.LogitBias = None,
     seed: flags.Seed = None,
+    stop: flags.Stop = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
     kv_cache_type: flags.KvCacheType = None,
     flash_attention: flags.FlashAttention = None,
     batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
+    prompt_cache: flags.PromptCache = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show tokens and rates after each reply.")] = False,
     models_dir: flags.ModelsDir = None,
 ) -> None:
     """Talk to a model; /help lists the commands."""
-    options, load_options = flags.generation_options(locals()), flags.load_options(locals())
-    from localq.cli.progress import ByteBar, TerminalListener
-    from localq.model import load
+    given = locals()
+    if list_:
+        _list()
+        return
+    if is_interactive():
+        with quiet_terminal():  # until the first prompt, nothing that is typed gets lost
+            session, reference = _prepare(given)
+    else:
+        session, reference = _prepare(given)
+    try:
+        if not _is_here(reference, models_dir):
+            session.wait()  # a conversion shows its progress, and needs the terminal for it
+        session.run()
+    finally:
+        session.close()
 
-    with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
-    with model:
-        model.prompt_token_ids("")  # refuse a model without chat template before the first question
-        say(f"{model.name}:{model.recipe_name}, context {model.context_length} tokens; /help for help, Ctrl-D to leave")
-        Conversation(model, options, system).run()
+
+def _prepare(given: Mapping[str, Any]) -> tuple[Session, str]:
+    """Check the flags and begin to load the model."""
+    from localq.chat.engine_thread import EngineThread
+    from localq.chat.session import Session
+    from localq.reference import parse_reference
+
+    settings = _settings(given)
+    reference = given["ref"] or _resumed_reference(settings) or _choose(given["models_dir"])
+    parse_reference(reference)
+    LoadOptions(**flags.load_options(given))  # names a value that no engine takes
+    session = Session(EngineThread(), _loader(given), settings, interactive=is_interactive())
+    session.open(reference)
+    say(f"{reference}; /help lists the commands, Ctrl-D leaves")
+    return session, reference
 
 
-class Conversation:
-    """The messages so far, and the loop that adds to them."""
+def _settings(given: Mapping[str, Any]) -> ChatSettings:
+    from localq.chat.session import ChatSettings
+    from localq.cli.generate import read_file
+    from localq.disk import check_writable
+    from localq.transcript import conversations_folder, open_transcript
 
-    def __init__(self, model: Model, options: GenerationOptions, system: str | None = None) -> None:
-        self.model = model
-        self.options = options
-        self._opening: list[Message] = [{"role": "system", "content": system}] if system is not None else []
-        self.messages: list[Message] = list(self._opening)
-        self._statistics: GenerationStatistics | None = None
+    if given["raw"] and given["system"] is not None:
+        raise OptionError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+    if given["prompt_cache"] is not None:
+        check_writable(given["prompt_cache"], "--prompt-cache", replaced=True)
+    resume = given["resume"]
+    return ChatSettings(
+        options=flags.generation_options(given),
+        system=given["system"],
+        raw=given["raw"],
+        plain=given["plain"],
+        stats=given["stats"],
+        saves=not given["no_save"],
+        resumed=None if resume is None else open_transcript(None if resume == flags.NEWEST else resume),
+        files=[read_file(file) for file in given["files"] or []],
+        history=None if given["no_save"] else conversations_folder().parent / "chat-history",
+        prompt_cache=given["prompt_cache"],
+        models_dir=given["models_dir"],
+    )
 
-    def run(self) -> None:
-        """Read lines until the end of input or /exit. Ctrl-C ends a reply or a line, never the conversation."""
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  # line editing and history for input()
-        while True:
-            try:
-                if not self._turn():
-                    return
-            except KeyboardInterrupt:
-                say("\n(Ctrl-D or /exit leaves)")
 
-    def _turn(self) -> bool:
-        """One line and what it asks for; False when the conversation is over."""
+def _loader(given: Mapping[str, Any]) -> Any:
+    """Opens a reference with the options that were given."""
+    options = flags.load_options(given)
+
+    def load(reference: str) -> Any:
+        from localq.cli.progress import ByteBar, TerminalListener
+        from localq.model import load
+
+        with ByteBar() as bar:
+            listener = TerminalListener(bar, tell_reused=False)
+            return load(reference, models_dir=given["models_dir"], listener=listener, **options)
+
+    return load
+
+
+def _is_here(text: str, models_dir: Path | None) -> bool:
+    """Whether a reference can be opened as it is."""
+    from localq.model import chosen_recipe, is_form
+    from localq.reference import ForeignForm, parse_reference
+    from localq.store.store import Store
+
+    reference = parse_reference(text)
+    if reference.kind == "gguf":
+        return True
+    if isinstance(reference.recipe, ForeignForm):
+        return False
+    if reference.kind == "folder" and reference.recipe is None and reference.path and is_form(reference.path):
+        return True
+    return Store(models_dir).find(reference.without_recipe(), chosen_recipe(reference)) is not None
+
+
+def _resumed_reference(settings: ChatSettings) -> str | None:
+    if settings.resumed is None:
+        return None
+    record, _ = settings.resumed
+    return f"{record.model}:{record.format}"
+
+
+def _choose(models_dir: Path | None) -> str:
+    """A model that is here, chosen from a list; the toys where there is none."""
+    from localq.chat.commands import models_here
+
+    names = models_here(models_dir) or ["toy-llama", "toy-phi"]
+    if not is_interactive():
+        raise OptionError("no model was given", f"for example: localq chat {names[0]}")
+    say("\n".join(f"{number:>3}  {name}" for number, name in enumerate(names, 1)))
+    from localq.chat.prompt import TerminalPrompt
+
+    prompt = TerminalPrompt(lambda before: [name for name in names if name.startswith(before)], None)
+    while True:
         try:
-            line = input(_PROMPT) if sys.stdin.isatty() else _next_line()
+            answer = prompt.ask("model [1]: ").strip()
         except EOFError:
-            if sys.stdin.isatty():
-                say("")
-            return False
-        except UnicodeDecodeError:
-            say("error: that line is not UTF-8 text")
-            return True
-        if line.startswith("/"):
-            return self._command(line.strip())
-        if line.strip():
-            self.ask(line)
-        return True
-
-    def ask(self, text: str) -> None:
-        """Put a question and stream the reply; a reply that Ctrl-C cut short is kept as far as it came."""
-        question = {"role": "user", "content": text}
-        reply: list[str] = []
-        try:
-            with self.model.stream([*self.messages, question], options=self.options) as chunks:
-                for chunk in chunks:
-                    emit(chunk.text, end="")
-                    reply.append(chunk.text)
-                    self._statistics = chunk.statistics or self._statistics
-            emit("")
-            if chunk.finish_reason == "length":
-                say("(cut: the reply reached --max-tokens or the end of the context)")
-        except KeyboardInterrupt:
-            emit("")
-            say("(stopped)")
-        except LocalqError as error:
-            hint = "/clear starts again" if isinstance(error, PromptTooLongError) else error.hint
-            say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
-            return
-        if reply:
-            self.messages += [question, {"role": "assistant", "content": "".join(reply)}]
-
-    def retry(self) -> None:
-        """Put the last question again; its reply is kept until a new one begins."""
-        exchange = self._take_back()
-        if not exchange:
-            say("(no question yet)")
-            return
-        if self.options.greedy:
-            say("(at temperature 0 the reply is the same; --temp 0.8 makes it vary)")
-        elif self.options.seed is not None:
-            say("(with --seed the reply is the same; without it replies vary)")
-        kept = len(self.messages)
-        self.ask(exchange[0]["content"])
-        if len(self.messages) == kept:
-            self.messages += exchange
-
-    def undo(self) -> None:
-        """Forget the last question and its reply."""
-        exchange = self._take_back()
-        say(f"(forgotten: {exchange[0]['content']})" if exchange else "(no question yet)")
-
-    def _take_back(self) -> list[Message]:
-        """Take the last question and its reply out of the conversation; empty where there is none."""
-        start = max(len(self.messages) - 2, len(self._opening))
-        exchange = self.messages[start:]
-        del self.messages[start:]
-        return exchange
-
-    def _command(self, line: str) -> bool:
-        if line == "/help":
-            say(_HELP)
-        elif line == "/retry":
-            self.retry()
-        elif line == "/undo":
-            self.undo()
-        elif line == "/clear":
-            self.messages = list(self._opening)
-            say("(forgotten)")
-        elif line == "/stats":
-            say(statistics_line(self._statistics) if self._statistics else "(no reply yet)")
-        elif line in ("/exit", "/bye", "/quit"):
-            return False
-        else:
-            say(f"unknown command {line}; /help lists them")
-        return True
+            raise KeyboardInterrupt from None
+        if not answer:
+            return names[0]
+        if answer.isdigit() and 1 <= int(answer) <= len(names):
+            return names[int(answer) - 1]
+        if not answer.isdigit():
+            return answer
+        say(f"a number between 1 and {len(names)}, or a model's name")
 
 
-def _next_line() -> str:
-    line = sys.stdin.readline()
-    if not line:
-        raise EOFError
-    return line.rstrip("\n")
+def _list() -> None:
+    from localq.tables import format_table
+    from localq.transcript import conversations_folder, list_records
+
+    rows = [
+        [record.id, record.started[:16].replace("T", " "), f"{record.model}:{record.format}", record.first_words]
+        for record in list_records()
+    ]
+    if rows:
+        emit(format_table(["id", "started (UTC)", "model", "first words"], rows, 4))
+    else:
+        say(f"no conversation is kept in {conversations_folder()}")

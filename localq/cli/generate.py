@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli import arguments as flags
-from localq.cli.output import emit, emit_json, format_rate, say
+from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, GenerationOptions
 
@@ -21,10 +21,6 @@ if TYPE_CHECKING:
     from localq.model import Model, Prompt
 
 _DEFAULTS = GenerationOptions()
-_Files = Annotated[
-    list[Path] | None,
-    typer.Option("-f", "--file", metavar="FILE", help="Text that goes before the prompt; repeatable."),
-]
 _Logprobs = Annotated[
     int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
 ]
@@ -33,7 +29,7 @@ _Logprobs = Annotated[
 def generate(
     ref: flags.Reference,
     prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Piped input goes before it.")] = None,
-    files: _Files = None,
+    files: flags.Files = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -78,7 +74,7 @@ def generate(
             with model.stream(messages, raw=raw, options=options) as chunks:
                 statistics = write_stream(chunks)
     if stats:
-        say(statistics_line(statistics))
+        say(str(statistics))
 
 
 def write_stream(chunks: Iterator[Chunk]) -> GenerationStatistics:
@@ -90,19 +86,6 @@ def write_stream(chunks: Iterator[Chunk]) -> GenerationStatistics:
     emit("")
     assert statistics is not None
     return statistics
-
-
-def statistics_line(statistics: GenerationStatistics) -> str:
-    """One line for people: tokens and rates."""
-    parts = [f"{statistics.prompt_tokens} prompt tokens at {format_rate(statistics.prompt_tokens_per_second)} t/s"]
-    if statistics.cached_prompt_tokens:
-        parts.append(f"{statistics.cached_prompt_tokens} of them cached")
-    parts.append(
-        f"{statistics.generated_tokens} generated at {format_rate(statistics.generated_tokens_per_second)} t/s"
-    )
-    if statistics.time_to_first_token_seconds is not None:
-        parts.append(f"first token after {statistics.time_to_first_token_seconds:.2f} s")
-    return ", ".join(parts)
 
 
 def _require_json(json: bool, logprobs: int | None) -> None:
@@ -125,7 +108,7 @@ def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
 
 def _prompt_text(argument: str | None, files: Sequence[Path], raw: bool) -> str:
     """Piped text, files and the argument, in this order, with an empty line between."""
-    given = [_read_file(file) for file in files]
+    given = [read_file(file) for file in files]
     if sys.stdin is not None and not sys.stdin.isatty():
         given.insert(0, _decoded(sys.stdin.buffer.read(), "standard input"))
     if not raw:
@@ -145,7 +128,8 @@ def _messages(text: str, system: str | None, raw: bool) -> Prompt:
     return [*messages, {"role": "user", "content": text}]
 
 
-def _read_file(file: Path) -> str:
+def read_file(file: Path) -> str:
+    """A text file. Raises OptionError for what can't be read, or is not UTF-8."""
     try:
         return _decoded(file.read_bytes(), str(file))
     except OSError as error:

@@ -102,7 +102,7 @@ def _root(
 
 
 for _command in _COMMANDS:
-    app.command()(_shows_errors(_command))
+    app.command(cls=chat.ChatCommand if _command is chat.chat else None)(_shows_errors(_command))
 
 
 def _end(number: int, _frame: object) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,9 +15,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from localq import load
 from localq.cli.main import app
-from localq.options import GenerationOptions
 from tests.tiny_checkpoints import write_checkpoint
 
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
@@ -268,53 +265,6 @@ def test_disk_without_room_is_found_out_before_any_work(tmp_path: Path, monkeypa
     assert not list(tmp_path.glob("toy-llama/*"))
 
 
-def test_chat_remembers_clears_and_leaves() -> None:
-    lines = f"/help\n{QUESTION}\nWhat is the capital of Italy?\n/stats\n/clear\n/what\n{QUESTION}\n/exit\nnever asked\n"
-    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=lines)
-    assert result.exit_code == 0
-    assert result.stdout == f"{ANSWER}\nThe capital of Italy is Rome.\n{ANSWER}\n"
-    assert "/clear" in result.stderr and "cached" in result.stderr and "unknown command /what" in result.stderr
-
-
-def test_chat_takes_back_and_repeats_the_last_question() -> None:
-    lines = f"/retry\n/undo\n{QUESTION}\n/retry\n/stats\n/undo\n/retry\nWhat is the capital of Italy?\n/stats\n"
-    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=lines)
-    assert result.exit_code == 0
-    assert result.stdout == f"{ANSWER}\n{ANSWER}\nThe capital of Italy is Rome.\n"
-    assert result.stderr.count("(no question yet)") == 3
-    assert f"(forgotten: {QUESTION})" in result.stderr and "temperature 0" in result.stderr
-    again, alone = re.findall(r"(\d+) prompt tokens", result.stderr)
-    assert int(again) == int(alone)  # nothing of the question that was taken back
-    assert f"{int(again) - 1} of them cached" in result.stderr
-
-
-def test_a_retry_that_is_stopped_before_its_first_token_keeps_the_reply(monkeypatch: pytest.MonkeyPatch) -> None:
-    from localq.cli.chat import Conversation
-
-    def stopped(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
-    with load("toy-llama:gguf-q4_k_m") as model:
-        conversation = Conversation(model, GenerationOptions(max_tokens=4))
-        conversation.ask(QUESTION)
-        kept = list(conversation.messages)
-        monkeypatch.setattr(model, "stream", stopped)
-        conversation.retry()
-        assert conversation.messages == kept
-
-
-def test_chat_ends_with_its_input() -> None:
-    result = localq("chat", "toy-phi:mlx-4bit", stdin=QUESTION + "\n")
-    assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
-
-
-def test_chat_tells_when_the_conversation_is_too_long_and_goes_on() -> None:
-    result = localq("chat", "toy-phi:gguf-q4_k_m", stdin=f"{'word ' * 300}\n{QUESTION}\n")
-    assert result.exit_code == 0
-    assert "context holds 256" in result.stderr and "/clear" in result.stderr
-    assert result.stdout == ANSWER + "\n"
-
-
 def test_files_go_between_piped_text_and_the_prompt(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one\n"), ("b.txt", "two\n\n")):
         (tmp_path / name).write_text(text)
@@ -413,23 +363,6 @@ def test_a_closed_terminal_is_ignored_where_the_caller_says_so() -> None:
     )
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.splitlines()[-1] == "True True"
-
-
-def test_ctrl_c_ends_the_reply_and_not_the_chat(monkeypatch: pytest.MonkeyPatch) -> None:
-    from localq.cli import chat
-
-    written: list[str] = []
-
-    def interrupting_emit(text: str, end: str = "\n") -> None:
-        written.append(text)
-        if len(written) == 3:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(chat, "emit", interrupting_emit)
-    result = localq("chat", "toy-llama:gguf-q4_k_m", stdin=f"{QUESTION}\n/clear\n{QUESTION}\n")
-    assert result.exit_code == 0
-    assert "(stopped)" in result.stderr
-    assert "".join(written).endswith(ANSWER)
 
 
 def test_raw_text_reaches_the_model_with_its_last_line_end() -> None:
