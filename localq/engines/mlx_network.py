@@ -51,7 +51,8 @@ def load_network(folder: Path, options: LoadOptions, context_length: int) -> Net
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = longrope_for(config, context_length)
-        model, _ = load_model(folder, lazy=True, model_config=changed)
+        without_null = {"text_config": {}} if config.get("text_config", {}) is None else {}  # mlx_lm searches in it
+        model, _ = load_model(folder, lazy=True, model_config={**changed, **without_null})
         if not mlx_runs_on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)
