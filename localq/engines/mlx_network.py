@@ -50,9 +50,9 @@ def load_network(folder: Path, options: LoadOptions, context_length: int) -> Net
     wire_memory()
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        changed = longrope_for(config, context_length)
-        without_null = {"text_config": {}} if config.get("text_config", {}) is None else {}  # mlx_lm searches in it
-        model, _ = load_model(folder, lazy=True, model_config={**changed, **without_null})
+        longrope = longrope_for(config, context_length)
+        no_null = {"text_config": config.get("text_config") or {}} if "text_config" in config else {}
+        model, _ = load_model(folder, lazy=True, model_config={**longrope, **no_null})  # it searches in text_config
         if not mlx_runs_on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)
@@ -65,7 +65,7 @@ def load_network(folder: Path, options: LoadOptions, context_length: int) -> Net
     settings: dict[str, str | bool] = {
         "engine": "mlx",
         "kv_cache_type": options.kv_cache_type or "full",
-        "long_context": not changed,
+        "long_context": not longrope,
     }
     return Network(model, vocabulary_size, cache_maker(model, options.kv_cache_type), settings)
 
