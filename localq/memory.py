@@ -33,7 +33,6 @@ DEFAULTS = LoadOptions()
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
 _KV_NUMBER_BYTES: dict[KvCacheType, float] = {"q8_0": 1.125, "q4_0": 0.625}
 """The larger of both engines: ggml has a half-precision scale for 32 numbers, MLX a scale and a bias for 64."""
-_ALL_FLOAT32 = 0  # `general.file_type`, as `enum llama_ftype` has it
 _LEAST_CONTEXT_TOKENS = 256  # a smaller one is not recommended
 
 
@@ -109,12 +108,12 @@ def mlx_memory(
 
 def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> MemoryUse:
     """A `.gguf` file of any architecture, by its header."""
-    return gguf_memory(header.weight_bytes, _gguf_kv_shape(header), _is_float32(header), options)
+    return gguf_memory(header.weight_bytes, _gguf_kv_shape(header), header.is_float32, options)
 
 
 def gguf_file_kv_bytes_per_token(header: GgufHeader, options: LoadOptions = DEFAULTS) -> int:
     """Of keys and values only."""
-    number_bytes = _FLOAT32_BYTES if _is_float32(header) else _FLOAT16_BYTES
+    number_bytes = _FLOAT32_BYTES if header.is_float32 else _FLOAT16_BYTES
     return _gguf_kv_shape(header).bytes_per_token(number_bytes, options)
 
 
@@ -131,10 +130,6 @@ def _gguf_kv_shape(header: GgufHeader) -> KvShape:
     kv_heads = header.of_model("attention.head_count_kv")
     in_all = sum(kv_heads) if isinstance(kv_heads, list) else layers * (kv_heads if type(kv_heads) is int else heads)
     return KvShape(in_all * width, heads)
-
-
-def _is_float32(header: GgufHeader) -> bool:
-    return header.metadata.get("general.file_type") == _ALL_FLOAT32
 
 
 def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOptions = DEFAULTS) -> MemoryUse:

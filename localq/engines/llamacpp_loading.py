@@ -22,7 +22,6 @@ from localq.options import LoadOptions
 
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 """For `llama_model_params.devices`: a list of devices that ends with NULL, here an empty one."""
-_ALL_FLOAT32 = 0  # of `enum llama_ftype`
 _VALUE_BYTES = 64
 """Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
 
@@ -168,7 +167,7 @@ def _is_float32(path: Path) -> bool:
     `llama_model_ftype` returns 0, which means float32, for every model that was loaded without its weights.
     """
     try:
-        return read_header(path).metadata.get("general.file_type") == _ALL_FLOAT32
+        return read_header(path).is_float32
     except LocalqError:
         return False
 
