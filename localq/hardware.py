@@ -1,4 +1,4 @@
-"""Cores and GPU that this process may use. Only the questions about a GPU load an engine's library."""
+"""Cores and GPU that this process may use. Loads no engine unless it is asked for its GPU."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ def has_metal() -> bool:
     return False
 
 
-def mlx_runs_on_gpu() -> bool:
-    """Whether MLX computes on a GPU: there may be one that it was told not to use. MLX must be installed."""
-    import mlx.core as mx
-
-    return bool(mx.default_device().type == mx.DeviceType.gpu)
-
-
 def llama_cpp_has_gpu() -> bool:
     """Whether llama.cpp was built for a GPU, and there is one. llama_cpp must be installed."""
     import llama_cpp
 
     return bool(llama_cpp.llama_supports_gpu_offload())
+
+
+def mlx_runs_on_gpu() -> bool:
+    """Whether MLX computes on a GPU: there may be one that it was told not to use. MLX must be installed."""
+    import mlx.core as mx
+
+    return bool(mx.default_device().type == mx.DeviceType.gpu)
