@@ -100,6 +100,19 @@ def test_text_that_is_certain_is_not_held_back(text: str, stop: list[str], data:
         assert released == (expected if stopped else expected[: len(expected) - held_back(expected, stop)])
 
 
+@settings(database=None, deadline=None, max_examples=400)
+@given(text=CHARACTERS, stop=STOPS, data=st.data())
+def test_a_continued_reply_releases_only_what_follows(text: str, stop: list[str], data: st.DataObject) -> None:
+    """Also when the reader knows a beginning of a stop string, which a later token completes."""
+    pieces = [character.encode() for character in text]
+    begun = data.draw(st.integers(0, len(pieces)))
+    earlier, later = (TextStream(Pieces(pieces), stop) for _ in range(2))
+    known = "".join(map(earlier.push, range(begun))) + earlier.finish()
+    later.begin_with(range(begun))
+    released = "".join(map(later.push, range(begun, len(pieces)))) + later.finish()
+    assert known + released == max(cut(text, stop)[0], known, key=len)
+
+
 def test_a_character_comes_when_its_last_byte_is_there() -> None:
     assert stream_of(b"\xe2", b"\x82", b"\xac!", b"") == ["", "", "€!", "", ""]
 
