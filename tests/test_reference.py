@@ -177,7 +177,7 @@ def test_what_names_no_model_is_refused_with_advice(text: str) -> None:
         ("./absent:gguf-q8", "gguf-q8_0"),
     ],
 )
-def test_a_misspelt_recipe_is_told_with_the_nearest(text: str, nearest: str) -> None:
+def test_a_misspelt_recipe_is_refused_with_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownRecipeError) as caught:
         parse_reference(text)
     assert nearest in caught.value.nearest

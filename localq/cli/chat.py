@@ -133,7 +133,7 @@ def _settings(given: Mapping[str, Any]) -> ChatSettings:
 
 def _loader(given: Mapping[str, Any]) -> Any:
     """Opens a reference with the options that were given."""
-    options = flags.load_options(given)
+    options = {**flags.load_options(given), "needs_chat_template": not given["raw"]}
 
     def load(reference: str) -> Any:
         from localq.cli.progress import ByteBar, TerminalListener

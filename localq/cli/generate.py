@@ -64,7 +64,7 @@ def generate(
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
+        model = load(ref, models_dir=models_dir, listener=listener, needs_chat_template=not raw, **load_options)
     with model, _kept_prompt(model, prompt_cache):
         if json:
             completion = model.generate(messages, raw=raw, options=options)
