@@ -248,15 +248,6 @@ def test_tokenizer_json_is_preferred_to_all_other_files(tmp_path: Path) -> None:
     assert read_tokenizer_json(tmp_path) == json.loads(backend.to_str())
 
 
-def test_a_tokenizer_is_parsed_once_and_again_only_after_a_change(tmp_path: Path) -> None:
-    first = read_tokenizer_json(llama(tmp_path))
-    assert read_tokenizer_json(tmp_path) is first
-    write(tmp_path, added_tokens={"<new>": 600})
-    assert read_tokenizer_json(tmp_path)["model"]["vocab"] == {**first["model"]["vocab"], "<new>": 600}
-    (tmp_path / "tokenizer.json").write_text("{}")
-    assert read_tokenizer_json(tmp_path) == {}
-
-
 def test_two_tokens_of_one_text_are_refused(tmp_path: Path) -> None:
     folder = llama(tmp_path, added_tokens_decoder={"600": token("<s>", special=True)})
     with pytest.raises(CheckpointError, match="two tokens are '<s>'"):
