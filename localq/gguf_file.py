@@ -52,6 +52,8 @@ _OTHER_KINDS = {
 _NO_CHAT_ARCHITECTURES = frozenset(("t5", "t5encoder", "dream", "llada", "llada-moe", "rnd1"))
 """Encoders with a decoder, and diffusion models: llama.cpp runs them, but not one token after the other."""
 
+_ALL_FLOAT32 = 0  # of `enum llama_ftype`
+
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
@@ -76,6 +78,11 @@ class GgufHeader:
     def architecture(self) -> str:
         """As llama.cpp names it: `llama`, `qwen2`."""
         return str(self.metadata.get("general.architecture", ""))
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether all weights are float32, as the file states."""
+        return self.metadata.get("general.file_type") == _ALL_FLOAT32
 
     def of_model(self, key: str) -> Value | None:
         """A value of the architecture's own: `of_model("block_count")` is that of `llama.block_count`."""

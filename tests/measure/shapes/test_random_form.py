@@ -256,14 +256,14 @@ def test_a_form_without_room_beside_the_ones_before_is_left_out(
     with shape_forms("llama-3", recipes, OPTIONS, models_dir=tmp_path, on_step=said.append) as forms:
         assert [form.recipe for form in forms] == recipes[:1]
     (warning,) = [line for line in said if line.startswith("warning: left out")]
-    assert f"llama-3:{recipes[1]}" in warning and "for other forms" in warning
+    assert f"llama-3:{recipes[1]}" in warning and "for other formats" in warning
 
 
 def test_what_other_models_take_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     memory_with(2 * RUNTIME_BYTES, monkeypatch)
     with only_form("llama-3", "gguf-q4_0", tmp_path):
         pass
-    with pytest.raises(EngineError, match="300.00 MB are free beside 300.00 MB for other forms"):
+    with pytest.raises(EngineError, match="300.00 MB are free besides 300.00 MB for other formats"):
         shape_forms("llama-3", "gguf-q4_0", OPTIONS, models_dir=tmp_path, others_bytes=RUNTIME_BYTES).__enter__()
 
 

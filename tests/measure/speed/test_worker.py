@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.measure.forms import Form
 from localq.measure.process import WorkerProcess, _environment
@@ -20,6 +19,7 @@ from localq.measure.speed.results import BenchTest
 from localq.measure.speed.worker import MeasuredModel, Worker, depth_ids, plain_token_ids, random_prompt
 from localq.options import GenerationOptions, LoadOptions
 from localq.text.tokenizer import load_tokenizer
+from tests.scripted_engine import ScriptedEngine
 
 _OPTIONS = LoadOptions(context_length=128, threads=1)
 

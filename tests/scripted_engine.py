@@ -1,4 +1,4 @@
-"""An engine without a model: it replays replies. For tests, and for showing what an engine is."""
+"""The smallest engine: it has no model and replays replies that were given to it."""
 
 from __future__ import annotations
 
@@ -23,16 +23,15 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_NOTHING = -1
-"""In the place of an id that no logit stands out for."""
+_NO_TOKEN = -1
+"""Instead of an id: all logits of the row are 0."""
 
 
 class ScriptedEngine:
     """Answers the first completed prefill with the first reply, the next one with the next.
 
     Its logits are 1 for the next id of the reply and 0 for all others; options other than `max_tokens` have
-    no effect. A reply ends where its ids end, as if the context were full: give it an end token to be
-    stopped by one.
+    no effect. A reply without an end token ends after its last id, as if the context were full.
     """
 
     def __init__(
@@ -44,28 +43,19 @@ class ScriptedEngine:
         for reply in replies:
             check_ids(reply, vocabulary_size)
         self._replies = [list(reply) for reply in replies]
-        self._context_length = context_length
-        self._vocabulary_size = vocabulary_size
+        self.context_length = context_length
+        self.vocabulary_size = vocabulary_size
+        self.state_settings: Mapping[str, str | bool] = {"engine": "scripted"}
         self._tokens: list[int] = []
         self._rest: list[int] | None = None
         self._closed = False
         self.prompts: list[list[int]] = []
         """Every prompt that was computed to its end, oldest first."""
 
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and reply that fit."""
-        return self._context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of logits per token."""
-        return self._vocabulary_size
-
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """See `Engine.prefill`. Raises EngineError when no reply is left."""
         self._require_open()
-        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        check_prompt(prompt, self.vocabulary_size, self.context_length)
         reused = shared_prefix_tokens(self._tokens, prompt)
         del self._tokens[reused:]
         self._rest = None
@@ -74,7 +64,7 @@ class ScriptedEngine:
             if on_progress is not None:
                 on_progress(len(self._tokens), len(prompt))
         if len(self.prompts) == len(self._replies):
-            raise EngineError(f"the script has {len(self._replies)} replies, and all of them were given")
+            raise EngineError(f"all {len(self._replies)} replies of the script were given already")
         self._rest = list(self._replies[len(self.prompts)])
         self.prompts.append(list(prompt))
         return reused
@@ -82,8 +72,8 @@ class ScriptedEngine:
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
         """See `Engine.generate`."""
         rest = self._require_reply()
-        check_bias(options, self._vocabulary_size)
-        limit = min(options.max_tokens, self._context_length - len(self._tokens), len(rest))
+        check_bias(options, self.vocabulary_size)
+        limit = min(options.max_tokens, self.context_length - len(self._tokens), len(rest))
         for _ in range(limit):
             yield rest[0]
             self._tokens.append(rest.pop(0))
@@ -94,21 +84,16 @@ class ScriptedEngine:
         return row
 
     def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See `Engine.logits_in_chunks`: each row foretells the next of `tokens`, and the last foretells nothing."""
+        """See `Engine.logits_in_chunks`: each row predicts the next of `tokens`, and the last one predicts nothing."""
         self._require_open()
-        check_window(tokens, self._vocabulary_size, self._context_length)
+        check_window(tokens, self.vocabulary_size, self.context_length)
         self._tokens = list(tokens)
-        following = [*tokens[1:], _NOTHING][: len(tokens)]
-        for chunk in chunks(following, first, rows_per_chunk(self._vocabulary_size)):
+        following = [*tokens[1:], _NO_TOKEN][: len(tokens)]
+        for chunk in chunks(following, first, rows_per_chunk(self.vocabulary_size)):
             yield self._rows(chunk)
 
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """See `Engine.state_settings`."""
-        return {"engine": "scripted"}
-
     def state(self) -> EngineState:
-        """See `Engine.state`: nothing but the tokens."""
+        """See `Engine.state`: only the tokens."""
         self._require_open()
         self._rest = None
         return EngineState(tuple(self._tokens), ())
@@ -125,11 +110,11 @@ class ScriptedEngine:
         """See `Engine.close`."""
         self._closed = True
 
-    def _rows(self, likeliest: Sequence[int]) -> NDArray[np.float32]:
+    def _rows(self, most_likely: Sequence[int]) -> NDArray[np.float32]:
         import numpy as np
 
-        rows = np.zeros((max(len(likeliest), 1), self._vocabulary_size), dtype=np.float32)
-        for row, token in zip(rows, likeliest, strict=False):
+        rows = np.zeros((max(len(most_likely), 1), self.vocabulary_size), dtype=np.float32)
+        for row, token in zip(rows, most_likely, strict=False):
             if token >= 0:
                 row[token] = 1
         return rows
