@@ -3,50 +3,99 @@
     import localq
 
     with localq.load("toy-llama:gguf-q4_k_m") as model:
-        print(model.generate("What is the capital of France?").text)
+        print(model.generate("What is the capital of France?", max_tokens=50))
+        for chunk in model.stream([{"role": "user", "content": "What is the capital of Italy?"}]):
+            print(chunk, end="", flush=True)
 
+        conversation = localq.Conversation(model, "Be brief.")
+        print(conversation.ask("What is the capital of Spain?").read())
+
+A model reference is `org/name` of the Hugging Face hub, a folder, a `.gguf` file, or one of the models that come with
+localq, `toy-llama` and `toy-phi`. A format may follow: `org/name:mlx-4bit`.
+
+    pull, convert, load     download a checkpoint; make formats of it; open one. `load` does what is missing by itself
+    ls                      what was converted
+    bench, evaluate         speed and memory of formats; what quantization changes in a model's predictions
+    Model                   generate, stream, tokenize
+    Conversation            ask, retry, continue_reply, undo, save, load
+
+Every error raised on purpose is a LocalqError, with `message` and `hint`; `localq.errors` has the others by name.
 Names are imported when they are first used, so that `import localq` takes a few milliseconds.
 """
-
-from __future__ import annotations
 
 from localq.version import __version__
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` is half of what this import would cost
 if TYPE_CHECKING:
+    from localq.api import ArtifactList as ArtifactList
+    from localq.api import bench as bench
+    from localq.api import evaluate as evaluate
+    from localq.api import ls as ls
+    from localq.api import pull as pull
+    from localq.conversation import Conversation as Conversation
+    from localq.conversation import Reply as Reply
+    from localq.conversion.convert import ConversionListener as ConversionListener
     from localq.conversion.convert import convert as convert
     from localq.errors import LocalqError as LocalqError
     from localq.generation import Chunk as Chunk
     from localq.generation import Completion as Completion
     from localq.generation import GenerationStatistics as GenerationStatistics
+    from localq.measure.reports import BenchReport as BenchReport
+    from localq.measure.reports import EvalReport as EvalReport
     from localq.model import Model as Model
     from localq.model import load as load
     from localq.options import GenerationOptions as GenerationOptions
+    from localq.options import LoadOptions as LoadOptions
     from localq.store.manifest import Artifact as Artifact
+    from localq.turns import ReplyStream as ReplyStream
 
 _HOMES = {
     "Artifact": "localq.store.manifest",
+    "ArtifactList": "localq.api",
+    "BenchReport": "localq.measure.reports",
     "Chunk": "localq.generation",
     "Completion": "localq.generation",
+    "Conversation": "localq.conversation",
+    "ConversionListener": "localq.conversion.convert",
+    "EvalReport": "localq.measure.reports",
     "GenerationOptions": "localq.options",
     "GenerationStatistics": "localq.generation",
+    "LoadOptions": "localq.options",
     "LocalqError": "localq.errors",
     "Model": "localq.model",
+    "Reply": "localq.conversation",
+    "ReplyStream": "localq.turns",
+    "bench": "localq.api",
     "convert": "localq.conversion.convert",
+    "evaluate": "localq.api",
     "load": "localq.model",
+    "ls": "localq.api",
+    "pull": "localq.api",
 }
 
 __all__ = [
     "Artifact",
+    "ArtifactList",
+    "BenchReport",
     "Chunk",
     "Completion",
+    "Conversation",
+    "ConversionListener",
+    "EvalReport",
     "GenerationOptions",
     "GenerationStatistics",
+    "LoadOptions",
     "LocalqError",
     "Model",
+    "Reply",
+    "ReplyStream",
     "__version__",
+    "bench",
     "convert",
+    "evaluate",
     "load",
+    "ls",
+    "pull",
 ]
 
 
@@ -59,3 +108,7 @@ def __getattr__(name: str) -> object:
     value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -97,6 +97,15 @@ class ReplyStream(Iterator["Chunk"]):
             raise StopIteration
         return chunk
 
+    def __repr__(self) -> str:
+        if self._was_cut_off:
+            state = "cut off: the model was used for something else"
+        elif self._over.is_set():
+            state = "ended"
+        else:
+            state = "being read" if self._chunks is not None else "not begun: read it with `for chunk in stream`"
+        return f"<ReplyStream, {state}>"
+
     def _read(self) -> Chunk:
         if self._was_cut_off:
             raise EngineError(
