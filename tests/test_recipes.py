@@ -82,7 +82,7 @@ def test_the_default_recipes_are_one_of_each_format() -> None:
     ],
 )
 def test_an_unknown_recipe_is_refused_with_the_nearest_names(name: str, nearest: str) -> None:
-    with pytest.raises(UnknownRecipeError, match="unknown recipe") as caught:
+    with pytest.raises(UnknownRecipeError, match="unknown format") as caught:
         parse_recipe(name)
     assert caught.value.name == name
     assert nearest in caught.value.nearest

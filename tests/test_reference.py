@@ -204,7 +204,7 @@ def test_a_path_object_names_a_folder_or_a_file_and_nothing_else(empty_folder: P
             parse_reference(Path(absent))
 
 
-@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab/.:@~-_ \0é", max_size=12))
 def test_any_text_is_a_reference_or_an_error_of_localq(text: str) -> None:
     try:

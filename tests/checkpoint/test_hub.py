@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -232,7 +232,7 @@ def test_a_broken_update_leaves_the_older_snapshot_in_force(
     monkeypatch.setattr("time.sleep", lambda _: None)
     repository = server.add(REPO, FILES)
     first = hub.pull(REPO)
-    repository.commit(FILES | {SHARDS[0]: os.urandom(120_000)})
+    repository.commit(FILES | {SHARDS[0]: random.Random(3).randbytes(120_000)})
     server.cut_after_bytes, server.stays_down_after_cut = 50_000, True
     assert isinstance(failure(), DownloadError)
     assert hub.find_snapshot(REPO) == first

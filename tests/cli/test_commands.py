@@ -385,3 +385,17 @@ def test_raw_text_reaches_the_model_with_its_last_line_end() -> None:
     arguments = ("generate", "toy-llama:gguf-q4_k_m", "--raw", "-n", "1", "--json")
     with_end, without = (data(localq(*arguments, stdin=text))["prompt_token_ids"] for text in ("Once\n", "Once"))
     assert with_end[: len(without)] == without and len(with_end) > len(without)
+
+
+def test_demo_converts_asks_and_compares_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localq.demo.questions import read_questions
+
+    questions = read_questions()[:3]
+    monkeypatch.setattr("localq.demo.questions.read_questions", lambda: questions)
+    result = localq("demo")
+    assert result.exit_code == 0
+    table = result.stdout.splitlines()[-4:]
+    assert [f"{line.split()[0]}:{line.split()[1]}" for line in table] == FORMS
+    assert all(line.endswith(" 3/3") for line in table)
+    assert result.stdout.count(ANSWER) == 4
+    assert max(map(len, result.stdout.splitlines())) <= 80
