@@ -100,7 +100,7 @@ def test_text_that_is_certain_is_not_held_back(text: str, stop: list[str], data:
         assert released == (expected if stopped else expected[: len(expected) - held_back(expected, stop)])
 
 
-@settings(database=None, deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(text=CHARACTERS, stop=STOPS, data=st.data())
 def test_a_continued_reply_releases_only_what_follows(text: str, stop: list[str], data: st.DataObject) -> None:
     """Also when the reader knows a beginning of a stop string, which a later token completes."""
