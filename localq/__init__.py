@@ -28,8 +28,6 @@ from localq.version import __version__
 TYPE_CHECKING = False  # as type checkers know it; `typing` is half of what this import would cost
 if TYPE_CHECKING:
     from localq.api import ArtifactList as ArtifactList
-    from localq.api import bench as bench
-    from localq.api import evaluate as evaluate
     from localq.api import ls as ls
     from localq.api import pull as pull
     from localq.conversation import Conversation as Conversation
@@ -40,6 +38,8 @@ if TYPE_CHECKING:
     from localq.generation import Chunk as Chunk
     from localq.generation import Completion as Completion
     from localq.generation import GenerationStatistics as GenerationStatistics
+    from localq.measure.api import bench as bench
+    from localq.measure.api import evaluate as evaluate
     from localq.measure.reports import BenchReport as BenchReport
     from localq.measure.reports import EvalReport as EvalReport
     from localq.model import Model as Model
@@ -65,9 +65,9 @@ _HOMES = {
     "Model": "localq.model",
     "Reply": "localq.conversation",
     "ReplyStream": "localq.turns",
-    "bench": "localq.api",
+    "bench": "localq.measure.api",
     "convert": "localq.conversion.convert",
-    "evaluate": "localq.api",
+    "evaluate": "localq.measure.api",
     "load": "localq.model",
     "ls": "localq.api",
     "pull": "localq.api",

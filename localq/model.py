@@ -316,5 +316,7 @@ def _open_engine(form: str, path: Path, options: LoadOptions, context_length: in
 def chosen_options(options: GenerationOptions | None, changes: GenerationKeywords) -> GenerationOptions:
     """`options`, else the defaults, with those that were given by name. Raises OptionError."""
     if options is not None and not isinstance(options, GenerationOptions):
-        raise OptionError(f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9")
+        raise OptionError(
+            f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
+        )
     return replace(options or GenerationOptions(), **changes)

@@ -37,7 +37,7 @@ _Kind = TypeVar("_Kind")
 
 
 def _refuses_other_names(kind: type[_Kind]) -> type[_Kind]:
-    kind.__init__ = named_options()(kind.__init__)  # type: ignore[misc]
+    kind.__init__ = named_options()(kind.__init__)  # type: ignore[method-assign]
     return kind
 
 

@@ -7,25 +7,15 @@ from typing import Annotated
 import typer
 
 from localq.cli.output import emit
-from localq.errors import ModelReferenceError
-from localq.reference import parse_reference
 
 
 def pull(
     repo: Annotated[str, typer.Argument(metavar="REPO[@REV][:FORM]", help="org/name, and a branch, tag or commit.")],
 ) -> None:
     """Download a checkpoint or an MLX folder into the Hugging Face cache, with :FORM a .gguf file; print its path."""
-    from localq.checkpoint.hub import pull as pull_snapshot
-    from localq.checkpoint.source import pull_ready_form
+    from localq import api
     from localq.cli.progress import ByteBar, TerminalListener
 
-    reference = parse_reference(repo)
-    if reference.kind != "repo":
-        raise ModelReferenceError(f"{repo} is here already: {reference.path}", "pull takes a repository: org/name")
     with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=False)
-        if reference.recipe is None:
-            path = pull_snapshot(reference.name, reference.revision, listener.on_download).folder
-        else:
-            path = pull_ready_form(reference, listener.on_download)
+        path = api.pull(repo, listener=TerminalListener(bar, tell_reused=False))
     emit(str(path))

@@ -77,7 +77,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A converted model on disk; `localq.load(artifact.path)` opens it."""
+    """A converted model on disk; `localq.load(artifact)` opens it."""
 
     folder: Path
     manifest: Manifest
@@ -95,6 +95,9 @@ class Artifact:
     def name(self) -> str:
         """The reference that finds it: `org/name:recipe`."""
         return f"{self.manifest.model}:{self.manifest.recipe}"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
 
     def __repr__(self) -> str:
         return f"<Artifact {self.name}, {format_bytes(self.manifest.bytes)}, {self.path}>"
