@@ -137,8 +137,8 @@ def refuse_mlx_form(folder: Path, name: str) -> None:
     """Raise UnsupportedModelError for a folder that MLX has quantized: a form, and no checkpoint."""
     if is_quantized_by_mlx(folder):
         raise UnsupportedModelError(
-            f"{name} is an MLX form, already quantized, and no checkpoint",
-            f"`localq generate {name}` runs it as it is; other forms are converted from the original checkpoint",
+            f"{name} is an MLX artifact: it is quantized already, and not a checkpoint",
+            f"`localq generate {name}` runs it as it is; for another format, convert the original checkpoint",
         )
 
 

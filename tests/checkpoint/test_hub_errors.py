@@ -194,7 +194,7 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
         ),
         (
             ["tiny.gguf", "README.md"],
-            r"holds .gguf files, which are forms already, and no checkpoint; it has gguf-tiny \(2 B\)",
+            r"has no checkpoint, only .gguf files, which are converted already; it has gguf-tiny \(2 B\)",
         ),
         (["README.md"], "no model.safetensors, no pytorch_model.bin; nor any other weights"),
         (["model.safetensors", "tokenizer.json"], "no config.json"),
@@ -218,7 +218,7 @@ def test_an_index_that_names_a_file_the_repository_lacks_is_refused(
     index = json.dumps({"weight_map": {"first": SHARDS[0], "second": shard}}).encode()
     files = {name: content for name, content in FILES.items() if name != SHARDS[1]}
     server.add(REPO, files | {"model.safetensors.index.json": index})
-    with pytest.raises(DownloadError, match=f"lacks {shard}"):
+    with pytest.raises(DownloadError, match=f"does not have {shard}"):
         hub.pull(REPO)
 
 

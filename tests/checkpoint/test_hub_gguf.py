@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from localq.checkpoint import hub
-from localq.checkpoint.hub_gguf import choose_form, exact_form, gguf_forms
+from localq.checkpoint.hub_files import choose_form, exact_form, gguf_forms
 from localq.errors import DownloadError, LocalqError
 from tests.hub_client import FILES, stop_network
 from tests.hub_client import cache_folder as cache_folder

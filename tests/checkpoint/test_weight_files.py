@@ -127,7 +127,7 @@ def test_a_file_outside_the_folder_is_called_that(sharded: Path) -> None:
 
 def test_an_index_with_a_name_too_long_for_a_file_is_refused(sharded: Path) -> None:
     with_index(sharded, lambda weight_map: weight_map.update(matrix="x" * 5000))
-    assert "lacks 1 of" in failure(sharded).message
+    assert "does not have 1 of" in failure(sharded).message
 
 
 def test_a_tensor_that_its_shard_lacks_is_named_with_both_files(sharded: Path) -> None:

@@ -135,7 +135,7 @@ def test_convert_says_that_an_mlx_repository_is_a_form_before_its_weights_travel
     pytest.importorskip("mlx_lm")
     server.add("mlx-community/Name-4bit", write_mlx(tmp_path / "repository", "qwen2", 4))
     code, _, err = run(capsys, "convert", "mlx-community/Name-4bit")
-    assert code == 1 and "is an MLX form" in err and "localq generate mlx-community/Name-4bit" in err
+    assert code == 1 and "is an MLX artifact" in err and "localq generate mlx-community/Name-4bit" in err
     assert not any(name.endswith(".safetensors") for name in server.fetched())
 
 
