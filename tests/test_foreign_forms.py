@@ -70,7 +70,7 @@ def test_a_part_that_is_missing_renamed_or_not_the_first_is_told_by_its_name(tmp
     assert first.name in caught.value.hint
     renamed = tmp_path / "renamed.gguf"
     renamed.write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match="not named so"):
+    with pytest.raises(CheckpointError, match="its name does not say so"):
         load(renamed)
     content = second.read_bytes()
     second.write_bytes(content[:-1])
@@ -86,7 +86,7 @@ def test_a_part_that_is_missing_renamed_or_not_the_first_is_told_by_its_name(tmp
     [
         ({"general.type": "adapter"}, "a LoRA adapter"),
         ({"general.type": "imatrix"}, "an importance matrix"),
-        ({"general.type": "mmproj"}, "sees pictures"),
+        ({"general.type": "mmproj"}, "reads pictures"),
         ({"general.type": "future"}, "of the type 'future'"),
         ({"llama.attention.causal": False}, "token by token"),
     ],
@@ -106,7 +106,7 @@ def test_a_truncated_gguf_file_is_refused(length: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"model\.gguf is (damaged|cut off)") as caught:
         load(path)
-    assert "\n" not in caught.value.message and caught.value.hint == "fetch the file again"
+    assert "\n" not in caught.value.message and caught.value.hint == "download the file again"
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -> None:

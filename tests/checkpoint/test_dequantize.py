@@ -58,10 +58,10 @@ def test_columns_of_wide_matrices_are_those_of_narrow_ones(monkeypatch: pytest.M
             weight = case_of(method, name).read()["X.weight"]
             rows = whole(weight)
             with monkeypatch.context() as context:
-                context.setattr("localq.checkpoint.quantized.packing._SHORT_ROW_BYTES", 0)
+                context.setattr("localq.checkpoint.quantized.parts._SHORT_ROW_BYTES", 0)
                 assert whole(weight).tobytes() == rows.tobytes()
             with monkeypatch.context() as context:
-                context.setattr("localq.checkpoint.quantized.packing._STRETCH_BYTES", 400)
+                context.setattr("localq.checkpoint.quantized.parts._STRETCH_BYTES", 400)
                 assert whole(weight).tobytes() == rows.tobytes()
 
 
@@ -82,7 +82,7 @@ def test_biases_of_zeros_that_the_model_does_not_have_go_and_others_stay(tmp_pat
     ("settings", "name"),
     [
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "GPTQ, 4 bits, groups of 128"),
-        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "GPTQ, 8 bits, one group a row"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "GPTQ, 8 bits, one group per row"),
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, "AWQ, 4 bits, groups of 64"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes, 4 bits (nf4)"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),

@@ -172,7 +172,7 @@ def test_a_header_longer_than_the_format_allows_is_refused(tmp_path: Path) -> No
     file = written(tmp_path, (100_000_001).to_bytes(8, "little"))
     with file.open("r+b") as stream:
         stream.truncate(100_000_100)  # a hole on the disk, not 100 MB
-    with pytest.raises(CheckpointError, match="no complete safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_header(file)
 
 

@@ -72,7 +72,7 @@ def test_the_name_of_a_converted_folder_is_never_a_repository(
     server: HubServer, cache_folder: Path, bring: Any
 ) -> None:
     server.add("local/model", FILES)
-    with pytest.raises(ModelNotFoundError, match="local/model is no repository") as caught:
+    with pytest.raises(ModelNotFoundError, match="local/model is not a repository") as caught:
         bring(parse_reference("local/model"))
     assert "localq ls" in caught.value.hint
     assert server.requests == []

@@ -183,7 +183,7 @@ def test_a_hint_never_repeats_what_a_shell_could_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize("entry", [number(3), text("x"), b"N", b"]", storage(10), name("torch", "Size")])
 def test_an_entry_that_is_no_tensor_is_named(tmp_path: Path, entry: bytes) -> None:
     pickled = dict_of({"a": tensor(storage(10), 0, (10,), (1,)), "stray": entry})
-    assert "'stray' is no tensor" in failure(write_archive(tmp_path / "a.bin", pickled, TEN)).message
+    assert "'stray' is not a tensor" in failure(write_archive(tmp_path / "a.bin", pickled, TEN)).message
 
 
 @pytest.mark.parametrize("key", ["a\x1b[2J", "a\nb", "\ud800"], ids=ascii)
@@ -196,7 +196,7 @@ def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) 
 @pytest.mark.parametrize(
     ("content", "what", "advice"),
     [
-        (b"", "nothing that torch.save writes", "download"),
+        (b"", "not a file that torch.save writes", "download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page", "open it"),
         (b"\n <html>", "web page", "open it"),
@@ -204,8 +204,8 @@ def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) 
         (b"\x80\x02\x8a\x0alFc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "before 1.6", "torch.save(torch.load("),
         (b"sys_info".ljust(257, b"\0") + b"ustar\x0000", "PyTorch 0.1", "safetensors"),
         (b"\x40\0\0\0\0\0\0\0" + json.dumps({"__metadata__": {}}).encode(), "safetensors", "rename"),
-        (b"PK\x03\x04" + b"\0" * 100, "no complete zip", "download"),
-        (b"GGUF" + b"\0" * 100, "nothing that torch.save writes", "download"),
+        (b"PK\x03\x04" + b"\0" * 100, "not a complete zip", "download"),
+        (b"GGUF" + b"\0" * 100, "not a file that torch.save writes", "download"),
     ],
 )
 def test_what_lies_under_the_name_of_a_weight_file_is_told(
@@ -222,9 +222,9 @@ def test_a_torchscript_program_and_another_zip_file_are_refused(tmp_path: Path) 
     assert "TorchScript" in failure(program).message
     other = write_archive(tmp_path / "b.bin", pickled, TEN)
     other.write_bytes(other.read_bytes().replace(b"data.pkl", b"data.txt"))
-    assert "not one of torch.save" in failure(other).message
+    assert "torch.save did not write" in failure(other).message
     two = write_archive(tmp_path / "c.bin", pickled, TEN, {"x/data.pkl": pickled})
-    assert "not one of torch.save" in failure(two).message
+    assert "torch.save did not write" in failure(two).message
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:

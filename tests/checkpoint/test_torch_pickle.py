@@ -131,7 +131,7 @@ def test_attributes_are_set_on_nothing(tmp_path: Path, target: bytes, state: byt
     [text("posix.system"), number(1), PLAIN, storage(10), b"]", ORDERED_DICT, name("torch", "FloatStorage"), b"N"],
 )
 def test_nothing_but_a_stand_in_is_called(tmp_path: Path, function: bytes) -> None:
-    assert "no function" in failure(tmp_path, function + b")R.").message
+    assert "not a function" in failure(tmp_path, function + b")R.").message
 
 
 HUGE = 2**62

@@ -130,7 +130,7 @@ def test_a_directory_that_misleads_is_refused(tmp_path: Path, change: Callable[[
     raw = zip_of()
     change(raw)
     (tmp_path / "file").write_bytes(raw)
-    with pytest.raises(CheckpointError, match="no complete zip archive") as caught:
+    with pytest.raises(CheckpointError, match="not a complete zip archive") as caught:
         read_zip_directory(tmp_path / "file")
     assert caught.value.hint
 

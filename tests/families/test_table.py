@@ -23,13 +23,13 @@ def test_an_unknown_architecture_is_refused_with_all_that_are_known(architecture
     with pytest.raises(UnsupportedModelError, match=f"'{architecture}'") as caught:
         find_family(architecture)
     assert all(name in caught.value.hint for name in FAMILIES)
-    assert "ready-made" in caught.value.hint
+    assert "others made" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("architecture", "what"),
     [
-        ("MixFormerSequentialForCausalLM", "old form"),
+        ("MixFormerSequentialForCausalLM", "old version"),
         ("Phi4FlashForCausalLM", "state-space"),
         ("LlamaForCausalLMEagle3", "draft"),
         ("Eagle3Speculator", "draft"),
