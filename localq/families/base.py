@@ -165,6 +165,8 @@ def common_mlx_config(config: ModelConfig) -> dict[str, Any]:
     embeddings where the key is missing, so these are always written out.
     """
     mlx: dict[str, Any] = {k: v for k, v in config.raw.items() if k not in ("quantization", "quantization_config")}
+    if mlx.get("text_config", {}) is None:  # mlx_lm fails on it
+        del mlx["text_config"]
     mlx["architectures"] = [config.architecture]
     mlx["max_position_embeddings"] = config.max_position_embeddings
     mlx["tie_word_embeddings"] = config.tied_embeddings

@@ -139,3 +139,11 @@ def test_the_memory_of_a_context_counts_keys_and_values_of_every_layer() -> None
     # 2 layers, 2 key-value heads of 64, keys and values, 2 bytes
     assert parse_config(CONFIGS["llama-3"]).kv_cache_bytes_per_token == 2 * 2 * 64 * 2 * 2
     assert parse_config(CONFIGS["phi-2"]).kv_cache_bytes_per_token == 2 * 4 * 80 * 2 * 2
+
+
+def test_a_text_config_that_is_null_means_none_and_stays_out_of_mlx_configs() -> None:
+    raw = CONFIGS["llama-3"]
+    with_null = parse_config({**raw, "text_config": None})
+    family = find_family(with_null.architecture)
+    family.check(with_null)
+    assert family.mlx_config(with_null) == family.mlx_config(parse_config(raw))
