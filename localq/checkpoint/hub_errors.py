@@ -60,7 +60,7 @@ def _refusal(error: Exception, repo: str, revision: str) -> LocalqError | None:
 
 
 def _failure(error: Exception, repo: str, revision: str) -> DownloadError:
-    """What went wrong on the way, whatever the repository."""
+    """What went wrong with the connection, the hub or the disk."""
     from huggingface_hub import constants, errors
 
     endpoint, cache, detail = constants.ENDPOINT, Path(constants.HF_HUB_CACHE).expanduser(), _first_line(error)

@@ -43,7 +43,7 @@ def require_checkpoint(repo: str, sizes: Mapping[str, int]) -> WeightFormat:
         raise DownloadError(f"{repo} has no config.json", "look for the base model: this may be an adapter")
     if not has_tokenizer(sizes):
         raise DownloadError(
-            f"{repo} has no tokenizer.json, nor another tokenizer", "look for a repository of the model that has one"
+            f"{repo} has no tokenizer.json and no other tokenizer", "look for a repository of the model that has one"
         )
     return kind
 
@@ -87,9 +87,9 @@ def _no_weights(repo: str, sizes: Mapping[str, int]) -> DownloadError:
             f"name the one to download: {repo}:{forms[0].name}",
         )
     kinds = sorted({PurePosixPath(name).suffix for name in sizes} & _OTHER_WEIGHTS)
-    found = f"its weights are {', '.join(kinds)}" if kinds else "nor any other weights"
+    found = f"its weights are {', '.join(kinds)}" if kinds else "it has no other weights either"
     return DownloadError(
-        f"{repo} has no {SAFETENSORS.single_name}, no {TORCH.single_name}; {found}",
+        f"{repo} has no {SAFETENSORS.single_name} and no {TORCH.single_name}; {found}",
         "localq pulls checkpoints in Hugging Face format, MLX folders and .gguf files",
     )
 

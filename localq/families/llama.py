@@ -57,7 +57,7 @@ class Llama(Family):
         check_traits(self.name, config, _TRAITS)
         if "draft_vocab_size" in config.raw:
             raise UnsupportedModelError(
-                "this Llama is a draft head for speculative decoding, not a model of its own",
+                "this Llama is a draft head for speculative decoding, not a complete model",
                 "convert the model that it drafts for",
             )
         layer_types = config.raw.get("layer_types") or []

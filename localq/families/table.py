@@ -30,7 +30,7 @@ _REMOTE_CODE = (
 _REFUSALS: tuple[tuple[str, str, str], ...] = (
     (r"^MixFormerSequential", *_REMOTE_CODE),
     (r"^Phi4Flash", "a state-space hybrid that no runtime of localq runs", "take Phi-4-mini-reasoning"),
-    (r"Eagle|Medusa|Draft", "a draft head, not a model of its own", "convert the model that it drafts for"),
+    (r"Eagle|Medusa|Draft", "a draft head, not a complete model", "convert the model that it drafts for"),
     (
         r"Classification|QuestionAnswering|RewardModel|Embedding",
         "a model that scores or labels text and does not write any",

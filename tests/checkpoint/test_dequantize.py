@@ -45,7 +45,7 @@ def test_every_range_of_rows_is_that_part_of_the_whole(path: Path, name: str, fi
         assert part.tobytes() == rows[start:stop].tobytes()
 
 
-def test_tensors_that_are_not_quantized_stay_and_scales_of_activations_go() -> None:
+def test_unquantized_tensors_stay_and_scales_of_activations_are_dropped() -> None:
     case = case_of("bitsandbytes", "nf4-nested")
     assert set(case.read()) == {"X.weight", "norm.weight"}
     assert case.read()["norm.weight"] is case.tensors["norm.weight"]
@@ -65,7 +65,7 @@ def test_columns_of_wide_matrices_are_those_of_narrow_ones(monkeypatch: pytest.M
                 assert whole(weight).tobytes() == rows.tobytes()
 
 
-def test_biases_of_zeros_that_the_model_does_not_have_go_and_others_stay(tmp_path: Path) -> None:
+def test_biases_of_zeros_that_the_model_does_not_have_are_dropped_and_others_stay(tmp_path: Path) -> None:
     case = case_of("gptq", "4-bits")
     bias = replace(case.tensors["X.scales"], name="X.bias")
     for values, expected, stays in [

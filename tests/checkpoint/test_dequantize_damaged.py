@@ -126,7 +126,7 @@ def test_damaged_double_quantization_is_refused(tmp_path: Path, change: dict[str
     assert f"X.weight says nested_blocksize = {change.get('nested_blocksize', 256)}" in failure(case).message
 
 
-def test_scales_that_are_not_finite_reach_the_reader_without_a_warning(tmp_path: Path) -> None:
+def test_scales_that_are_not_finite_give_such_values_without_a_warning(tmp_path: Path) -> None:
     case = case_of("bitsandbytes", "nf4")
     for value in (np.inf, np.nan):
         absmax = np.full(case.tensors["X.weight.absmax"].shape, value, np.float32)
@@ -134,7 +134,7 @@ def test_scales_that_are_not_finite_reach_the_reader_without_a_warning(tmp_path:
         assert not np.isfinite(whole(case.read()["X.weight"])).any()
 
 
-def test_bytes_that_mean_no_number_reach_the_reader(tmp_path: Path) -> None:
+def test_bytes_that_mean_no_number_are_read_as_nan(tmp_path: Path) -> None:
     case = case_of("fp8", "tensor")
     case.tensors["X.weight"] = stored_in(tmp_path, case.tensors["X.weight"], np.full((2, 3), 0x7D, np.uint8))
     assert np.isnan(whole(case.read()["X.weight"])).all()

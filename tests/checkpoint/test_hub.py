@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import random
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -39,7 +39,7 @@ def test_a_pull_brings_the_needed_files_byte_for_byte_into_the_shared_cache(
     assert contents(snapshot.folder) == NEEDED
 
 
-def test_files_that_localq_does_not_read_are_never_asked_for(server: HubServer, cache_folder: Path) -> None:
+def test_files_that_localq_does_not_read_are_never_requested(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FILES)
     hub.pull(REPO)
     assert sorted(server.fetched()) == sorted(NEEDED)
@@ -194,7 +194,7 @@ def test_progress_of_a_second_pull_is_complete_too(server: HubServer, cache_fold
     assert reports[-1] == (NEEDED_BYTES, NEEDED_BYTES)
 
 
-def test_a_short_break_of_the_connection_is_bridged(
+def test_a_pull_continues_after_a_short_break_of_the_connection(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -220,19 +220,19 @@ def test_a_broken_download_leaves_no_snapshot_and_the_next_pull_completes_it(
     assert server.endpoint in error.message
     assert "finished files are kept" in error.hint
     assert hub.find_snapshot(REPO) is None
-    server.mend()
+    server.repair()
     server.requests.clear()
     assert contents(hub.pull(REPO).folder) == NEEDED
     assert sorted(server.fetched()) == sorted(SHARDS)
 
 
-def test_a_broken_update_leaves_the_older_snapshot_in_force(
+def test_after_a_broken_update_the_older_snapshot_is_found(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     repository = server.add(REPO, FILES)
     first = hub.pull(REPO)
-    repository.commit(FILES | {SHARDS[0]: os.urandom(120_000)})
+    repository.commit(FILES | {SHARDS[0]: random.Random(2).randbytes(120_000)})
     server.cut_after_bytes, server.stays_down_after_cut = 50_000, True
     assert isinstance(failure(), DownloadError)
     assert hub.find_snapshot(REPO) == first

@@ -28,7 +28,7 @@ from tests.tiny_checkpoints import CONFIGS, random_tensors, write_checkpoint
     ],
 )
 @pytest.mark.parametrize("bring", [fetch_snapshot, pull_checkpoint, resolve_checkpoint])
-def test_a_model_of_another_kind_is_refused_before_its_weights_travel(
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_downloaded(
     server: HubServer, cache_folder: Path, bring: Any, change: dict[str, Any], words: str
 ) -> None:
     server.add(REPO, FILES | {"config.json": json.dumps(CONFIGS["llama-3"] | change).encode()})

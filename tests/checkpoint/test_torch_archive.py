@@ -60,7 +60,7 @@ def test_a_file_of_pytorch_is_read_as_pytorch_reads_it() -> None:
         np.testing.assert_array_equal(tensors[key], values, strict=True)
 
 
-def test_views_of_one_storage_lie_in_the_same_bytes() -> None:
+def test_views_of_one_storage_have_the_same_bytes() -> None:
     found = {tensor.name: tensor for tensor in read_torch_archive(FILE)}
     base, tied, rows = found["float32"], found["tied"], found["rows"]
     assert isinstance(base, StoredTensor) and isinstance(tied, StoredTensor) and isinstance(rows, StoredTensor)
@@ -168,26 +168,26 @@ def test_tensors_of_other_kinds_are_refused_by_name(tmp_path: Path, asked: bytes
     assert kind in failure(write_archive(tmp_path / "a.bin", dict_of({"a": asked}), TEN)).message
 
 
-def test_a_nested_dict_is_named_with_the_line_that_saves_what_is_in_it(tmp_path: Path) -> None:
+def test_a_nested_dict_is_refused_with_the_command_that_saves_its_tensors(tmp_path: Path) -> None:
     inner = ORDERED_DICT + text("a") + tensor(storage(10), 0, (10,), (1,)) + b"s"
     error = failure(write_archive(tmp_path / "a.bin", dict_of({"state_dict": inner, "epoch": number(3)}), TEN))
     assert "'state_dict'" in error.message
     assert "['state_dict']" in error.hint and "weights_only=True" in error.hint
 
 
-def test_a_hint_never_repeats_what_a_shell_could_run(tmp_path: Path) -> None:
+def test_a_hint_never_repeats_text_that_a_shell_could_run(tmp_path: Path) -> None:
     error = failure(write_archive(tmp_path / "a.bin", dict_of({"$(reboot)": ORDERED_DICT}), TEN))
     assert "reboot" not in error.hint
 
 
 @pytest.mark.parametrize("entry", [number(3), text("x"), b"N", b"]", storage(10), name("torch", "Size")])
-def test_an_entry_that_is_no_tensor_is_named(tmp_path: Path, entry: bytes) -> None:
+def test_an_entry_that_is_not_a_tensor_is_named(tmp_path: Path, entry: bytes) -> None:
     pickled = dict_of({"a": tensor(storage(10), 0, (10,), (1,)), "stray": entry})
     assert "'stray' is not a tensor" in failure(write_archive(tmp_path / "a.bin", pickled, TEN)).message
 
 
 @pytest.mark.parametrize("key", ["a\x1b[2J", "a\nb", "\ud800"], ids=ascii)
-def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) -> None:
+def test_a_name_that_is_not_printable_is_refused_and_quoted(tmp_path: Path, key: str) -> None:
     error = failure(write_archive(tmp_path / "a.bin", dict_of({key: tensor(storage(10), 0, (1,), (1,))}), TEN))
     assert key not in error.message
     error.message.encode()
@@ -208,7 +208,7 @@ def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) 
         (b"GGUF" + b"\0" * 100, "not a file that torch.save writes", "download"),
     ],
 )
-def test_what_lies_under_the_name_of_a_weight_file_is_told(
+def test_another_file_under_the_name_of_a_weight_file_is_refused_as_what_it_is(
     tmp_path: Path, content: bytes, what: str, advice: str
 ) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
@@ -269,7 +269,7 @@ def test_a_file_with_changed_bytes_is_read_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("model", "dtype"), [("llama-3.2", "BF16"), ("phi-3-4k", "F16")])
-def test_forms_are_those_of_the_same_weights_in_safetensors(
+def test_artifacts_are_those_of_the_same_weights_in_safetensors(
     tmp_path: Path, model: str, dtype: str, transposed: bool
 ) -> None:
     folder = write_checkpoint(tmp_path / "safetensors", model, dtype=dtype)

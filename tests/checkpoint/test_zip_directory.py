@@ -28,7 +28,7 @@ def zip_of(compression: int = zipfile.ZIP_STORED, comment: bytes = b"") -> bytea
 
 @pytest.mark.parametrize("start", [b"", b"something before it"])
 @pytest.mark.parametrize("comment", [b"", b"a comment"])
-def test_entries_lie_where_their_bytes_are(tmp_path: Path, start: bytes, comment: bytes) -> None:
+def test_entries_are_found_where_their_bytes_are(tmp_path: Path, start: bytes, comment: bytes) -> None:
     raw = start + zip_of(comment=comment)
     (tmp_path / "file").write_bytes(raw)
     entries = read_zip_directory(tmp_path / "file")
@@ -68,7 +68,7 @@ def test_an_entry_beyond_four_gigabytes_is_found(tmp_path: Path) -> None:
         assert found.offset > far and stream.read(found.nbytes) == b"second"
 
 
-def test_compressed_and_encrypted_entries_are_told_from_stored_ones(tmp_path: Path) -> None:
+def test_compressed_and_encrypted_entries_are_marked(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(zip_of(zipfile.ZIP_DEFLATED))
     assert not read_zip_directory(tmp_path / "file")["b"].is_stored
     raw = zip_of()
@@ -126,7 +126,7 @@ def twice(raw: bytearray) -> None:
         of_the_end(16, "<L", 3),
     ],
 )
-def test_a_directory_that_misleads_is_refused(tmp_path: Path, change: Callable[[bytearray], None]) -> None:
+def test_a_directory_with_wrong_entries_is_refused(tmp_path: Path, change: Callable[[bytearray], None]) -> None:
     raw = zip_of()
     change(raw)
     (tmp_path / "file").write_bytes(raw)
@@ -135,7 +135,7 @@ def test_a_directory_that_misleads_is_refused(tmp_path: Path, change: Callable[[
     assert caught.value.hint
 
 
-def test_a_directory_as_large_as_a_disk_is_not_read(tmp_path: Path) -> None:
+def test_a_directory_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     size = 2**33
     with (tmp_path / "file").open("wb") as stream:
         stream.write(b"PK\x03\x04")

@@ -60,7 +60,7 @@ class GptqTensor(QuantizedTensor):
         import numpy as np
 
         stored = self.parts["qzeros"]
-        # 32 integers fill `bits` words, whatever `bits`.
+        # For every number of bits, 32 integers fill `bits` words.
         first_word, last_word = start // 32 * self.bits, min(-(-stop // 32) * self.bits, stored.shape[1])
         words = read_columns(files, stored, first_word, last_word).view(np.uint32)
         if self.zeros_less_one and self.zeros_borrow:
