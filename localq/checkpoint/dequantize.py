@@ -14,8 +14,8 @@ from localq.checkpoint.quantized.bitsandbytes import bitsandbytes_name, bitsandb
 from localq.checkpoint.quantized.compressed_tensors import compressed_name, compressed_weights
 from localq.checkpoint.quantized.fp8 import fp8_name, fp8_weights, modelopt_name, modelopt_weights
 from localq.checkpoint.quantized.gptq import gptq_name, gptq_weights
-from localq.checkpoint.quantized.parts import TAKE_THE_ORIGINAL, QuantizedTensor, StoredParts, opened
-from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightTensor
+from localq.checkpoint.quantized.parts import TAKE_THE_ORIGINAL, QuantizedTensor, StoredParts
+from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightTensor, opened
 from localq.errors import CheckpointError, UnsupportedModelError
 
 

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.dequantize import dequantized, require_known_method, without_empty_biases
-from localq.checkpoint.tensors import FLOAT_DTYPES, StackedTensor, WeightFiles, WeightTensor, row_ranges, to_float32
+from localq.checkpoint.tensors import (
+    FLOAT_DTYPE_OF,
+    FLOAT_DTYPES,
+    StackedTensor,
+    WeightTensor,
+    opened,
+    row_ranges,
+    to_float32,
+)
 from localq.checkpoint.weights import Weights, find_weights
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import Family, TensorLayout, is_rotary_table
@@ -31,7 +39,6 @@ TOKENIZER_FILES = (
 """What is copied into an artifact unchanged, so that it needs no other folder."""
 
 _OTHER_MODEL = "config.json and weights are of different models: download both again"
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +107,7 @@ def read_contents(folder: Path, config: ModelConfig, family: Family) -> Contents
     if config.layer_count > len(weights.tensors):
         raise CheckpointError(
             f"config.json says {config.layer_count} layers; the weights are only {len(weights.tensors)} tensors",
-            "config.json and weights are of different models: download both again",
+            _OTHER_MODEL,
         )
     expected = {name for layout in family.tensors(config) for name in layout.sources}
     tensors = _with_prefix(weights.tensors, expected)
@@ -133,16 +140,12 @@ def _has_own_output_layer(tensors: Mapping[str, WeightTensor]) -> bool:
     embedding, output = tensors.get(_EMBEDDING), tensors.get(_OUTPUT)
     if embedding is None or output is None or embedding.shape != output.shape or len(output.shape) != 2:
         return output is not None and embedding is not None
-    files = WeightFiles()
-    files.open({*embedding.files, *output.files})
-    try:
+    with opened((embedding, output)) as files:
         for start, stop in row_ranges(*output.shape):
             first, second = (to_float32(tensor.read_rows(files, start, stop)) for tensor in (embedding, output))
             if not np.array_equal(first, second):
                 return True
-        return False
-    finally:
-        files.close()
+    return False
 
 
 def _tensor(layout: TensorLayout, tensors: Mapping[str, WeightTensor]) -> WeightTensor:
@@ -167,8 +170,7 @@ def read_config(folder: Path) -> tuple[ModelConfig, Family]:
 def tensor_faults(
     tensors: Mapping[str, WeightTensor], layouts: Sequence[TensorLayout], config: ModelConfig
 ) -> Iterator[CheckpointError]:
-    """Every difference between the tensors that are there and those that the config needs: missing, of another shape or
-    dtype, too many."""
+    """Every difference between the tensors that are there and those that the config needs."""
     for layout in layouts:
         shape = layout.shape[1:] if layout.parts else layout.shape
         for name in layout.sources:
@@ -234,4 +236,4 @@ def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 def _dtype(raw: Mapping[str, Any]) -> str:
     """What quantized weights are rounded to where they store no dtype; bfloat16 where the config has none either."""
-    return _DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), "BF16")
+    return FLOAT_DTYPE_OF.get(str(raw.get("torch_dtype") or raw.get("dtype")), "BF16")

@@ -35,7 +35,8 @@ from localq.errors import DownloadError, LocalqError
 DownloadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
 the thread that pulls. Raising from it cancels the download."""
-FolderCheck = Callable[[Path], object]
+FolderCheck = Callable[[Path, bool], object]
+"""Called with a snapshot's folder and whether its owner gave the repository the tag `mlx`."""
 
 _DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -79,15 +80,13 @@ def pull(
     revision: str | None = None,
     progress: DownloadProgress | None = None,
     check: FolderCheck | None = None,
-    checks_mlx: bool = True,
 ) -> Snapshot:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
     Files that are there at their full length are not fetched again. When the hub can't be reached, a complete
-    snapshot in the cache is enough. `check` is called with the snapshot's folder after config.json has come and before
-    the weights do: what it raises ends the pull. With `checks_mlx` false it is not called for a repository that has
-    the tag `mlx`. Raises ModelNotFoundError (no such repository or revision) or DownloadError (everything else, such as
-    a full disk and a repository without weights that localq reads).
+    snapshot in the cache is enough. `check` is called after config.json has come and before the weights do: what it
+    raises ends the pull. Raises ModelNotFoundError (no such repository or revision) or DownloadError (everything else,
+    such as a full disk and a repository without weights that localq reads).
     """
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
@@ -99,8 +98,8 @@ def pull(
             raise
         kind = require_checkpoint(repo, remote.sizes)
         remote.fetch("config.json")
-        if check and (checks_mlx or not remote.is_mlx):
-            check(remote.folder)
+        if check:
+            check(remote.folder, remote.is_mlx)
         if kind.index_name in remote.sizes:
             remote.fetch(kind.index_name)
         remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress)

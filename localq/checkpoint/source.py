@@ -78,7 +78,7 @@ def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | N
     """
     _refuse_local(reference.name)
 
-    def check(folder: Path) -> None:
+    def check(folder: Path, _is_mlx: bool) -> None:
         refuse_mlx_form(folder, reference.name)
         read_config(folder)
 
@@ -130,7 +130,7 @@ def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None
     """
     _refuse_local(reference.name)
     repo, revision = reference.name, reference.revision
-    found = find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs, checks_mlx=False)
+    found = find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
     return found.folder
 
 
@@ -148,8 +148,8 @@ def is_quantized_by_mlx(folder: Path) -> bool:
     return "quantization" in read_optional_json(folder / "config.json")
 
 
-def _check_runs(folder: Path) -> None:
-    if not is_quantized_by_mlx(folder):
+def _check_runs(folder: Path, is_mlx: bool) -> None:
+    if not is_mlx and not is_quantized_by_mlx(folder):
         read_config(folder)
 
 

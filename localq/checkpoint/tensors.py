@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 """Precisions that weights are converted from."""
+
+FLOAT_DTYPE_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""By PyTorch's names, as config.json has them."""
 
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
@@ -228,6 +232,17 @@ class StackedTensor:
             piece = self.parts[number].read_rows(files, *bounds)
             pieces.append(to_float32(piece) if self.dtype == "F32" else piece)
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
+
+
+@contextmanager
+def opened(tensors: Iterable[WeightTensor]) -> Iterator[WeightFiles]:
+    """The files of tensors, open for `read_rows`. Raises CheckpointError when one is gone."""
+    files = WeightFiles()
+    files.open({file for tensor in tensors for file in tensor.files})
+    try:
+        yield files
+    finally:
+        files.close()
 
 
 def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:

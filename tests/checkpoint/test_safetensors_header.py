@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import tempfile
 from pathlib import Path
@@ -199,7 +200,8 @@ def changed_headers(draw: st.DrawFn) -> bytes:
             parent = parent[step] if isinstance(parent, dict) and step in parent else {}
         fits = isinstance(parent, list) and isinstance(place[-1], int) and place[-1] < len(parent)
         if isinstance(parent, dict) or fits:
-            parent[place[-1]] = draw(ODD_VALUES)
+            # A copy: a later step may change it, and examples would depend on those before them.
+            parent[place[-1]] = copy.deepcopy(draw(ODD_VALUES))
     return json.dumps(header).encode()
 
 

@@ -22,16 +22,22 @@ from localq.checkpoint.quantized.parts import (
     StoredParts,
     group_count,
     integer_setting,
-    opened,
 )
-from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightFiles, WeightTensor, to_float32
+from localq.checkpoint.tensors import (
+    FLOAT_DTYPE_OF,
+    FLOAT_DTYPES,
+    StoredTensor,
+    WeightFiles,
+    WeightTensor,
+    opened,
+    to_float32,
+)
 from localq.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """What `dequantize_4bit` accepts."""
 
@@ -138,7 +144,7 @@ def bitsandbytes_weights(stored: StoredParts, settings: Mapping[str, Any], dtype
 
 def _four_bit_tensor(stored: StoredParts, name: str, state: Mapping[str, Any], kind: str) -> FourBitTensor:
     shape, block_size = _shape(name, state), integer_setting(state, "blocksize")
-    dtype = _DTYPES.get(str(state.get("dtype")))
+    dtype = FLOAT_DTYPE_OF.get(str(state.get("dtype")))
     if block_size not in _BLOCK_SIZES or state.get("quant_type") != kind or dtype is None:
         raise _damaged(name, {key: state.get(key) for key in ("blocksize", "quant_type", "dtype")})
     packed = stored.take(name, ("U8", *FLOAT_DTYPES))

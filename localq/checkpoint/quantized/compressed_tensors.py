@@ -21,11 +21,10 @@ from localq.checkpoint.quantized.parts import (
     group_count,
     group_size_of,
     integer_setting,
-    opened,
     scale_groups,
     unpack,
 )
-from localq.checkpoint.tensors import FLOAT_DTYPES, WeightFiles, WeightTensor, to_float32
+from localq.checkpoint.tensors import FLOAT_DTYPES, WeightFiles, WeightTensor, opened, to_float32
 from localq.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:

@@ -5,8 +5,7 @@ Knows no method.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -105,17 +104,6 @@ class StoredParts:
     def drop(self, suffixes: tuple[str, ...]) -> None:
         """Leave out the tensors whose names end so: a conversion to floats does not need them."""
         self._rest = {name: tensor for name, tensor in self._rest.items() if not name.endswith(suffixes)}
-
-
-@contextmanager
-def opened(tensors: list[StoredTensor]) -> Iterator[WeightFiles]:
-    """The open files of small tensors, which are read before anything is converted."""
-    files = WeightFiles()
-    files.open({tensor.file for tensor in tensors})
-    try:
-        yield files
-    finally:
-        files.close()
 
 
 def integer_setting(settings: Mapping[str, Any], key: str) -> int:
