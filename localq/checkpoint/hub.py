@@ -42,24 +42,14 @@ _DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A checkpoint folder in the Hugging Face cache."""
+def find_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The folder of a checkpoint if the cache has all of it, else None: `pull` completes it. Uses no network.
 
-    folder: Path
-    repo: str
-    """`org/name`."""
-    revision: str
-    """The full commit hash, also where a branch or a tag was given."""
-
-
-def find_snapshot(repo: str, revision: str | None = None) -> Snapshot | None:
-    """The checkpoint if the cache has all of it, else None: `pull` completes it. Uses no network.
-
-    `revision` is a branch, a tag or a commit; None is the default branch. See `is_complete` for what all of it is.
+    `revision` is a branch, a tag or a commit; None is the default branch. The folder's name is the full commit hash.
+    See `is_complete` for what all of it is.
     """
     folder = _cached_folder(repo, revision)
-    return Snapshot(folder, repo, folder.name) if folder and is_complete(folder) else None
+    return folder if folder and is_complete(folder) else None
 
 
 def find_form(repo: str, form: str, revision: str | None = None) -> Path | None:
@@ -80,9 +70,10 @@ def pull(
     revision: str | None = None,
     progress: DownloadProgress | None = None,
     check: FolderCheck | None = None,
-) -> Snapshot:
+) -> Path:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
+    Gives the snapshot's folder, whose name is the commit.
     Files that are there at their full length are not fetched again. When the hub can't be reached, a complete
     snapshot in the cache is enough. `check` is called after config.json has come and before the weights do: what it
     raises ends the pull. Raises ModelNotFoundError (no such repository or revision) or DownloadError (everything else,
@@ -103,7 +94,7 @@ def pull(
         if kind.index_name in remote.sizes:
             remote.fetch(kind.index_name)
         remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress)
-        return Snapshot(remote.folder, repo, remote.commit)
+        return remote.folder
 
 
 def pull_form(

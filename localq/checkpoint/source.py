@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
-from localq.checkpoint.hub import DownloadProgress, Snapshot, find_form, find_snapshot, pull, pull_form
+from localq.checkpoint.hub import DownloadProgress, find_form, find_snapshot, pull, pull_form
 from localq.errors import CheckpointError, ModelNotFoundError, ModelReferenceError, UnsupportedModelError
 from localq.json_files import read_optional_json
 from localq.recipes import parse_recipe
@@ -50,7 +50,7 @@ def cached_place(reference: ModelReference) -> CheckpointPlace:
     return _place(reference, lambda: _cached_snapshot(reference))
 
 
-def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Snapshot]) -> CheckpointPlace:
+def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Path]) -> CheckpointPlace:
     if reference.kind == "gguf":
         raise CheckpointError(
             f"{reference.path} is a converted file, not a checkpoint",
@@ -59,17 +59,17 @@ def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Snaps
     if reference.kind == "repo":
         _refuse_local(reference.name)
         snapshot = snapshot_of_repository()
-        return CheckpointPlace(snapshot.folder, reference.name, snapshot.revision)
+        return CheckpointPlace(snapshot, reference.name, snapshot.name)
     assert reference.path is not None
     return CheckpointPlace(reference.path, reference.name, None)
 
 
-def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
-    """The snapshot of a repository: from the cache where it is complete, else pulled."""
+def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+    """The folder of a repository's snapshot: from the cache where it is complete, else pulled."""
     return find_snapshot(reference.name, reference.revision) or pull_checkpoint(reference, on_download)
 
 
-def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
+def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
     """Bring a repository into the cache, or up to date.
 
     Raises UnsupportedModelError or CheckpointError for one that localq can't convert, as soon as its config.json is
@@ -130,8 +130,7 @@ def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None
     """
     _refuse_local(reference.name)
     repo, revision = reference.name, reference.revision
-    found = find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
-    return found.folder
+    return find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
 
 
 def refuse_mlx_form(folder: Path, name: str) -> None:
@@ -153,7 +152,7 @@ def _check_runs(folder: Path, is_mlx: bool) -> None:
         read_config(folder)
 
 
-def _cached_snapshot(reference: ModelReference) -> Snapshot:
+def _cached_snapshot(reference: ModelReference) -> Path:
     cached = find_snapshot(reference.name, reference.revision)
     if cached is None:
         raise ModelNotFoundError(

@@ -32,7 +32,7 @@ def pull(
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
         if reference.recipe is None:
-            path = pull_snapshot(reference.name, reference.revision, listener.on_download).folder
+            path = pull_snapshot(reference.name, reference.revision, listener.on_download)
         else:
             path = pull_ready_form(reference, listener.on_download)
     emit(str(path))

@@ -1,4 +1,4 @@
-"""Quantized checkpoints against what the libraries that made them read, bit for bit."""
+"""Quantized checkpoints are read, bit for bit, as by the libraries that made them."""
 
 from __future__ import annotations
 

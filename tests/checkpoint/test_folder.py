@@ -308,7 +308,7 @@ def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path: P
 
 
 def with_output_layer(folder: Path, change: float) -> Path:
-    """A tied checkpoint that has an output layer all the same."""
+    """A tied checkpoint that has an output layer too."""
     tensors = random_tensors(CONFIGS["llama-3.2"])
     head = tensors["model.embed_tokens.weight"].copy()
     head[-1, -1] += change

@@ -58,7 +58,7 @@ def test_a_token_with_access_opens_the_repository(
     setattr(repository, kind, True)
     repository.readers = server.tokens = {"hf_reader"}
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    assert contents(hub.pull(REPO).folder) == NEEDED
+    assert contents(hub.pull(REPO)) == NEEDED
 
 
 def test_a_missing_repository_without_a_token_may_be_a_private_one(server: HubServer, cache_folder: Path) -> None:
@@ -149,7 +149,7 @@ def test_a_complete_snapshot_is_enough_when_the_hub_cannot_answer(
         server.failing_status = 502
     assert hub.pull(REPO) == pulled
 
-    (pulled.folder / SHARDS[1]).unlink()
+    (pulled / SHARDS[1]).unlink()
     assert isinstance(failure(), DownloadError)
 
 

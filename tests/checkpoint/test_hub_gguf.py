@@ -70,7 +70,7 @@ def test_a_files_own_mix_of_types_is_found_by_its_type_where_no_other_file_has_i
     assert choose_form(REPO, sizes, "gguf-q4_k_xl").names == ("a-UD-Q4_K_XL.gguf",)
     assert choose_form(REPO, sizes, "gguf-q4_k_m").names == ("a-Q4_K_M.gguf",)
     assert choose_form(REPO, sizes, "gguf-ud-q4_k_m").names == ("a-UD-Q4_K_M.gguf",)
-    # Without the hub's whole list nobody knows whether there is a plain one.
+    # In the cache it is not known whether the repository has a plain file too.
     assert exact_form({"a-UD-Q4_K_M.gguf": 2}, "gguf-q4_k_m") is None
 
 

@@ -168,7 +168,7 @@ def write_both(folder: Path, name: str, method: Method) -> tuple[Path, Path, Sto
 
 
 def form_bytes(checkpoint: Path, models: Path) -> dict[str, bytes]:
-    """What is written of each form: the `.gguf` file; weights and config of the MLX folder."""
+    """The bytes of each artifact: the `.gguf` file; weights and config of the MLX folder."""
     files = {}
     for artifact in convert(checkpoint, FORMS, models_dir=models):
         names = [artifact.manifest.main_file] if artifact.manifest.main_file else ["model.safetensors", "config.json"]

@@ -1,4 +1,4 @@
-"""Headers against the `safetensors` library: equal on good files, never laxer on damaged ones."""
+"""Headers against the `safetensors` library: equal on good files, never less strict on damaged ones."""
 
 from __future__ import annotations
 

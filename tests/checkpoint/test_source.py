@@ -1,4 +1,4 @@
-"""From references to checkpoints: what is pulled, and what is refused before it travels."""
+"""From references to checkpoints: what is pulled, and what is refused before it is downloaded."""
 
 from __future__ import annotations
 

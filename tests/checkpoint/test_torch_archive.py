@@ -1,4 +1,4 @@
-"""Files of `torch.save` against what PyTorch itself reads from one, and everything that is no such file."""
+"""Files of `torch.save` against what PyTorch itself reads from one, and other files that are refused."""
 
 from __future__ import annotations
 

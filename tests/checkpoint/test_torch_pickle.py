@@ -1,4 +1,4 @@
-"""Hostile pickles: no code runs, nothing large is allocated, and each is an error that says what it asked for."""
+"""Hostile pickles: no code runs, nothing large is allocated, and each is an error that names the cause."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where the entries of a zip file lie, against what Python reads of them, and zip files made to mislead."""
+"""Where the entries of a zip file are, compared with what Python reads, and zip files with wrong directories."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def of_the_end(field: int, code: str, value: int) -> Callable[[bytearray], None]
 
 
 def overlap(raw: bytearray) -> None:
-    """The second entry's bytes lie in the first one's, which reaches over them."""
+    """The second entry's bytes are inside the first one's."""
     struct.pack_into("<LL", raw, raw.index(b"PK\x01\x02") + 20, 100, 100)
 
 

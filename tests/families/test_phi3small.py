@@ -1,4 +1,4 @@
-"""Phi-3-small's facts, against mlx_lm and against the network written out from Microsoft's description of it."""
+"""Phi-3-small's facts, against mlx_lm and against the network computed from Microsoft's description."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def rotated(values: np.ndarray) -> np.ndarray:
 
 
 def seen(length: int, head: int, sparse: bool) -> np.ndarray:
-    """Which keys each query sees: its block's neighbours before it, and every third block, another for each head."""
+    """Which keys each query attends to: the blocks just before it, and every third block, shifted for each head."""
     query, key = np.arange(length)[:, None], np.arange(length)[None]
     size, local, stride = (RAW[f"blocksparse_{name}"] for name in ("block_size", "num_local_blocks", "vert_stride"))
     near = query // size - key // size < local

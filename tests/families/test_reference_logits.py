@@ -1,4 +1,4 @@
-"""Both forms of the random checkpoints compute what transformers computes, within and beyond the original context."""
+"""Both artifacts of random checkpoints compute what transformers computes, up to the original context and beyond."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("mlx_lm")
 
 REFERENCE: dict[str, np.ndarray] = dict(np.load(FILE))
 LARGEST_KL = {("phi-2", "gguf"): 1e-7}
-"""ggml looks GELU up in a table of half precision."""
+"""ggml takes GELU from a table in half precision."""
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
