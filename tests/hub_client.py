@@ -28,8 +28,8 @@ NEEDED: dict[str, bytes] = {
     "tokenizer_config.json": b'{"bos_token": null}',
     "chat_template.jinja": b"{{ messages }}",
     "model.safetensors.index.json": json.dumps({"weight_map": {"first": SHARDS[0], "second": SHARDS[1]}}).encode(),
-    SHARDS[0]: random.Random(0).randbytes(120_000),
-    SHARDS[1]: random.Random(1).randbytes(90_001),
+    SHARDS[0]: random.Random(1).randbytes(120_000),
+    SHARDS[1]: random.Random(2).randbytes(90_001),
 }
 UNNEEDED: dict[str, bytes] = {
     "README.md": b"# tiny",

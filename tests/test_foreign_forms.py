@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from localq.errors import ChatTemplateError, CheckpointError, OptionError
-from localq.json_files import read_config
 from localq.measure.forms import find_forms
-from localq.memory import mlx_folder_memory
 from localq.model import Model, load
 from tests.contracts.replies import all_logits
 from tests.foreign_forms import CONTEXT_LENGTH, GGUF_ARCHITECTURES, MLX_CONFIGS, TEMPLATE, write_gguf, write_mlx
@@ -166,13 +163,3 @@ def test_an_mlx_folder_of_any_model_runs_with_its_own_tokenizer_and_template(
         check_talks(model)
     with pytest.raises(OptionError, match=str(CONTEXT_LENGTH)):
         load(folder, context_length=CONTEXT_LENGTH + 1)
-
-
-def test_an_mlx_folder_whose_text_config_is_null_runs(tmp_path: Path) -> None:
-    pytest.importorskip("mlx_lm")
-    folder = write_mlx(tmp_path / "Some-Model", "qwen2", None)
-    config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"text_config": None}))
-    with load(folder) as model:
-        check_talks(model)
-    assert mlx_folder_memory(folder, read_config(folder)).weight_bytes > 0

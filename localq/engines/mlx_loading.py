@@ -37,9 +37,7 @@ def load_network(folder: Path, context_length: int) -> Network:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = longrope_for(config, context_length)
-        # mlx_lm fails where `text_config` is null, which means the same as no `text_config`.
-        null = config.get("text_config", {}) is None
-        model, _ = load_model(folder, lazy=True, model_config={**changed, **({"text_config": {}} if null else {})})
+        model, _ = load_model(folder, lazy=True, model_config=changed)
         if not mlx_runs_on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)

@@ -232,7 +232,7 @@ def test_after_a_broken_update_the_older_snapshot_is_found(
     monkeypatch.setattr("time.sleep", lambda _: None)
     repository = server.add(REPO, FILES)
     first = hub.pull(REPO)
-    repository.commit(FILES | {SHARDS[0]: random.Random(2).randbytes(120_000)})
+    repository.commit(FILES | {SHARDS[0]: random.Random(3).randbytes(120_000)})
     server.cut_after_bytes, server.stays_down_after_cut = 50_000, True
     assert isinstance(failure(), DownloadError)
     assert hub.find_snapshot(REPO) == first

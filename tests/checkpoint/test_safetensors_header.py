@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import tempfile
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -200,8 +200,7 @@ def changed_headers(draw: st.DrawFn) -> bytes:
             parent = parent[step] if isinstance(parent, dict) and step in parent else {}
         fits = isinstance(parent, list) and isinstance(place[-1], int) and place[-1] < len(parent)
         if isinstance(parent, dict) or fits:
-            # A copy: a later step may change it, and examples would depend on those before them.
-            parent[place[-1]] = copy.deepcopy(draw(ODD_VALUES))
+            parent[place[-1]] = deepcopy(draw(ODD_VALUES))  # the next change may go into it
     return json.dumps(header).encode()
 
 
