@@ -137,7 +137,7 @@ def refuse_mlx_form(folder: Path, name: str) -> None:
     """Raise UnsupportedModelError for a folder that MLX has quantized: an artifact, not a checkpoint."""
     if is_quantized_by_mlx(folder):
         raise UnsupportedModelError(
-            f"{name} is an MLX artifact: it is quantized already, and not a checkpoint",
+            f"{name} is an MLX artifact, already quantized, and not a checkpoint",
             f"`localq generate {name}` runs it as it is; for another format, convert the original checkpoint",
         )
 
