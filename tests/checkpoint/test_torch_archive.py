@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localq.checkpoint.tensors import StoredTensor, WeightFiles
+from localq.checkpoint.tensors import StoredTensor, opened
 from localq.checkpoint.torch_archive import read_torch_archive
 from localq.conversion.convert import convert
 from localq.errors import CheckpointError
@@ -43,13 +43,12 @@ def failure(file: Path) -> CheckpointError:
 
 
 def read_all(file: Path) -> dict[str, np.ndarray]:
-    files = WeightFiles()
-    files.open([file])
+    stored = read_torch_archive(file)
     tensors = {}
-    for found in read_torch_archive(file):
-        rows = int(np.prod(found.shape[:-1], dtype=int)) if len(found.shape) > 1 else int(np.prod(found.shape))
-        tensors[found.name] = found.read_rows(files, 0, rows).reshape(found.shape)
-    files.close()
+    with opened(stored) as files:
+        for found in stored:
+            rows = int(np.prod(found.shape[:-1], dtype=int)) if len(found.shape) > 1 else int(np.prod(found.shape))
+            tensors[found.name] = found.read_rows(files, 0, rows).reshape(found.shape)
     return tensors
 
 
