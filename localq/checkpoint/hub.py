@@ -74,10 +74,10 @@ def pull(
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
     Gives the snapshot's folder, whose name is the commit. Files that are there at their full length are not fetched
-    again. When the hub can't be reached, a complete snapshot in the cache is enough. `check` is called after config.json has come and before the weights do: what it
-    raises ends the pull. Raises ModelNotFoundError (no such repository or revision), CheckpointError (an index of
-    weight files that can't be read) or DownloadError (everything else, such as a full disk and a repository without
-    weights that localq reads).
+    again. When the hub can't be reached, a complete snapshot in the cache is enough. `check` is called after
+    config.json has come and before the weights do: what it raises ends the pull. Raises ModelNotFoundError (no such
+    repository or revision), CheckpointError (an index of weight files that can't be read) or DownloadError (everything
+    else, such as a full disk and a repository without weights that localq reads).
     """
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
