@@ -7,13 +7,16 @@ endif
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check format lint types clean
+.PHONY: demo test fuzz check format lint types clean
 
 demo: $(VENV)/ready ## convert two toy models to MLX and GGUF, ask both, compare
 	$(BIN)/localq demo
 
 test: $(VENV)/ready ## run the tests
 	$(BIN)/python -m pytest
+
+fuzz: $(VENV)/ready ## run the property tests with 50 times as many examples, different ones each time
+	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=random
 
 check: format lint types test ## what CI runs
 

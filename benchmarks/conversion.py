@@ -1,12 +1,12 @@
-"""Time and memory of conversion, against the tools of llama.cpp and mlx_lm.
+"""Time and memory of conversion, compared with the tools of llama.cpp and mlx_lm.
 
     python benchmarks/conversion.py CHECKPOINT --llama-cpp LLAMA_CPP_SOURCE [--converter-python PYTHON] [-r 3] [--cold]
 
 CHECKPOINT is a folder in Hugging Face format. LLAMA_CPP_SOURCE is llama.cpp's source folder, for its
-`convert_hf_to_gguf.py`; PYTHON is an interpreter that has what that script needs (torch, transformers, gguf).
+`convert_hf_to_gguf.py`; PYTHON is an interpreter with the packages of that script (torch, transformers, gguf).
 Without --llama-cpp only MLX is compared. With --cold (Linux) the checkpoint is dropped from the system's cache before
-each run. "both" is localq making both forms in one pass, against all the other tools. The tools take turns, each run
-is a process of its own, and the ratios are taken turn by turn.
+each run. "both" compares localq, which makes both formats in one pass, with all the other tools together. The tools
+take turns, each run is a process of its own, and each ratio is of two runs of the same turn.
 """
 
 from __future__ import annotations
@@ -39,13 +39,13 @@ class Run:
     cpu_seconds: float
     peak_resident_bytes: int
     written_bytes: int
-    """Everything the tool left on disk, intermediate files included."""
+    """Everything that the tool wrote to the disk, with intermediate files."""
     read_bytes: int
-    """From the disk itself; what was in the system's cache is not counted."""
+    """From the disk; reads from the system's cache are not counted."""
 
 
 def drop_from_cache(checkpoint: Path) -> None:
-    """Let the system forget the files' contents."""
+    """Drop the files' contents from the system's cache."""
     os.sync()
     for file in checkpoint.iterdir():
         descriptor = os.open(file, os.O_RDONLY)
@@ -54,7 +54,7 @@ def drop_from_cache(checkpoint: Path) -> None:
 
 
 def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | None = None) -> Run:
-    """Run commands one after the other; memory is that of the largest process."""
+    """Run commands one after the other; the memory is that of the largest process."""
     started = time.perf_counter()
     cpu_seconds, peak, read = 0.0, 0, 0
     for command in commands:
@@ -76,7 +76,7 @@ def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | N
 
 
 def tools(arguments: argparse.Namespace, folder: Path) -> dict[str, list[tuple[str, list[list[str]]]]]:
-    """For each form the tools that make it: (name, commands), localq first."""
+    """For each format the tools that make it: (name, commands), localq first."""
     checkpoint, python = str(arguments.checkpoint), sys.executable
     forms = {}
     for recipe in ("gguf-q4_k_m", "mlx-4bit"):
@@ -114,10 +114,10 @@ def main() -> None:
     parser.add_argument("--converter-python", default=sys.executable)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--form", action="append", help="of gguf-q4_k_m, mlx-4bit and both (default: all)")
+    parser.add_argument("--form", action="append", help="gguf-q4_k_m, mlx-4bit or both (default: all)")
     arguments = parser.parse_args()
     environment = {"PYTHONPATH": str(arguments.llama_cpp / "gguf-py")} if arguments.llama_cpp else {}
-    print("| form | tool | seconds | of the peer's time | peak resident MB | written MB | read MB |")
+    print("| format | tool | seconds | of the peer's time | peak resident MB | written MB | read MB |")
     print("|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as scratch:
         for form, contenders in tools(arguments, Path(scratch)).items():

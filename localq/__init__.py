@@ -1,20 +1,18 @@
-"""localq: convert a Phi or Llama checkpoint to MLX and GGUF, talk to both, measure which runs better here.
+"""localq: convert a Phi or Llama checkpoint to MLX and GGUF, talk to both, and measure which runs better here.
 
     import localq
 
     with localq.load("toy-llama:gguf-q4_k_m") as model:
         print(model.generate("What is the capital of France?").text)
 
-Names are resolved on first use, so that `import localq` costs next to nothing.
+Names are imported when they are first used, so that `import localq` takes a few milliseconds.
 """
 
 from __future__ import annotations
 
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
 from localq.version import __version__
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` is half of what this import would cost
 if TYPE_CHECKING:
     from localq.conversion.convert import convert as convert
     from localq.errors import LocalqError as LocalqError
@@ -52,10 +50,12 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     home = _HOMES.get(name)
     if home is None:
         raise AttributeError(f"module 'localq' has no attribute {name!r}")
-    value = getattr(import_module(home), name)
+    from importlib import import_module
+
+    value: object = getattr(import_module(home), name)
     globals()[name] = value
     return value

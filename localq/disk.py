@@ -7,10 +7,10 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import NamedTemporaryFile
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import IO
 
-from localq.errors import LocalqError, OptionError, StoreError
+from localq.errors import ConversionError, LocalqError, OptionError, StoreError
 
 ELSEWHERE_HINT = "choose another folder with --models-dir or LOCALQ_MODELS"
 
@@ -39,6 +39,22 @@ def writing_errors(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise LocalqError(f"can't write {file}: {reason(error)}") from error
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder that is deleted at the end. Raises ConversionError for every OSError in the `with` block.
+
+    So read no other files in it, except where their errors are translated already.
+    """
+    try:
+        with TemporaryDirectory(prefix="localq-") as folder:
+            yield Path(folder)
+    except OSError as error:
+        raise ConversionError(
+            f"can't write to the temporary folder: {reason(error)}",
+            "make room there, or set TMPDIR to a folder that has room",
+        ) from error
 
 
 @contextmanager

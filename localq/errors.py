@@ -3,17 +3,17 @@
     LocalqError                     message (what failed, with the value) and hint (what helps)
       ModelReferenceError           a model reference that can't be read
       OptionError                   an option value out of range (also a ValueError)
-      UnknownRecipeError            no such recipe; carries the nearest names
+      UnknownRecipeError            no such format; carries the nearest names
       ModelNotFoundError            nothing under that name: no folder, no file, no repository
       DownloadError                 the hub refused, or could not be reached
       CheckpointError               a checkpoint folder with a fault: missing, truncated, inconsistent
         UnsupportedModelError       an architecture that localq does not convert
       ConversionError               a conversion that could not be finished
       StoreError                    the models folder: can't be written, no room, damaged artifact
-      BackendUnavailableError       the platform has no backend for this form
+      BackendUnavailableError       the platform has no engine for this format
       ChatTemplateError             no chat template, or one that can't be rendered
       PromptTooLongError            prompt_tokens and context_length attached
-      UnsupportedOptionError        an option that this engine can't honour
+      UnsupportedOptionError        an option that this engine does not have
       EngineError                   the engine failed while loading or generating
 
 Foreign errors are translated where the foreign library is called, with `raise ... from`. They are shown
@@ -41,13 +41,13 @@ class OptionError(LocalqError, ValueError):
 
 
 class UnknownRecipeError(LocalqError, ValueError):
-    """No recipe of that name."""
+    """No format of that name."""
 
     def __init__(self, name: str, nearest: list[str]) -> None:
         self.name = name
         self.nearest = nearest
         choices = ", ".join(nearest)
-        super().__init__(f"unknown recipe {name!r}", f"nearest: {choices} (`localq convert --help` lists them)")
+        super().__init__(f"unknown format {name!r}", f"nearest: {choices} (`localq convert --help` lists them)")
 
 
 class ModelNotFoundError(LocalqError):
@@ -75,7 +75,7 @@ class StoreError(LocalqError):
 
 
 class BackendUnavailableError(LocalqError):
-    """This platform has no backend for the form asked for."""
+    """This platform has no engine for this format."""
 
 
 class ChatTemplateError(LocalqError):
@@ -95,7 +95,7 @@ class PromptTooLongError(LocalqError):
 
 
 class UnsupportedOptionError(LocalqError):
-    """An option that this engine can't honour."""
+    """An option that this engine does not have."""
 
 
 class EngineError(LocalqError):

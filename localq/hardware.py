@@ -1,10 +1,18 @@
-"""Cores and GPU that this process may use. Loads no engine unless it is asked for its GPU."""
+"""Cores and GPU that this process may use, and the memory that it took. Imports an engine only to look for its GPU."""
 
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
+from pathlib import Path
+
+_STATUS = Path("/proc/self/status")
+
+_RUSAGE_INFO_V4 = 4
+_RUSAGE_WORDS = 64  # room for later versions of the struct; version 4 has 38 words
+_LIFETIME_MAX_PHYS_FOOTPRINT = 30  # its word in `struct rusage_info_v4` of sys/resource.h
 
 
 def available_logical_cores() -> int:
@@ -36,3 +44,35 @@ def mlx_runs_on_gpu() -> bool:
     import mlx.core as mx
 
     return bool(mx.default_device().type == mx.DeviceType.gpu)
+
+
+def peak_memory_bytes() -> int:
+    """Most memory that this process has used so far.
+
+    Linux: the peak resident set (`VmHWM` of proc(5)), pages of a memory-mapped model file included. Where a
+    sandbox hides it, `ru_maxrss`, which a new program inherits from the process that started it: it may be
+    too large.
+
+    macOS: the larger one of the peak resident set and the peak physical footprint. The footprint counts Metal
+    buffers but no clean pages of a mapped file; the resident set counts those pages but not the buffers. Memory in
+    both must not count twice. Pages of a mapped file that only the GPU touched may be missing.
+    """
+    import resource
+
+    most_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "darwin":
+        return max(_peak_footprint_bytes(), most_resident)  # bytes there, kilobytes elsewhere
+    try:
+        match = re.search(rb"^VmHWM:\s*(\d+) kB$", _STATUS.read_bytes(), re.MULTILINE)
+    except OSError:
+        match = None
+    return (int(match[1]) if match else most_resident) * 1024
+
+
+def _peak_footprint_bytes() -> int:
+    """0 where macOS does not say."""
+    import ctypes
+
+    usage = (ctypes.c_uint64 * _RUSAGE_WORDS)()
+    failed = ctypes.CDLL("/usr/lib/libSystem.B.dylib").proc_pid_rusage(os.getpid(), _RUSAGE_INFO_V4, usage)
+    return 0 if failed else int(usage[_LIFETIME_MAX_PHYS_FOOTPRINT])

@@ -15,15 +15,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, cast
 
+from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
 from localq.context_length import config_limits, gguf_limits
-from localq.conversion.convert import ConversionListener, convert
-from localq.engines.availability import default_recipe_name, require_backend
+from localq.conversion.convert import ConversionListener, make_forms
+from localq.conversion.plan import Request
 from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
-from localq.errors import ChatTemplateError, OptionError
+from localq.errors import OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
 from localq.gguf_file import model_name, read_model_header
 from localq.json_files import read_config, read_optional_json
@@ -33,7 +34,7 @@ from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import read_artifact
 from localq.store.store import Store
-from localq.text.chat_template import ChatTemplate, load_chat_template
+from localq.text.chat_template import ChatTemplate, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
 from localq.turns import ReplyStream, StopCheck, Turns
@@ -95,10 +96,7 @@ class Model:
                 raise OptionError("raw=True takes a string, not a list of messages")
             return self.tokenizer.encode(prompt, add_special_tokens=True)
         if self.chat_template is None:
-            raise ChatTemplateError(
-                f"{self.name} has no chat template: it is a base model, or its files are incomplete",
-                "use --raw (raw=True) to continue plain text",
-            )
+            raise missing_chat_template(self.name)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         text = self.chat_template.render(messages)
         # The template writes its own special tokens, as in Hugging Face's apply_chat_template.
@@ -168,11 +166,13 @@ def load(
     *,
     models_dir: Path | str | None = None,
     listener: ConversionListener | None = None,
+    needs_chat_template: bool = False,
     **options: Any,
 ) -> Model:
     """Open a model by reference; a form that was not made yet is made first. `options` are those of `LoadOptions`.
 
-    Raises errors of the tree in `localq.errors`.
+    With `needs_chat_template`, a checkpoint without one is refused before it is converted. Raises errors of the tree
+    in `localq.errors`.
     """
     parsed = reference if isinstance(reference, ModelReference) else parse_reference(reference)
     load_options = LoadOptions(**options)
@@ -185,8 +185,9 @@ def load(
         return model
     recipe = chosen_recipe(parsed)
     require_backend(recipe.format)
-    (artifact,) = convert(parsed.without_recipe(), [recipe], models_dir=models_dir, listener=listener)
-    return open_form(artifact.folder, load_options)
+    request = Request(parsed.without_recipe(), [recipe], models_dir, needs_chat_template=needs_chat_template)
+    (made,) = make_forms(request, listener)
+    return open_form(made.artifact.folder, load_options)
 
 
 def ready_form(

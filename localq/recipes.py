@@ -1,7 +1,7 @@
-"""Recipes: the forms that a checkpoint can be converted to, by name.
+"""Recipes: the formats that a checkpoint can be converted to, by name.
 
-`mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. Knows names and numbers
-only; what a form looks like on disk is the business of `localq.conversion`.
+`mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. Only names and numbers; the files
+are made in `localq.conversion`.
 """
 
 from __future__ import annotations
@@ -55,11 +55,11 @@ class MlxQuantization:
     """How `mx.quantize` packs a tensor."""
 
     bits: int
-    """Per weight, the group's scale not counted."""
+    """Per weight, without the group's scale."""
     group_size: int = MLX_DEFAULT_GROUP_SIZE
     """Weights that share a scale."""
     mode: str = "affine"
-    """`affine` has a scale and a bias per group; `mxfp4`, `mxfp8` and `nvfp4` hold small floats and a scale."""
+    """`affine` has a scale and a bias per group; `mxfp4`, `mxfp8` and `nvfp4` have small floats and a scale."""
 
 
 _MLX_FLOAT_MODES = {
@@ -75,11 +75,11 @@ class MlxRecipe:
 
     name: str
     quantization: MlxQuantization | None = None
-    """None when the form is not quantized."""
+    """None where nothing is quantized."""
     high_bits: int | None = None
-    """For the tensors that quality hangs on most, where the form is a mix."""
+    """In a mix: of the tensors that quality depends on most."""
     dtype: str | None = None
-    """`bfloat16`, `float16` or `float32`; None keeps the checkpoint's own for what is not quantized."""
+    """`bfloat16`, `float16` or `float32`; None keeps the checkpoint's own where nothing is quantized."""
     format: str = "mlx"
 
 
@@ -89,7 +89,7 @@ class GgufRecipe:
 
     name: str
     file_type: str
-    """llama.cpp's name of it, such as `Q4_K_M`."""
+    """llama.cpp's name, such as `Q4_K_M`."""
     file_type_number: int
     """The value of `enum llama_ftype`."""
     format: str = "gguf"
@@ -122,7 +122,7 @@ RECIPES: dict[str, Recipe] = _all_recipes()
 """Every recipe by name."""
 
 DEFAULT_RECIPES = ("mlx-4bit", "gguf-q4_k_m")
-"""What `localq convert` makes when it is not told."""
+"""What `localq convert` makes where no format is given."""
 
 
 def parse_recipe(name: str) -> Recipe:
@@ -137,12 +137,12 @@ def parse_recipe(name: str) -> Recipe:
 
 
 def looks_like_recipe(text: str) -> bool:
-    """Whether `text` was meant as a recipe: so that a misspelt one is not taken for part of a path."""
+    """Whether `text` was meant as a recipe, also a misspelt one, and not as part of a path."""
     return text.lower().startswith(("mlx-", "gguf-")) or text.lower() in RECIPES
 
 
 def _nearest(name: str) -> list[str]:
-    # "q4_k_m" and "4bit" are common short forms: compare them with the prefix put back as well.
+    # "q4_k_m" and "4bit" are common short names: compare them with a prefix as well.
     candidates = [name, f"gguf-{name}", f"mlx-{name}"]
     found = {close: None for text in candidates for close in difflib.get_close_matches(text, RECIPES, 3, 0.75)}
     return list(found)[:4] or [*DEFAULT_RECIPES, "mlx-8bit", "gguf-q8_0"]

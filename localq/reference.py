@@ -1,8 +1,8 @@
 """Model references: what people write to name a model.
 
 `org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
-each may be followed by `:RECIPE`; a repository of `.gguf` files by the form of one, also of one that is no recipe
-(`:gguf-iq2_xxs`). Reads the text and asks the file system what exists; opens nothing.
+each may be followed by `:RECIPE`. After a repository of `.gguf` files, the format of one of them may follow, also
+one that localq can't make (`:gguf-iq2_xxs`). Reads the text and checks which paths exist; opens nothing.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ _LOOKS_LIKE_PATH = (".", "/", "~")
 
 
 def is_local(name: str) -> bool:
-    """Whether a name is that of a converted checkpoint folder, as `localq ls` shows it, and no repository's."""
+    """Whether a name is that of a converted checkpoint folder, as `localq ls` shows it, and not of a repository."""
     return name.startswith("local/")
 
 
 @dataclass(frozen=True, slots=True)
 class ForeignForm:
-    """A form that localq can't make; a repository may have it as a `.gguf` file."""
+    """A format that localq can't make; a repository may have it as a `.gguf` file."""
 
     name: str
-    """Such as `gguf-iq2_xxs`: `gguf-` and what the file is called by."""
+    """Such as `gguf-iq2_xxs`: `gguf-` and the type in the file's name."""
     format: str = "gguf"
 
 
 @dataclass(frozen=True, slots=True)
 class ModelReference:
-    """A model, and a form of it where one was named."""
+    """A model, and a format of it where one is named."""
 
     kind: Literal["repo", "folder", "gguf", "built-in"]
     name: str
@@ -53,7 +53,7 @@ class ModelReference:
     recipe: Recipe | ForeignForm | None = None
 
     def without_recipe(self) -> ModelReference:
-        """The same model, whatever the form."""
+        """The same model without a format."""
         return replace(self, recipe=None)
 
     def __str__(self) -> str:
@@ -66,8 +66,8 @@ class ModelReference:
 def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
     """Read a reference; a `Path` names a folder or a `.gguf` file, never a repository or a built-in.
 
-    An existing folder or file wins over a repository of the same spelling, as in mlx_lm and transformers.
-    Raises ModelReferenceError, ModelNotFoundError (a path with nothing there) or UnknownRecipeError.
+    An existing folder or file is taken before a repository of the same name, as in mlx_lm and transformers.
+    Raises ModelReferenceError, ModelNotFoundError (a path where nothing is) or UnknownRecipeError.
     """
     text = os.fspath(reference)
     model, recipe = _split_recipe(text)
@@ -81,12 +81,12 @@ def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
         return _path_reference(path, recipe)
     if is_path or model.startswith(_LOOKS_LIKE_PATH) or model.endswith(".gguf"):
         raise ModelNotFoundError(
-            f"no folder or file {model}", "check the path; `localq ls` lists the models made so far"
+            f"there is no folder or file {model}", "check the path; `localq ls` lists the converted models"
         )
     match = _REPO.fullmatch(model)
     if match is None:
         raise ModelReferenceError(
-            f"{model!r} is neither a folder here nor a repository name",
+            f"{model!r} is neither a folder nor a repository name",
             f"write org/name, a path, or one of: {', '.join(BUILT_IN_NAMES)}",
         )
     name = f"{match['org']}/{match['name']}"
@@ -110,13 +110,13 @@ def _may_be_repository(text: str) -> bool:
 
 
 def _existing_path(text: str) -> Path | None:
-    """Absolute path of what `text` names. A file keeps its own name: the hub's cache links to nameless blobs."""
+    """Absolute path of what `text` names. A link keeps its name: the hub's cache links to files named by a hash."""
     try:
         path = Path(text).expanduser()
         if path.is_dir():
             return path.resolve()
         return path.parent.resolve() / path.name if path.exists() else None
-    except (OSError, RuntimeError, ValueError):  # a name too long for a file, the home of nobody, a zero byte
+    except (OSError, RuntimeError, ValueError):  # a name that is too long, the home of an unknown user, a zero byte
         return None
 
 
@@ -126,5 +126,5 @@ def _path_reference(path: Path, recipe: Recipe | ForeignForm | None) -> ModelRef
     if path.suffix != ".gguf":
         raise ModelReferenceError(f"{path} is a file, but not a .gguf file", "give the folder of the checkpoint")
     if recipe is not None:
-        raise ModelReferenceError(f"{path} already is a form; it can't be had as {recipe.name}", "leave the recipe out")
+        raise ModelReferenceError(f"{path} is a GGUF file; it can't be opened as {recipe.name}", "leave out the format")
     return ModelReference("gguf", path.name, path)

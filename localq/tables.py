@@ -1,6 +1,8 @@
-"""Plain-text tables, and the sizes that stand in them."""
+"""Plain-text tables, and sizes, rates, ratios and times as people read them."""
 
 from __future__ import annotations
+
+import math
 
 
 def format_bytes(count: float) -> str:
@@ -10,6 +12,37 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
+
+
+def format_rate(value: float | None, like: float | None = None) -> str:
+    """Tokens per second: `31245`, `135.3`, `20.12`, `1.26`, `0.153`; a dash where there is none.
+
+    Four significant digits, but two decimals at most, three below 1; with `like`, as many decimals as `like` has.
+    """
+    return "-" if value is None else f"{value:.{_decimals(value if like is None else like)}f}"
+
+
+def format_spread(median: float, stdev: float | None) -> str:
+    """`135.3 ± 5.8`; the median alone where the spread is not known."""
+    return format_rate(median) if stdev is None else f"{format_rate(median)} ± {format_rate(stdev, like=median)}"
+
+
+def format_range(low: float, high: float) -> str:
+    """`129.1 to 141.4`."""
+    return f"{format_rate(low, like=high)} to {format_rate(high)}"
+
+
+def format_coarsely(value: float) -> str:
+    """`1.25`, `13.2`, `135`: three significant digits of a ratio or a limit, two decimals at most."""
+    return f"{value:.{max(0, 2 - _magnitude(value)) if value >= 1 else 2}f}"
+
+
+def format_duration(seconds: float) -> str:
+    """Three significant digits: `1.23 s`, `45.6 ms`, `59.1 µs`."""
+    for unit, size in (("s", 1.0), ("ms", 1e-3)):
+        if seconds >= size:
+            return f"{format_coarsely(seconds / size)} {unit}"
+    return f"{format_coarsely(seconds / 1e-6)} µs"
 
 
 def format_table(
@@ -27,3 +60,12 @@ def format_table(
         return "  ".join(padded).rstrip()
 
     return "\n".join([line(header), line(["-" * width for width in widths]), *map(line, rows)])
+
+
+def _decimals(value: float) -> int:
+    return min(2 if value >= 1 else 3, max(0, 3 - _magnitude(value)))
+
+
+def _magnitude(value: float) -> int:
+    """Of 135: 2. A number without one, such as 0, counts as 1."""
+    return math.floor(math.log10(value)) if value > 0 else 0

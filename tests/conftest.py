@@ -1,4 +1,4 @@
-"""What all tests share: a models folder of their own, and no environment of the user's."""
+"""What all tests share: a models folder of their own, nothing of the user's environment, the same random examples."""
 
 from __future__ import annotations
 
@@ -7,6 +7,25 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import is_hypothesis_test, settings
+
+settings.register_profile("repeatable", derandomize=True, deadline=None, database=None, print_blob=True)
+settings.register_profile("random", deadline=None, database=None, print_blob=True)
+settings.load_profile("repeatable")
+
+RANDOM_RUN_FACTOR = 50
+"""How many times its usual examples a property test draws under `--hypothesis-profile=random` (`make fuzz`)."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give property tests more examples in a random run: what a test sets itself comes before its profile."""
+    if settings.get_current_profile_name() != "random":
+        return
+    functions = {item.obj for item in items if isinstance(item, pytest.Function)}
+    for function in filter(is_hypothesis_test, functions):
+        usual = function._hypothesis_internal_use_settings
+        more = settings(usual, max_examples=RANDOM_RUN_FACTOR * usual.max_examples, derandomize=False)
+        function._hypothesis_internal_use_settings = more
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -28,15 +28,15 @@ LAYERS = [
     {"store"},
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
-    {"json_files", "tables", "gguf_file", "options", "reference", "demo", "hardware", "transcript"},
-    {"recipes", "llama_log", "disk"},
+    {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
+    {"recipes", "llama_log", "disk", "hardware"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""
 
 SIDEWAYS = {("checkpoint", "families"), ("checkpoint", "text")}
 HUB_CLIENT = {("checkpoint", "hub"), ("checkpoint", "hub_errors")}
-SHARED_BY_ENGINES = {"base", "availability"}
+SHARED_BY_ENGINES = {"base"}
 HEAVY = {
     "numpy",
     "mlx",

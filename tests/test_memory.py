@@ -11,8 +11,7 @@ import pytest
 
 from localq.checkpoint.folder import open_checkpoint
 from localq.conversion.convert import convert
-from localq.conversion.plan_memory import memory_use
-from localq.conversion.survey import make_plan
+from localq.conversion.plan import memory_use, plan_recipe
 from localq.errors import EngineError
 from localq.gguf_file import GgufHeader, read_model_header
 from localq.json_files import read_json
@@ -34,7 +33,7 @@ def set_free_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
 @pytest.mark.parametrize("recipe", ["gguf-q8_0", "gguf-f32", "mlx-4bit", "mlx-bf16"])
 def test_a_form_that_is_made_takes_what_its_plan_told(name: str, recipe: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", name), "model")
-    told = memory_use(make_plan(checkpoint, parse_recipe(recipe)), checkpoint.config)
+    told = memory_use(plan_recipe(checkpoint, parse_recipe(recipe)), checkpoint.config)
     (artifact,) = convert(checkpoint.folder, recipe, models_dir=tmp_path / "models")
     if recipe.startswith("gguf"):
         assert gguf_file_memory(read_model_header(artifact.path)) == told

@@ -288,11 +288,11 @@ def test_wrong_use_raises_errors_of_the_tree(tmp_path: Path) -> None:
 
 
 def test_form_of_a_platform_without_its_backend_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    from localq.engines import availability
+    from localq import backends
     from localq.errors import BackendUnavailableError
 
-    installed = availability.find_spec
-    monkeypatch.setattr(availability, "find_spec", lambda name: None if name == "mlx_lm" else installed(name))
+    installed = backends.find_spec
+    monkeypatch.setattr(backends, "find_spec", lambda name: None if name == "mlx_lm" else installed(name))
     with pytest.raises(BackendUnavailableError, match="mlx_lm"):
         load("toy-llama:mlx-4bit")
     with pytest.raises(BackendUnavailableError, match="mlx_lm"):

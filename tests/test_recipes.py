@@ -81,8 +81,8 @@ def test_the_default_recipes_are_one_of_each_format() -> None:
         ("something else", "gguf-q4_k_m"),
     ],
 )
-def test_an_unknown_recipe_is_told_with_the_nearest_names(name: str, nearest: str) -> None:
-    with pytest.raises(UnknownRecipeError, match="unknown recipe") as caught:
+def test_an_unknown_recipe_is_refused_with_the_nearest_names(name: str, nearest: str) -> None:
+    with pytest.raises(UnknownRecipeError, match="unknown format") as caught:
         parse_recipe(name)
     assert caught.value.name == name
     assert nearest in caught.value.nearest
@@ -92,5 +92,5 @@ def test_an_unknown_recipe_is_told_with_the_nearest_names(name: str, nearest: st
 
 
 @pytest.mark.parametrize(("text", "meant"), [("mlx-9bit", True), ("GGUF-x", True), ("main", False), ("q4_k_m", False)])
-def test_what_was_meant_as_a_recipe_is_told_from_a_path(text: str, meant: bool) -> None:
+def test_what_was_meant_as_a_recipe_is_not_taken_for_a_path(text: str, meant: bool) -> None:
     assert looks_like_recipe(text) is meant

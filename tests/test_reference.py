@@ -177,7 +177,7 @@ def test_what_names_no_model_is_refused_with_advice(text: str) -> None:
         ("./absent:gguf-q8", "gguf-q8_0"),
     ],
 )
-def test_a_misspelt_recipe_is_told_with_the_nearest(text: str, nearest: str) -> None:
+def test_a_misspelt_recipe_is_refused_with_the_nearest(text: str, nearest: str) -> None:
     with pytest.raises(UnknownRecipeError) as caught:
         parse_reference(text)
     assert nearest in caught.value.nearest
@@ -204,7 +204,7 @@ def test_a_path_object_names_a_folder_or_a_file_and_nothing_else(empty_folder: P
             parse_reference(Path(absent))
 
 
-@settings(max_examples=200, deadline=None, database=None, derandomize=True)
+@settings(max_examples=200)
 @given(st.text(alphabet="ab/.:@~-_ \0é", max_size=12))
 def test_any_text_is_a_reference_or_an_error_of_localq(text: str) -> None:
     try:

@@ -8,9 +8,9 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localq.backends import has_backend
 from localq.chat import settings, terminal
 from localq.chat.prompt import matching_files
-from localq.engines.availability import has_backend
 from localq.errors import LocalqError, OptionError
 from localq.recipes import DEFAULT_RECIPES, RECIPES
 from localq.store.store import Store

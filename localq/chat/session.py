@@ -254,7 +254,7 @@ class Session:
             self.say("(stopped; /continue goes on)")
         if reply and self.conversation.forgotten and not self._told_forgotten:
             self._told_forgotten = True
-            self.say("(the context is full: the oldest questions left it, and will do so again; /tokens shows how full it is)")
+            self.say("(the context is full: the oldest questions leave it; /tokens shows how full it is)")
         if self.settings.stats and reply and reply.statistics:
             self.say(f"({reply.statistics})")
 

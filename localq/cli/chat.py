@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from typer.core import TyperCommand
 
 from localq.chat.terminal import is_interactive, quiet_terminal
 from localq.cli import arguments as flags
@@ -22,15 +21,15 @@ _DEFAULTS = GenerationOptions()
 
 _Reference = Annotated[
     str | None,
-    typer.Argument(metavar="[REF]", help="A model, with :RECIPE for a format; without it, choose from a list."),
+    typer.Argument(metavar="REF", help="A model, or :FORMAT of one (default: choose from a list)."),
 ]
 _Resume = Annotated[
     str | None,
-    typer.Option("--resume", metavar="[ID]", help="Go on with an earlier conversation (default: the newest)."),
+    typer.Option("--resume", metavar="[ID]", help="Continue an earlier conversation (default: the newest)."),
 ]
 
 
-class ChatCommand(TyperCommand):
+class ChatCommand(flags.Verb):
     """`--resume` may stand alone, for the newest conversation."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -45,10 +44,10 @@ class ChatCommand(TyperCommand):
 def chat(
     ref: _Reference = None,
     resume: _Resume = None,
-    list_: Annotated[bool, typer.Option("--list", help="List the conversations that are kept.")] = False,
-    no_save: Annotated[bool, typer.Option("--no-save", help="Keep no conversation and no history.")] = False,
+    list_: Annotated[bool, typer.Option("--list", help="List the saved conversations.")] = False,
+    no_save: Annotated[bool, typer.Option("--no-save", help="Save neither the conversation nor the history.")] = False,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show replies as they are, not as Markdown.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -112,7 +111,7 @@ def _settings(given: Mapping[str, Any]) -> ChatSettings:
     from localq.transcript import conversations_folder, open_transcript
 
     if given["raw"] and given["system"] is not None:
-        raise OptionError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+        raise OptionError("--system needs the chat template, which --raw leaves out", "leave one of them out")
     if given["prompt_cache"] is not None:
         check_writable(given["prompt_cache"], "--prompt-cache", replaced=True)
     resume = given["resume"]
@@ -133,7 +132,7 @@ def _settings(given: Mapping[str, Any]) -> ChatSettings:
 
 def _loader(given: Mapping[str, Any]) -> Any:
     """Opens a reference with the options that were given."""
-    options = flags.load_options(given)
+    options = {**flags.load_options(given), "needs_chat_template": not given["raw"]}
 
     def load(reference: str) -> Any:
         from localq.cli.progress import ByteBar, TerminalListener

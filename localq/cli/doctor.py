@@ -1,20 +1,22 @@
-"""`localq doctor`: this machine, or a checkpoint and what is wrong with it."""
+"""`localq doctor`: examine a checkpoint, or describe this machine."""
 
 from __future__ import annotations
 
 import shutil
 import textwrap
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localq.cli.arguments import Json
+from localq.cli.arguments import Json, ModelsDir
 from localq.cli.fallbacks import describe_fallbacks
 from localq.cli.output import emit, emit_json
 from localq.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
+    from localq.checkpoint.source import CheckpointPlace
     from localq.doctor.checkpoint import Examination, Fault, Form
     from localq.measure.machine import Machine
 
@@ -27,23 +29,30 @@ _TEMPLATES = {"works": "with a chat template", "fails": "with a chat template th
 def doctor(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="[SOURCE]", help="org/name[@revision] in the cache, a checkpoint folder or a toy."),
+        typer.Argument(metavar="SOURCE", help="org/name[@revision] in the cache, a folder or a toy."),
     ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="RECIPE", help="Forms to plan (repeatable; default: the usual ones)."),
+        typer.Option("--to", metavar="FORMAT", help="Format to plan (repeatable; default: the usual ones)."),
     ] = None,
-    every: Annotated[bool, typer.Option("--all", help="Plan every form there is.")] = False,
-    deep: Annotated[bool, typer.Option("--deep", help="Read all weights, to find NaN and infinity.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Plan every format.")] = False,
+    deep: Annotated[bool, typer.Option("--deep", help="Read all weights to find NaN and infinity.")] = False,
+    models_dir: ModelsDir = None,
     json: Json = False,
 ) -> None:
-    """Examine a checkpoint, with the mend of every fault; without SOURCE, this machine."""
+    """Find a checkpoint's faults, and how to fix them.
+
+    Without SOURCE, describe this machine.
+    """
     if source is None:
         if to or every or deep:
-            raise typer.BadParameter("--to, --all and --deep need a SOURCE to look at")
-        _machine(json)
+            raise typer.BadParameter("--to, --all and --deep need a SOURCE")
+        _machine(models_dir, json)
         return
-    found = _examine(source, to, every, deep)
+    from localq.doctor.place import find_place
+    from localq.reference import parse_reference
+
+    found = _examine(find_place(parse_reference(source), models_dir), to, every, deep)
     if json:
         emit_json(_record(found))
     else:
@@ -52,17 +61,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _examine(source: str, to: list[str] | None, every: bool, deep: bool) -> Examination:
+def _examine(place: CheckpointPlace, to: list[str] | None, every: bool, deep: bool) -> Examination:
     import psutil
 
     from localq.cli.progress import ByteBar
     from localq.doctor.checkpoint import examine, read_all_weights
-    from localq.doctor.place import find_place
     from localq.recipes import RECIPES, parse_recipe
-    from localq.reference import parse_reference
 
     recipes = [parse_recipe(name) for name in to or (RECIPES if every else _USUAL)]
-    place = find_place(parse_reference(source))
     found = examine(place, recipes, psutil.virtual_memory().available)
     if deep:
         with ByteBar() as bar:
@@ -80,8 +86,8 @@ def _summary(found: Examination) -> str:
         facts["family"] = f"{family.name} ({config.architecture}), {layers}"
         facts["context"] = f"{config.max_position_embeddings:,} tokens"
         if config.original_context_length < config.max_position_embeddings:
-            facts["context"] += f", trained on {config.original_context_length:,} first"
-        facts["context"] += f"; keys and values take {format_bytes(config.kv_cache_bytes_per_token)} a token"
+            facts["context"] += f", first trained on {config.original_context_length:,}"
+        facts["context"] += f"; keys and values take {format_bytes(config.kv_cache_bytes_per_token)} per token"
     if found.checkpoint is not None:
         facts["parameters"] = f"{found.checkpoint.parameters:,}"
     if found.dtype_bytes:
@@ -104,7 +110,7 @@ def _forms(found: Examination) -> str:
         ]
         for form in found.forms
     ]
-    return format_table(["form", "weights", "bits/weight", "in memory", "longest context here"], rows) if rows else ""
+    return format_table(["format", "weights", "bits/weight", "in memory", "longest context here"], rows) if rows else ""
 
 
 def _fit(form: Form) -> str:
@@ -114,14 +120,14 @@ def _fit(form: Form) -> str:
 
 
 def _remarks(found: Examination) -> str:
-    """On forms, and on the model."""
+    """What there is to say on single formats, and on the model."""
     remarks = [_wrapped(f"{form.recipe.name}: ", describe_fallbacks(form.fallbacks)) for form in _uneven(found)]
     refusals: dict[Fault, list[str]] = {}
     for recipe, fault in found.refused.items():
         refusals.setdefault(fault, []).append(recipe)
     for fault, recipes in refusals.items():
-        remarks += [_wrapped("", f"not as {', '.join(recipes)}:"), _wrapped("  ", fault.message)]
-        remarks += [_wrapped("  mend: ", fault.hint)] if fault.hint else []
+        remarks += [_wrapped("", f"not possible: {', '.join(recipes)}"), _wrapped("  ", fault.message)]
+        remarks += [_wrapped("  fix: ", fault.hint)] if fault.hint else []
     return "\n".join(remarks + [_wrapped("note: ", note) for note in found.notes])
 
 
@@ -131,19 +137,19 @@ def _uneven(found: Examination) -> list[Form]:
 
 def _faults(found: Examination) -> str:
     if not found.faults:
-        weights = ", and no weight is NaN or infinite" if found.is_read_whole else "; --deep would read all weights"
+        weights = ", and no weight is NaN or infinite" if found.is_read_whole else "; --deep also reads all weights"
         return f"no fault found{weights}"
     lines = [f"{len(found.faults)} fault{'s' if len(found.faults) > 1 else ''}:"]
     following: list[Fault | None] = [*found.faults[1:], None]
     for number, (fault, after) in enumerate(zip(found.faults, following, strict=True), 1):
         lines.append(_wrapped(f"{number:>3}. ", fault.message))
-        if fault.hint and (after is None or after.hint != fault.hint):  # one mend for all that it helps
-            lines.append(_wrapped("     mend: ", fault.hint))
+        if fault.hint and (after is None or after.hint != fault.hint):  # one fix for all that share it
+            lines.append(_wrapped("     fix: ", fault.hint))
     return "\n".join(lines)
 
 
 def _wrapped(start: str, text: str) -> str:
-    """A paragraph that hangs behind its start; no path and no command is broken at its hyphens."""
+    """A paragraph, its later lines indented below the text; no path and no command is broken at its hyphens."""
     columns = min(_WIDEST_COLUMNS, shutil.get_terminal_size((_WIDEST_COLUMNS, 24)).columns)
     return textwrap.fill(
         text,
@@ -179,16 +185,16 @@ def _record(found: Examination) -> dict[str, Any]:
     }
 
 
-def _machine(json: bool) -> None:
+def _machine(models_dir: Path | None, json: bool) -> None:
     import psutil
 
-    from localq.engines.availability import BACKENDS, default_recipe_name, has_backend
+    from localq.backends import BACKENDS, default_recipe_name, has_backend
     from localq.hardware import available_cores
     from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
     from localq.measure.machine import describe_machine
     from localq.store.layout import models_folder
 
-    machine = describe_machine()
+    machine, folder = describe_machine(), models_folder(models_dir)
     record = {
         **asdict(machine),
         "usable_cores": available_cores(),
@@ -196,8 +202,8 @@ def _machine(json: bool) -> None:
         "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),
         "backends": {form: has_backend(form) for form in BACKENDS},
         "default_recipe": default_recipe_name(),
-        "models_folder": str(models_folder()),
-        "free_disk_bytes": _free_disk_bytes(str(models_folder())),
+        "models_folder": str(folder),
+        "free_disk_bytes": _free_disk_bytes(folder),
     }
     if json:
         emit_json(record)
@@ -205,10 +211,8 @@ def _machine(json: bool) -> None:
         emit(_machine_text(machine, record))
 
 
-def _free_disk_bytes(folder: str) -> int:
-    from pathlib import Path
-
-    existing = next(path for path in (Path(folder), *Path(folder).parents) if path.exists())
+def _free_disk_bytes(folder: Path) -> int:
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
     return shutil.disk_usage(existing).free
 
 
@@ -216,12 +220,12 @@ def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
     bandwidth = f"{format_bytes(record['memory_bandwidth_bytes_per_second'])}/s"
     backends = {
         "gguf": "llama.cpp" if record["backends"]["gguf"] else "not installed: pip install llama-cpp-python",
-        "mlx": ("on the GPU (Metal)" if machine.metal else "on the CPU: right, but slow")
+        "mlx": ("on the GPU (Metal)" if machine.metal else "on the CPU: correct, but slow")
         if record["backends"]["mlx"]
         else "not on this platform",
     }
     facts = {
-        "processor": f"{machine.cpu}, {machine.physical_cores} cores, {record['usable_cores']} of them for localq",
+        "processor": f"{machine.cpu}, {machine.physical_cores} cores, {record['usable_cores']} of them usable",
         "memory": f"{format_bytes(machine.memory_bytes)}, {format_bytes(record['free_memory_bytes'])} free, "
         f"read at {bandwidth}",
         "system": f"{machine.os}, Python {machine.python}",
@@ -231,5 +235,5 @@ def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
         "default": record["default_recipe"],
     }
     if machine.busy:
-        facts["note"] = f"other work keeps {machine.busy_cores:g} cores busy: figures will be too low"
+        facts["note"] = f"other work keeps {machine.busy_cores:g} cores busy: measured speeds will be too low"
     return "\n".join(_wrapped(f"{name:<11} ", text) for name, text in facts.items())

@@ -1,4 +1,4 @@
-"""How it is told that tensors got another type than the recipe asks for."""
+"""The sentence on tensors that got another type than the recipe asks for."""
 
 from __future__ import annotations
 
@@ -11,12 +11,8 @@ if TYPE_CHECKING:
 
 
 def describe_fallbacks(fallbacks: Sequence[Fallback]) -> str:
-    """`3 tensors fit no block and fall back: 2 from q4_K to q5_0, 1 from q6_K to q8_0`; there must be one."""
+    """`2 tensors with rows that fit no block fall back to other types: 1 from q4_K to q5_0, 1 from q6_K to q8_0`."""
     kinds = Counter((fallback.wanted, fallback.used) for fallback in fallbacks)
     changes = ", ".join(f"{count:,} from {wanted} to {used}" for (wanted, used), count in kinds.items())
-    tensors = (
-        "1 tensor fits no block and falls back"
-        if len(fallbacks) == 1
-        else (f"{len(fallbacks):,} tensors fit no block and fall back")
-    )
-    return f"{tensors}: {changes}"
+    tensors, verb = ("1 tensor", "falls") if len(fallbacks) == 1 else (f"{len(fallbacks):,} tensors", "fall")
+    return f"{tensors} with rows that fit no block {verb} back to other types: {changes}"

@@ -22,15 +22,16 @@ if TYPE_CHECKING:
 
 _DEFAULTS = GenerationOptions()
 _Logprobs = Annotated[
-    int | None, typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities, with N alternatives.")
+    int | None,
+    typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
 ]
 
 
 def generate(
     ref: flags.Reference,
-    prompt: Annotated[str | None, typer.Argument(metavar="[PROMPT]", help="Piped input goes before it.")] = None,
+    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Piped text and files go before it.")] = None,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue plain text, without chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
     temperature: flags.Temperature = _DEFAULTS.temperature,
@@ -50,11 +51,11 @@ def generate(
     flash_attention: flags.FlashAttention = None,
     batch_tokens: flags.BatchTokens = MOST_BATCH_TOKENS,
     prompt_cache: flags.PromptCache = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Tell tokens and rates on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Print tokens and rates on stderr.")] = False,
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
 ) -> None:
-    """Answer one prompt; a form that was not made yet is made first."""
+    """Answer one prompt; convert the model first if needed."""
     options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     _require_json(json, logprobs)
     messages = _messages(_prompt_text(prompt, files or [], raw), system, raw)
@@ -64,7 +65,7 @@ def generate(
 
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, models_dir=models_dir, listener=listener, **load_options)
+        model = load(ref, models_dir=models_dir, listener=listener, needs_chat_template=not raw, **load_options)
     with model, _kept_prompt(model, prompt_cache):
         if json:
             completion = model.generate(messages, raw=raw, options=options)
@@ -122,7 +123,7 @@ def _prompt_text(argument: str | None, files: Sequence[Path], raw: bool) -> str:
 def _messages(text: str, system: str | None, raw: bool) -> Prompt:
     if raw:
         if system is not None:
-            raise OptionError("--system needs the chat template, which --raw leaves out", "drop one of the two")
+            raise OptionError("--system needs the chat template, which --raw leaves out", "leave one of them out")
         return text
     messages = [{"role": "system", "content": system}] if system is not None else []
     return [*messages, {"role": "user", "content": text}]
@@ -144,7 +145,7 @@ def _decoded(content: bytes, name: str) -> str:
 
 
 def _record(model: Model, completion: Completion) -> dict[str, Any]:
-    from localq.measure.machine import peak_memory_bytes
+    from localq.hardware import peak_memory_bytes
 
     statistics = completion.statistics
     record = {

@@ -1,4 +1,4 @@
-"""`localq ls`: the artifacts."""
+"""`localq ls`: list artifacts."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from localq.tables import format_bytes, format_table
 
 
 def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
-    """List the converted models."""
+    """List converted models."""
     from localq.store.store import Store
 
-    store = Store(models_dir)
+    store = Store.existing(models_dir)
     artifacts = store.artifacts()
     for folder in store.damaged():
-        say(f"warning: {folder} is damaged; `localq rm` or convert it again with --force")
+        say(f"warning: {folder} is damaged; `localq rm` deletes it, `localq convert --force` makes it again")
     if json:
         emit_json(
             [

@@ -1,4 +1,4 @@
-"""The command `localq`. Each verb parses, makes one call and prints; errors are shown here and nowhere else."""
+"""The verbs of `localq`. Each one parses, makes one call and prints; errors are shown here and nowhere else."""
 
 from __future__ import annotations
 
@@ -7,25 +7,34 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any
 
 import typer
 
 from localq.cli import bench, chat, convert, demo, doctor, eval, generate, ls, prune, pull, report, rm, show, verify
+from localq.cli.arguments import Verb
 from localq.cli.output import emit, say, write_no_more
 from localq.errors import LocalqError
 from localq.version import __version__
 
+_EPILOG = """\b
+REF is org/name, org/name@revision, a folder, a .gguf file, toy-llama or
+toy-phi. A format follows a colon: toy-phi:gguf-q8_0.
+
+\b
+Converted models are kept in models/ of this checkout of localq, or in your
+cache folder where there is no checkout. --models-dir or the environment
+variable LOCALQ_MODELS names another folder.
+"""  # \b keeps these lines as they are: names would be cut at their hyphens
+
 app = typer.Typer(
     name="localq",
-    help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, measure which runs better here.",
-    epilog=(
-        "A model is org/name, org/name@revision, a folder, a .gguf file, toy-llama or toy-phi; "
-        "a form of it is named behind a colon: toy-phi:gguf-q8_0."
-    ),
+    help="Convert Phi and Llama checkpoints to MLX and GGUF, talk to both, and measure which runs better here.",
+    epilog=_EPILOG,
     no_args_is_help=True,
-    # Rich help alone costs 200 ms; tracebacks are shown by LOCALQ_DEBUG=1 only.
+    # Rich's help costs 200 ms more; tracebacks are shown with LOCALQ_DEBUG=1 only.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -55,12 +64,13 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            command(*args, **kwargs)
+            with _ctrl_c_raises():
+                command(*args, **kwargs)
         except KeyboardInterrupt:
             say("")
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            # The reader (`head`, say) has enough.
+            # The reader, such as `head`, has closed the pipe.
             write_no_more()
             raise typer.Exit(0) from None
         except LocalqError as error:
@@ -70,12 +80,28 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
             raise
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
-                raise  # a usage error: typer's to show
+                raise  # a usage error, which typer shows
             kind = type(error).__name__
-            _show(error, f"localq failed unexpectedly: {kind}: {error}", "please report this, with LOCALQ_DEBUG=1")
+            _show(
+                error,
+                f"localq failed unexpectedly: {kind}: {error}",
+                "run it again with LOCALQ_DEBUG=1 and report what it prints",
+            )
             raise typer.Exit(1) from error
 
     return run
+
+
+@contextmanager
+def _ctrl_c_raises() -> Iterator[None]:
+    """Let Ctrl-C raise KeyboardInterrupt, so that a verb can clean up."""
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # as a shell's `&` leaves it
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _show(error: BaseException, message: str, hint: str) -> None:
@@ -102,7 +128,7 @@ def _root(
 
 
 for _command in _COMMANDS:
-    app.command(cls=chat.ChatCommand if _command is chat.chat else None)(_shows_errors(_command))
+    app.command(cls=chat.ChatCommand if _command is chat.chat else Verb)(_shows_errors(_command))
 
 
 def _end(number: int, _frame: object) -> None:
@@ -110,10 +136,10 @@ def _end(number: int, _frame: object) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Entry point of the command `localq`; None takes the command line's arguments."""
+    """Run one verb; None takes the command line's arguments."""
     for number in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):
-        # As an exception, it passes through all that ends workers and removes what is half made. Under `nohup`, SIGHUP
-        # is ignored and stays so.
+        # As an exception, so that workers are ended and unfinished files removed. Under `nohup` SIGHUP is ignored, and
+        # stays so.
         if signal.getsignal(number) is signal.SIG_DFL:
             signal.signal(number, _end)
-    app(arguments)
+    app(arguments, prog_name="localq")

@@ -11,7 +11,7 @@ from localq.errors import LocalqError
 
 
 def emit(text: str, end: str = "\n") -> None:
-    """Write answer or data to stdout, at once. Raises LocalqError where there is no room, BrokenPipeError unchanged."""
+    """Write answer or data to stdout, at once. Raises LocalqError where that fails, BrokenPipeError unchanged."""
     try:
         sys.stdout.write(text + end)
         sys.stdout.flush()
@@ -23,7 +23,7 @@ def emit(text: str, end: str = "\n") -> None:
 
 
 def write_no_more() -> None:
-    """Let what is still to be written to stdout vanish: Python would fail on it again when it flushes at exit."""
+    """Discard further output to stdout: Python would fail again when it flushes at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -33,7 +33,7 @@ def emit_json(value: Any) -> None:
 
 
 def say(text: str) -> None:
-    """Tell the user something on stderr."""
+    """Write a line for the user to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -41,10 +41,3 @@ def say(text: str) -> None:
 def stderr_is_terminal() -> bool:
     """Whether progress bars make sense."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
-
-
-def format_rate(value: float | None) -> str:
-    """Tokens per second to three significant digits; a dash where there is none."""
-    if value is None:
-        return "-"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

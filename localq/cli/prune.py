@@ -1,4 +1,4 @@
-"""`localq prune`: delete what killed conversions left behind."""
+"""`localq prune`: delete what killed conversions left."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from localq.tables import format_bytes
 
 
 def prune(models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Delete what conversions that were killed left behind. Artifacts and checkpoints are never touched."""
+    """Delete half-written files of killed conversions.
+
+    Artifacts and checkpoints are not touched.
+    """
     from localq.store.store import Store
     from localq.store.upkeep import remove_leftovers
 
-    store = Store(models_dir)
+    store = Store.existing(models_dir)
     removed = remove_leftovers(store)
     if json:
         emit_json([{"path": str(leftover.path), "bytes": leftover.bytes} for leftover in removed])
@@ -20,4 +23,4 @@ def prune(models_dir: ModelsDir = None, json: Json = False) -> None:
     for leftover in removed:
         emit(f"removed {leftover.path}, {format_bytes(leftover.bytes)}")
     if not removed:
-        say(f"nothing left over in {store.folder}")
+        say(f"nothing to delete in {store.folder}")

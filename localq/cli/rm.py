@@ -10,11 +10,14 @@ from localq.tables import format_bytes
 
 
 def rm(ref: Reference, models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Delete one form of a model, or all its forms where REF names none. Checkpoints are never touched."""
+    """Delete converted models.
+
+    Only one format where REF names it, else all. Checkpoints are not touched.
+    """
     from localq.reference import parse_reference
     from localq.store.store import Store, shown_name
 
-    store = Store(models_dir)
+    store = Store.existing(models_dir)
     removed: list[dict[str, Any]] = []
     for folder in store.require_folders(parse_reference(ref)):
         nbytes = sum(file.stat().st_size for file in folder.iterdir())

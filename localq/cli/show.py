@@ -1,4 +1,4 @@
-"""`localq show`: what is known of a model's artifacts."""
+"""`localq show`: the manifests of a model's artifacts."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def show(ref: Reference, models_dir: ModelsDir = None, json: Json = False) -> None:
-    """Show where a model's forms come from, how they were made, and what they hold."""
+    """Show how a model's artifacts were made, and their files."""
     from localq.reference import parse_reference
     from localq.store.store import Store
 
-    artifacts = Store(models_dir).require(parse_reference(ref))
+    artifacts = Store.existing(models_dir).require(parse_reference(ref))
     if json:
         emit_json([_record(artifact) for artifact in artifacts])
         return

@@ -1,4 +1,4 @@
-"""`localq verify`: whether artifacts still are what was written."""
+"""`localq verify`: whether artifacts are unchanged on disk."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from localq.tables import format_bytes
 
 def verify(
     ref: Annotated[
-        str | None, typer.Argument(metavar="[REF]", help="A model or one of its forms (default: all that is there).")
+        str | None, typer.Argument(metavar="REF", help="A model or one of its artifacts (default: all).")
     ] = None,
     models_dir: ModelsDir = None,
     json: Json = False,
 ) -> None:
-    """Read artifacts and compare their files with the hashes of their manifests."""
+    """Compare artifacts with the hashes in their manifests."""
     from localq.cli.progress import ByteBar
     from localq.reference import parse_reference
     from localq.store.store import Store
     from localq.store.upkeep import changed_files
 
-    store = Store(models_dir)
+    store = Store.existing(models_dir)
     damaged = [] if ref else store.damaged()
     results: list[dict[str, Any]] = []
     with ByteBar() as bar:
@@ -38,10 +38,10 @@ def verify(
         emit_json(results)
     else:
         for result in results:
-            outcome = f"changed: {', '.join(result['changed'])}" if result["changed"] else "as it was written"
+            outcome = f"changed: {', '.join(result['changed'])}" if result["changed"] else "unchanged"
             emit(f"{result['model']}:{result['recipe']}, {format_bytes(result['bytes'])}: {outcome}")
     for folder in damaged:
-        say(f"{folder} is damaged: files are missing, or of another length")
+        say(f"{folder} is damaged: files are missing or have another length")
     if damaged or any(result["changed"] for result in results):
-        say("hint: `localq convert SOURCE --to RECIPE --force` makes a form again")
+        say("hint: `localq convert SOURCE --to FORMAT --force` makes an artifact again")
         raise typer.Exit(1)

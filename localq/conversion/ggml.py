@@ -1,8 +1,8 @@
 """llama.cpp's own quantizer, called in the library that llama-cpp-python brings.
 
-Two facts carry GGUF conversion. `ggml_quantize_chunk` quantizes any range of rows to bytes identical to
-those of `llama-quantize`, without the GIL. And `llama_model_quantize` with `dry_run` reads a file's header
-only and logs, tensor by tensor, which type it would give it: so localq holds no copy of llama.cpp's mixes.
+GGUF conversion uses two functions. `ggml_quantize_chunk` quantizes any range of rows to bytes identical to
+those of `llama-quantize`, without the GIL. `llama_model_quantize` with `dry_run` reads only a file's header
+and logs the type that each tensor would get: so localq has no copy of llama.cpp's mixes.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ _FALLBACK_LINE = re.compile(
 
 @cache
 def _library() -> Any:
-    # The library that llama_cpp has loaded already: a second copy would have its own tables.
+    # The library that llama_cpp has loaded: a second copy would have its own tables.
     from llama_cpp._ggml import libggml
 
     # libggml is linked to libggml-base, so its handle finds those symbols too.
@@ -59,7 +59,7 @@ def _library() -> Any:
 
 @cache
 def _type_numbers() -> dict[str, int]:
-    """The library's own table: the gguf package is older than some types that llama.cpp writes."""
+    """The library's own table: the gguf package may lack types that llama.cpp writes."""
     from llama_cpp.llama_cpp import GGML_TYPE_COUNT
 
     names = {number: _library().ggml_type_name(number) for number in range(GGML_TYPE_COUNT)}
@@ -88,25 +88,25 @@ def quantize_rows(ggml_type: int, values: NDArray[np.float32]) -> NDArray[np.uin
     result = np.empty((rows, row_bytes(ggml_type, columns)), dtype=np.uint8)
     written = _library().ggml_quantize_chunk(ggml_type, values.ctypes.data, result.ctypes.data, 0, rows, columns, None)
     if written != result.nbytes:
-        raise ConversionError(f"ggml wrote {written} bytes where {result.nbytes} were due")
+        raise ConversionError(f"ggml wrote {written} bytes instead of {result.nbytes}")
     return result
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTypes:
-    """What llama.cpp's quantizer would do with a file; types by ggml's names."""
+    """The types that llama.cpp's quantizer would choose, by ggml's names."""
 
     types: dict[str, str]
-    """By tensor, in the order that it would write them."""
+    """By tensor, in file order."""
     fallbacks: dict[str, tuple[str, str]]
-    """Tensor -> (type that the file type asks for, type that its rows fit)."""
+    """Tensor -> (type of the file type, type that the tensor gets)."""
 
 
 def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
     """Which type llama.cpp's quantizer would give each tensor of a file.
 
-    `header_file` needs a full header; its data section may be a hole. Raises ConversionError when the quantizer
-    refuses the file or its log can't be read.
+    `header_file` needs a complete header; its data section may be a hole. Raises ConversionError when the quantizer
+    refuses the file.
     """
     from llama_cpp import llama_cpp
 
@@ -118,7 +118,7 @@ def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
     text = "".join(log)
     if status != 0:
         reason = _last_line(text).rpartition("failed to quantize: ")[2]
-        raise ConversionError(f"llama.cpp's quantizer refuses the model: {reason}", "choose another file type")
+        raise ConversionError(f"llama.cpp's quantizer refuses the model: {reason}", "choose another format")
     return PlannedTypes(
         {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)},
         {line["name"]: (line["wanted"], line["used"]) for line in _FALLBACK_LINE.finditer(text)},

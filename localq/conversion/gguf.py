@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
 from localq.conversion import ggml
-from localq.conversion.gguf_header import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufTensor, header
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
-from localq.conversion.plan_gguf import GgufPlan
+from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor, header
 
 if TYPE_CHECKING:
     import numpy as np
@@ -49,7 +48,7 @@ class GgufFile:
         yield Piece(0, self._header, self._output.write)
         for tensor in self._plan.tensors:
             layout = tensor.layout
-            # A piece holds whole heads where rows change places within them.
+            # Whole heads in a piece, where rows are reordered within heads.
             multiple = tensor.rows // layout.rope_head_count if layout and layout.rope_head_count else 1
             for start, stop in row_ranges(tensor.rows, tensor.columns, max(1, multiple)):
                 rows = Rows(tensor, start, stop)
@@ -62,7 +61,7 @@ class GgufFile:
 
     @property
     def written(self) -> list[WrittenFile]:
-        """What there is after the `with` block."""
+        """The file, after the `with` block."""
         return [self._output.written]
 
     def __enter__(self) -> GgufFile:

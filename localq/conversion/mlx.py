@@ -1,8 +1,8 @@
-"""One MLX folder in one pass: `model*.safetensors`, config and tokenizer, as stock `mlx_lm.load` wants them.
+"""One MLX folder in one pass: `model*.safetensors` and config, as stock `mlx_lm.load` reads them.
 
-Worker threads read pieces ahead; MLX quantizes them in the caller's thread, on the device it defaults to.
-The packed weights of a tensor stream to the file; its scales and biases (an eighth of that) wait until the
-weights are written, so that files are written front to back.
+Worker threads read pieces ahead; MLX quantizes them in the caller's thread, on its default device.
+The packed weights of a tensor are written at once; its scales and biases (an eighth of that) are kept until the
+weights are written, because files are written from front to back.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MX_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
 
 class MlxFolder:
-    """An MLX folder being written, but for the tokenizer; `checkpoint.weights` must be open. A context manager."""
+    """An MLX folder being written, without the tokenizer; `checkpoint.weights` must be open. A context manager."""
 
     def __init__(self, checkpoint: Checkpoint, plan: MlxPlan, folder: Path) -> None:
         self._checkpoint = checkpoint
@@ -54,12 +54,12 @@ class MlxFolder:
                     yield Piece(nbytes * stop // rows - nbytes * start // rows, read, write)
 
     def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[bytes]:
-        """Bytes of the weight, and of its scales and biases where it is quantized, of some rows of the checkpoint."""
+        """Bytes of some rows: the weights, and where they are quantized their scales and biases."""
         return _encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype)
 
     @property
     def written(self) -> list[WrittenFile]:
-        """What there is after the `with` block."""
+        """The files, after the `with` block."""
         weight_map = {name: shard.file.name for shard in self._shards for t in shard.tensors for name in t.stored()}
         index = {"metadata": {"total_size": self._plan.weight_bytes}, "weight_map": dict(sorted(weight_map.items()))}
         return [
@@ -93,7 +93,7 @@ class MlxFolder:
 
 
 class _Shard:
-    """One safetensors file, opened when its first piece comes."""
+    """One safetensors file, opened with its first piece."""
 
     def __init__(self, file: Path, tensors: list[MlxTensor]) -> None:
         self.file = file
@@ -108,7 +108,7 @@ class _Shard:
         return self._output.written
 
     def write(self, parts: list[bytes], ends_tensor: bool) -> None:
-        """Append a piece of the current tensor: its weights, and what follows when they are complete."""
+        """Append a piece of the current tensor; with the last one its scales and biases."""
         if self._output is None:
             self._output = HashedOutput(self.file)
             self._output.write(_safetensors_header(self.tensors))

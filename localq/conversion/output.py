@@ -1,4 +1,4 @@
-"""A file that is hashed while it is written, so that its manifest costs no second read."""
+"""A file that is hashed while it is written, so that it is not read again for the manifest."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from localq.disk import disk_errors
+from localq.disk import disk_errors, reason
 from localq.errors import CheckpointError
 
 
@@ -23,7 +23,7 @@ class WrittenFile:
 
 
 class HashedOutput:
-    """Sequential writes to a new file; `written` tells size and SHA-256 after the `with` block."""
+    """Sequential writes to a new file; `written` has size and SHA-256 after the `with` block."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class HashedOutput:
                     self._stream.flush()
                     os.fsync(self._stream.fileno())
         finally:
-            with suppress(OSError):  # what could not be flushed was told above
+            with suppress(OSError):  # a failed flush was raised above
                 self._stream.close()
 
 
@@ -67,7 +67,7 @@ def hashed_copy(source: Path, target: Path) -> WrittenFile:
     try:
         data = source.read_bytes()
     except OSError as error:
-        raise CheckpointError(f"{source} can't be read: {error.strerror or error}", "was it moved?") from error
+        raise CheckpointError(f"{source} can't be read: {reason(error)}", "check that it still exists") from error
     with HashedOutput(target) as output:
         output.write(data)
     return output.written

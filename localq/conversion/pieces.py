@@ -17,20 +17,20 @@ from localq.hardware import available_logical_cores
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """A part of one form: computed in a worker thread, written in the caller's."""
+    """A part of one artifact: computed in a worker thread, written in the caller's."""
 
     source_bytes: int
-    """Of the checkpoint, that it reads."""
+    """Bytes of the checkpoint that it reads."""
     compute: Callable[[], Any]
     write: Callable[[Any], None]
-    """Takes what `compute` gave."""
+    """Called with the result of `compute`."""
 
 
 def write_pieces(forms: Sequence[Iterable[Piece]], pool: WorkerPool, advance: Callable[[int], None]) -> None:
-    """Make all forms side by side, so that each stretch of the checkpoint is read for all of them at once.
+    """Make all artifacts side by side, so that each part of the checkpoint is read for all of them at the same time.
 
-    The disk delivers it once then, and the system's cache the other times. `advance` is told the source bytes
-    of each piece that is written.
+    It is then read from the disk once, and later from the system's cache. `advance` gets the source bytes of each
+    piece that is written.
     """
     pieces = _interleaved(forms)
     for piece, result in pool.in_order(pieces, lambda piece: piece.compute()):
@@ -39,7 +39,7 @@ def write_pieces(forms: Sequence[Iterable[Piece]], pool: WorkerPool, advance: Ca
 
 
 def _interleaved(forms: Sequence[Iterable[Piece]]) -> Iterator[Piece]:
-    """Always from the form that is furthest behind in the checkpoint."""
+    """The next piece is always of the artifact that is furthest behind in the checkpoint."""
     iterators = {number: iter(form) for number, form in enumerate(forms)}
     positions = dict.fromkeys(iterators, 0)
     while positions:
@@ -57,10 +57,10 @@ Result = TypeVar("Result")
 
 
 class WorkerPool:
-    """Threads that compute ahead of the one who consumes."""
+    """Threads that compute ahead of the consumer."""
 
     def __init__(self) -> None:
-        # One more than there are cores: while a thread waits for the disk, the others keep them busy.
+        # One more than cores: while one thread waits for the disk, the others keep all cores busy.
         self.threads = available_logical_cores() + 1
         self._executor = ThreadPoolExecutor(self.threads, thread_name_prefix="localq-convert")
 
@@ -79,11 +79,11 @@ class WorkerPool:
                 future.cancel()
 
     def submit(self, compute: Callable[[], Result]) -> Future[Result]:
-        """Begin something that pieces will need."""
+        """Start to compute something that pieces will need."""
         return self._executor.submit(compute)
 
     def close(self) -> None:
-        """Drop what has not begun, wait for what has."""
+        """Cancel what has not started, wait for the rest."""
         self._executor.shutdown(wait=True, cancel_futures=True)
 
 

@@ -1,18 +1,77 @@
-"""What a GGUF conversion will write: the type, order and exact size of every tensor, as llama.cpp chooses them."""
+"""What a GGUF file will hold: the type, order and exact size of every tensor, and the header before the weights.
+
+llama.cpp's own quantizer chooses the types. The metadata is the same for every format of a checkpoint except one
+number, so it is made once. Format: ggml's docs/gguf.md, version 3.
+"""
 
 from __future__ import annotations
 
+import math
+import reprlib
+import struct
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
-from localq.conversion.gguf_header import GgufTensor, gguf_metadata, header, padded, temporary_folder
-from localq.errors import ConversionError
+from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
+from localq.disk import temporary_folder
+from localq.errors import CheckpointError, ConversionError
+from localq.families.base import TensorLayout
 from localq.recipes import GgufRecipe
 from localq.store.manifest import Fallback
 
+if TYPE_CHECKING:
+    import numpy as np
+    from gguf import GGUFValue, GGUFWriter
+    from numpy.typing import NDArray
+
+GGUF_ALIGNMENT_BYTES = 32
+"""Every tensor of a GGUF file starts at a multiple of this (`GGUF_DEFAULT_ALIGNMENT`)."""
+
+_UINT32, _STRING, _ARRAY = 4, 8, 9  # `enum gguf_type` in gguf.h
+_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
+_FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata pairs
+
 _OUTPUT_NAMES = ("output.weight", "token_embd.weight")
 _K_BLOCK = 256  # weights per block of the types that have a fallback
+
+
+@dataclass(frozen=True, slots=True)
+class GgufTensor:
+    """One tensor of a GGUF file: taken from the checkpoint (`layout`) or computed by the family (`values`)."""
+
+    name: str
+    shape: tuple[int, ...]
+    type_name: str
+    """ggml's name, such as `q4_K`."""
+    layout: TensorLayout | None = None
+    values: NDArray[np.float32] | None = None
+
+    @property
+    def columns(self) -> int:
+        return self.shape[-1]
+
+    @property
+    def rows(self) -> int:
+        return math.prod(self.shape[:-1])
+
+    @property
+    def type_number(self) -> int:
+        return ggml.type_number(self.type_name)
+
+    @property
+    def nbytes(self) -> int:
+        return self.rows * ggml.row_bytes(self.type_number, self.columns)
+
+
+@dataclass(frozen=True, slots=True)
+class GgufMetadata:
+    """The bytes of all metadata pairs except `general.file_type`, the only one that differs between formats."""
+
+    count: int
+    data: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,28 +89,68 @@ class GgufPlan:
 
 
 def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
-    """Types and order as llama.cpp's quantizer would choose them, asked of the quantizer itself.
+    """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
     Raises ConversionError for what the quantizer refuses.
     """
-    metadata = gguf_metadata(checkpoint, with_vocabulary=False)  # the quantizer asks for no tokens
+    metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
     unquantized = {tensor.name: tensor for tensor in _unquantized(checkpoint)}
     with temporary_folder() as folder:
         probe = folder / "probe.gguf"
         data = header(metadata, recipe.file_type_number, tuple(unquantized.values()))
         probe.write_bytes(data)
-        with probe.open("r+b") as stream:  # a hole instead of weights: the dry run looks at the header only
+        with probe.open("r+b") as stream:  # a hole instead of weights: the dry run reads only the header
             stream.truncate(len(data) + sum(padded(tensor.nbytes) for tensor in unquantized.values()))
         planned = ggml.planned_types(probe, recipe.file_type_number)
     if planned.types.keys() != unquantized.keys():
         differing = sorted(planned.types.keys() ^ unquantized.keys())
         raise ConversionError(
             f"llama.cpp's plan does not cover the model's tensors: {', '.join(differing[:3])}",
-            "this llama-cpp-python words its log in another way than localq knows: report its version",
+            "localq can't read the log of this version of llama-cpp-python: please report the version",
         )
     tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
     return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks))
+
+
+def gguf_metadata(
+    checkpoint: Checkpoint, tokenizer: TokenizerFolder | None, pre_tokenizer: str | None = None
+) -> GgufMetadata:
+    """Hyperparameters, and where a `tokenizer` is given its vocabulary, the chat template and the model's name.
+
+    `pre_tokenizer` replaces the tokenizer's own rule. Raises CheckpointError where GGUF can't hold the tokenizer,
+    UnsupportedModelError where llama.cpp does not run the family.
+    """
+    from gguf import GGML_QUANT_VERSION, GGUFWriter
+
+    writer = GGUFWriter(None, checkpoint.family.gguf_architecture())
+    writer.add_type("model")
+    _add_hyperparameters(writer, checkpoint)
+    writer.add_quantization_version(GGML_QUANT_VERSION)
+    if tokenizer is not None:
+        writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], tokenizer))
+        add_vocabulary(writer, tokenizer, checkpoint.config.vocabulary_size, pre_tokenizer)
+    pairs = writer.kv_data[0]
+    return GgufMetadata(len(pairs), b"".join(_pair(key, pair) for key, pair in pairs.items()))
+
+
+def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor]) -> bytes:
+    """The bytes before the first tensor, padded to its alignment."""
+    file_type = _text("general.file_type") + struct.pack("<II", _UINT32, file_type_number)
+    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1), metadata.data, file_type]
+    offset = 0
+    for tensor in tensors:
+        sizes = tuple(reversed(tensor.shape))  # GGUF counts from the fastest dimension
+        layout = f"<I{len(sizes)}QIQ"
+        parts += [_text(tensor.name), struct.pack(layout, len(sizes), *sizes, tensor.type_number, offset)]
+        offset += padded(tensor.nbytes)
+    whole = b"".join(parts)
+    return whole + bytes(-len(whole) % GGUF_ALIGNMENT_BYTES)
+
+
+def padded(nbytes: int) -> int:
+    """`nbytes` rounded up to GGUF's alignment."""
+    return nbytes + -nbytes % GGUF_ALIGNMENT_BYTES
 
 
 def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:
@@ -67,7 +166,7 @@ def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:
 
 
 def _silent_fallbacks(recipe: GgufRecipe, tensors: tuple[GgufTensor, ...]) -> list[Fallback]:
-    """The output layer becomes Q8_0 where its rows fit no K-quant, of which the quantizer's log says nothing.
+    """The output layer becomes Q8_0 where its rows fit no K-quant; the quantizer does not log this.
 
     Source: `llama_tensor_get_type_impl` in llama.cpp's src/llama-quant.cpp.
     """
@@ -78,3 +177,47 @@ def _silent_fallbacks(recipe: GgufRecipe, tensors: tuple[GgufTensor, ...]) -> li
         for tensor in tensors
         if tensor.name in _OUTPUT_NAMES and tensor.type_name == "q8_0" and tensor.columns % _K_BLOCK
     ]
+
+
+def _pair(key: str, pair: GGUFValue) -> bytes:
+    try:
+        return _text(key) + _packed(pair)
+    except (struct.error, OverflowError, UnicodeEncodeError) as error:
+        value = reprlib.repr(pair.value)
+        raise CheckpointError(
+            f"a GGUF file can't hold {key} = {value}", "take config.json and the tokenizer from the model's page"
+        ) from error
+
+
+def _text(text: str | bytes) -> bytes:
+    data = text.encode() if isinstance(text, str) else text
+    return struct.pack("<Q", len(data)) + data
+
+
+def _packed(pair: GGUFValue) -> bytes:
+    """Type and value. The gguf package's own packing takes a second for Llama 3's tokens."""
+    from gguf import GGUFValueType
+
+    kind = int(pair.type)
+    if kind != _ARRAY:
+        return struct.pack("<I", kind) + _elements(kind, [pair.value])
+    element = int(pair.sub_type if pair.sub_type is not None else GGUFValueType.get_type(pair.value[0]))
+    return struct.pack("<IIQ", _ARRAY, element, len(pair.value)) + _elements(element, pair.value)
+
+
+def _elements(kind: int, values: Sequence[Any]) -> bytes:
+    if kind == _STRING:
+        return b"".join(map(_text, values))
+    return struct.pack(f"<{len(values)}{_FORMATS[kind]}", *values)
+
+
+def _add_hyperparameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
+    for key, value in checkpoint.family.gguf_metadata(checkpoint.config).items():
+        if isinstance(value, bool):
+            writer.add_bool(key, value)
+        elif isinstance(value, int):
+            writer.add_uint32(key, value)
+        elif isinstance(value, float):
+            writer.add_float32(key, value)
+        else:
+            writer.add_string(key, value)

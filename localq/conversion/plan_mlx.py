@@ -16,14 +16,14 @@ from localq.recipes import MlxQuantization, MlxRecipe
 from localq.store.manifest import Fallback
 
 MLX_LARGEST_SHARD_BYTES = 5 << 30
-"""Where mlx_lm begins another file, so localq does too."""
+"""The largest weight file, as in mlx_lm."""
 
 _DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 
 
 @dataclass(frozen=True, slots=True)
 class MlxTensor:
-    """One tensor of an MLX form; a quantized one is stored as weight, scales and, in affine mode, biases."""
+    """One tensor of an MLX folder; a quantized one is stored as weight, scales and, in affine mode, biases."""
 
     layout: TensorLayout
     dtype: str
@@ -82,7 +82,7 @@ class MlxPlan:
         yield shard
 
     def quantization_config(self) -> dict[str, Any] | None:
-        """What `config.json` says under `quantization`: the form's own, and the tensors that differ from it."""
+        """`quantization` in `config.json`: that of the format, and the tensors that differ from it."""
         if self.recipe.quantization is None:
             return None
         config = _quantization_entry(self.recipe.quantization)
@@ -93,12 +93,12 @@ class MlxPlan:
 
 
 def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
-    """Which tensors are quantized: all matrices whose rows divide into groups, as mlx_lm does, but no routers.
+    """Which tensors are quantized: as in mlx_lm all matrices whose rows can be divided into groups, except routers.
 
     Raises ConversionError where the recipe fits no tensor.
     """
     tensors, fallbacks = [], []
-    # In the order of GGUF files: both forms are made side by side then, each row being read once.
+    # In the order of GGUF files: so both formats are made side by side, and each row is read from the disk once.
     for layout in sorted(checkpoint.layouts, key=_file_order):
         dtype = _DTYPES[recipe.dtype] if recipe.dtype else checkpoint.tensor(layout).dtype
         quantization = _quantization(checkpoint, recipe, layout)
@@ -110,12 +110,12 @@ def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
     if recipe.quantization and not any(tensor.quantization for tensor in tensors):
         raise ConversionError(
             f"{recipe.name} fits no tensor: no row length is a multiple of {recipe.quantization.group_size}",
-            "choose a smaller group, such as mlx-4bit-g32, or a gguf recipe",
+            "choose smaller groups, such as mlx-4bit-g32, or GGUF",
         )
     if recipe.high_bits and all(tensor.quantization in (None, recipe.quantization) for tensor in tensors):
         raise ConversionError(
-            f"{recipe.name} would give {checkpoint.family.name} no more than its low bits",
-            f"choose mlx-{recipe.quantization.bits if recipe.quantization else 4}bit, or more bits for all",
+            f"{recipe.name} would give every tensor of {checkpoint.family.name} its lower number of bits",
+            f"choose mlx-{recipe.quantization.bits if recipe.quantization else 4}bit, or a format with more bits",
         )
     return MlxPlan(recipe, tuple(tensors), tuple(fallbacks))
 
@@ -141,7 +141,7 @@ def _file_order(layout: TensorLayout) -> tuple[int, str]:
 
 
 def _quantization(checkpoint: Checkpoint, recipe: MlxRecipe, layout: TensorLayout) -> MlxQuantization | None:
-    """What the recipe asks for; None for vectors and for routers, whose every choice counts and which are small."""
+    """What the recipe asks for; None for vectors and for routers, which are small and sensitive."""
     if recipe.quantization is None or len(layout.shape) < 2 or layout.is_float32_in_gguf:
         return None
     if recipe.high_bits is None:
@@ -150,11 +150,11 @@ def _quantization(checkpoint: Checkpoint, recipe: MlxRecipe, layout: TensorLayou
 
 
 def _mixed_bits(checkpoint: Checkpoint, recipe: MlxRecipe, layout: TensorLayout) -> int:
-    """Bits of a tensor in a mix, spent as llama.cpp's Q4_K_M spends them (`llama_tensor_get_type_impl`).
+    """Bits of a tensor in a mix, as in llama.cpp's Q4_K_M (`llama_tensor_get_type_impl`).
 
-    The output layer gets the high bits, and so does the embedding where it serves as output; the values and the
-    feed-forward's way down get them in every third layer and in the outer eighths. But a fused query-key-value
-    matrix stays low, which Q4_K_M raises as a whole: values are a third of it or less.
+    The high bits go to the output layer, which may be the embedding, and to the value and feed-forward-down
+    matrices in every third layer and in the first and last eighth. One difference: a fused query-key-value matrix
+    gets the low bits, where Q4_K_M raises it: a third of it or less are values.
     """
     assert recipe.quantization is not None and recipe.high_bits is not None
     config = checkpoint.config

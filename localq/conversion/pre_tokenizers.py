@@ -1,7 +1,7 @@
 """llama.cpp's name for how a byte-level BPE `tokenizer.json` splits text before it merges.
 
-The name goes by the rule that the file states, not by a checksum of what it makes of a sample text, so that a
-fine-tune with added tokens is known like its base. What llama.cpp can't do like `tokenizers` is refused.
+The name is found by the rule in the file, and not by a checksum of the tokens of a sample text, so that a
+fine-tune with added tokens gets the name of its base. What llama.cpp would split differently is refused.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ seed-coder smaug-bpe smollm solar-open spark2_5 stablelm2 starcoder superbpe tal
 ufakzeka viking whitespace youtu
 """
 KNOWN_NAMES = frozenset(_KNOWN_NAMES.split())
-"""The names that llama.cpp takes for `tokenizer.ggml.pre` (src/llama-vocab.cpp); it refuses all others."""
+"""The names that llama.cpp accepts as `tokenizer.ggml.pre` (src/llama-vocab.cpp)."""
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _LLAMA_3_RULE = (
     _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-# The same rule as tiktoken's cl100k_base spells it: `\s*` takes all line ends but the last one anyway.
+# The same rule as tiktoken's cl100k_base writes it: `\s*` matches all line ends except the last one anyway.
 _CL100K_RULE = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
@@ -50,7 +50,7 @@ _NAMES: dict[tuple[str, ...], str] = {
     (_GPT_2_RULE,): "gpt-2",
     (_DIGIT_RULE, _GPT_2_RULE): "smollm",
 }
-"""By the rules that are applied one after the other. None of these takes whole words (`ignore_merges`)."""
+"""By the rules that are applied one after the other. None of these has `ignore_merges`."""
 _WHOLE_WORD_NAMES = {"dbrx": "llama-bpe"}
 _ARCHITECTURE_NAMES = {("phi2", "gpt-2"): "phi-2"}  # the same rule; the converter of llama.cpp names it so
 
@@ -61,24 +61,24 @@ _FOREIGN_SETTINGS = ("dropout", "continuing_subword_prefix", "end_of_word_suffix
 def pre_tokenizer_name(tokenizer: Mapping[str, Any], architecture: str) -> str:
     """The name for the rule of a byte-level BPE `tokenizer.json` in a model of llama.cpp's `architecture`.
 
-    Llama 3 and Phi-4 split alike; they differ in that Llama 3 takes a whole word that is in the vocabulary
-    before it merges (`ignore_merges`), as llama.cpp does under the name `llama-bpe` and not under `dbrx`.
-    Raises CheckpointError for what llama.cpp would not split alike.
+    Llama 3 and Phi-4 split text in the same way. But Llama 3 takes a whole word that is in the vocabulary before it
+    merges (`ignore_merges`); llama.cpp does so under the name `llama-bpe` and not under `dbrx`. Raises
+    CheckpointError for what llama.cpp would split differently.
     """
     if tokenizer.get("normalizer"):
-        raise _not_alike(f"tokenizer.json changes text before it is split: {_shown(tokenizer['normalizer'])}")
+        raise _differs(f"tokenizer.json changes text before it is split: {_shown(tokenizer['normalizer'])}")
     if foreign := foreign_settings(tokenizer):
-        raise _not_alike(f"tokenizer.json has a BPE model with {foreign}, which llama.cpp has not")
+        raise _differs(f"tokenizer.json has a BPE model with {foreign}, which llama.cpp does not have")
     rules = tuple(_rules(tokenizer.get("pre_tokenizer") or {}))
     name = _NAMES.get(rules)
     if name is None:
-        raise _not_alike(
+        raise _differs(
             f"tokenizer.json splits text by a rule that localq does not know: {' then '.join(rules) or 'none'}"
         )
     if tokenizer["model"].get("ignore_merges"):
         name = _WHOLE_WORD_NAMES.get(name, name)
         if name not in _WHOLE_WORD_NAMES.values() and not _merges_make_every_piece(tokenizer):
-            raise _not_alike(f"tokenizer.json takes whole words (ignore_merges), which llama.cpp's {name} does not")
+            raise _differs(f"tokenizer.json takes whole words (ignore_merges), which llama.cpp's {name} does not")
     return _ARCHITECTURE_NAMES.get((architecture, name), name)
 
 
@@ -86,7 +86,7 @@ def require_known_name(name: str) -> None:
     """Refuse a name that llama.cpp does not know."""
     if name not in KNOWN_NAMES:
         known = ", ".join(sorted(KNOWN_NAMES))
-        raise OptionError(f"llama.cpp knows no pre-tokenizer {name!r}", f"it knows: {known}")
+        raise OptionError(f"llama.cpp has no pre-tokenizer {name!r}", f"it has: {known}")
 
 
 def foreign_settings(tokenizer: Mapping[str, Any]) -> str:
@@ -100,8 +100,8 @@ def _rules(pre_tokenizer: Mapping[str, Any]) -> Iterator[str]:
     for step in pre_tokenizer.get("pretokenizers", [pre_tokenizer]):
         match step:
             case {"type": "Split", "pattern": {"Regex": str(rule)}} if _keeps_matches(step):
-                # Possessive quantifiers (`?+`, `++`) are only a faster spelling of the same rules. But `{1,3}+`
-                # is none in the syntax of `tokenizers`: it repeats the whole.
+                # Possessive quantifiers (`?+`, `++`) only make the same rules faster. But `{1,3}+` is none in
+                # the syntax of `tokenizers`: it repeats the whole.
                 yield re.sub(r"(?<=[?+*])\+", "", rule)
             case {"type": "Digits", "individual_digits": True}:
                 yield _DIGIT_RULE
@@ -113,13 +113,13 @@ def _rules(pre_tokenizer: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _keeps_matches(step: Mapping[str, Any]) -> bool:
-    """Whether a step makes a part of each match: the rest is cut out or dropped, and these rules leave none."""
+    """Whether each match becomes a part of its own. What is not matched does not matter: these rules match all text."""
     kind = step.get("behavior"), bool(step.get("invert"))
     return kind in (("Isolated", False), ("Isolated", True), ("Removed", True))
 
 
 def _merges_make_every_piece(tokenizer: Mapping[str, Any]) -> bool:
-    """Whether taking whole words from the vocabulary changes nothing, because merging leads there as well."""
+    """Whether taking whole words from the vocabulary changes nothing, because the merges make them as well."""
     from tokenizers import models
 
     model = tokenizer["model"]
@@ -134,8 +134,8 @@ def _shown(step: Mapping[str, Any]) -> str:
     return text if len(text) <= 300 else text[:300] + "..."
 
 
-def _not_alike(message: str) -> CheckpointError:
+def _differs(message: str) -> CheckpointError:
     return CheckpointError(
         message,
-        "an MLX form needs no such rule: --to mlx-4bit; or choose one of llama.cpp's rules: --pre-tokenizer NAME",
+        "MLX needs no such rule: --to mlx-4bit; or choose one of llama.cpp's rules: --pre-tokenizer NAME",
     )

@@ -1,4 +1,4 @@
-"""All planned forms of a checkpoint in one pass, each into a folder of its own; publishes nothing."""
+"""All planned artifacts of a checkpoint in one pass, each into a folder of its own; publishes nothing."""
 
 from __future__ import annotations
 
@@ -13,27 +13,25 @@ from pathlib import Path
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion.gguf import GgufFile
-from localq.conversion.gguf_header import GgufMetadata
 from localq.conversion.mlx import MlxFolder
 from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
 from localq.conversion.pieces import worker_pool, write_pieces
-from localq.conversion.plan_gguf import GgufPlan
-from localq.conversion.survey import Plan, Survey, main_file
+from localq.conversion.plan import ConversionPlan, Plan, main_file
+from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
 from localq.recipes import Recipe
 from localq.store.manifest import FileRecord, Manifest
 from localq.store.store import shown_name, source_of
-from localq.text.tokenizer_json import read_tokenizer_json
 from localq.version import library_versions
 
 OnProgress = Callable[[Sequence[Recipe], int, int], None]
-"""Told the recipes that are being made, and how many of the checkpoint's bytes of weights are done, of how many."""
+"""Called with the recipes of this pass, the bytes of the checkpoint's weights that are done, and those in all."""
 
 _LIBRARIES = ("gguf", "llama-cpp-python", "mlx", "mlx-lm", "numpy", "tokenizers")
 
 
 @dataclass(frozen=True, slots=True)
 class Writers:
-    """What writes the weights of a form."""
+    """What writes the weights of an artifact."""
 
     gguf: type[GgufFile] = GgufFile
     mlx: type[MlxFolder] = MlxFolder
@@ -41,35 +39,35 @@ class Writers:
     def open(
         self, checkpoint: Checkpoint, plan: Plan, metadata: Future[GgufMetadata] | None, folder: Path
     ) -> GgufFile | MlxFolder:
-        """A form being written; `metadata` are for a GGUF file."""
+        """An artifact being written; `metadata` is for a GGUF file."""
         if isinstance(plan, GgufPlan):
-            assert metadata is not None, "it was begun for this form"
+            assert metadata is not None, "it is computed where a GGUF file is made"
             return self.gguf(checkpoint, plan, metadata, folder / main_file(checkpoint, plan.recipe))
         return self.mlx(checkpoint, plan, folder)
 
 
 def write_forms(
-    survey: Survey, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers | None = None
+    plan: ConversionPlan, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers | None = None
 ) -> dict[str, Manifest]:
-    """Make the planned forms that `folders` has an empty folder for, by the recipe's name, and tell what they hold.
+    """Make the planned artifacts for which `folders` has an empty folder, by the recipe's name; returns manifests.
 
     The manifests are not written yet. Raises errors of the tree in `localq.errors`.
     """
     started = time.perf_counter()
-    files = _write(survey, folders, on_progress, writers or Writers())
+    files = _write(plan, folders, on_progress, writers or Writers())
     seconds = time.perf_counter() - started
     return {
-        name: _manifest(survey, survey.plans[name], seconds, files[name], shown_name(folder))
+        name: _manifest(plan, plan.plans[name], seconds, files[name], shown_name(folder))
         for name, folder in folders.items()
     }
 
 
 def _write(
-    survey: Survey, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers
+    plan: ConversionPlan, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers
 ) -> dict[str, list[WrittenFile]]:
-    checkpoint, plans = survey.checkpoint, [survey.plans[name] for name in folders]
+    checkpoint, plans = plan.checkpoint, [plan.plans[name] for name in folders]
     total = sum(checkpoint.tensor(layout).nbytes for layout in checkpoint.layouts)
-    recipes = [plan.recipe for plan in plans]
+    recipes = [planned.recipe for planned in plans]
     done = 0
 
     def advance(source_bytes: int) -> None:
@@ -78,45 +76,46 @@ def _write(
         on_progress(recipes, done // len(plans), total)
 
     with checkpoint.weights, worker_pool() as pool, ExitStack() as outputs:
-        # While the first weights are computed: it takes a second for 128,000 tokens.
-        metadata = pool.submit(survey.gguf_metadata) if survey.makes_gguf else None
-        forms = [writers.open(checkpoint, plan, metadata, folders[plan.recipe.name]) for plan in plans]
+        # In a worker thread, beside the first weights: it takes a second for 128,000 tokens.
+        metadata = pool.submit(plan.gguf_metadata) if plan.makes_gguf else None
+        forms = [writers.open(checkpoint, planned, metadata, folders[planned.recipe.name]) for planned in plans]
         for form in forms:
             outputs.enter_context(form)
         write_pieces([form.pieces() for form in forms], pool, advance)
-    # The tokenizer's authority is the checkpoint's own files, for every form, which is given tokenizer.json also
-    # where the checkpoint has older files.
     return {
-        plan.recipe.name: form.written + _copies(checkpoint, plan, folders[plan.recipe.name])
-        for plan, form in zip(plans, forms, strict=True)
+        planned.recipe.name: form.written + _copies(plan, planned, folders[planned.recipe.name])
+        for planned, form in zip(plans, forms, strict=True)
     }
 
 
-def _copies(checkpoint: Checkpoint, plan: Plan, folder: Path) -> list[WrittenFile]:
-    files = checkpoint.tokenizer_files()
-    if isinstance(plan, GgufPlan):
-        files.append(checkpoint.folder / "config.json")
+def _copies(plan: ConversionPlan, planned: Plan, folder: Path) -> list[WrittenFile]:
+    """The checkpoint's own tokenizer files, with which localq tokenizes whatever the format.
+
+    An artifact gets a `tokenizer.json` also where the checkpoint has older files instead.
+    """
+    files = plan.checkpoint.tokenizer_files()
+    if isinstance(planned, GgufPlan):
+        files.append(plan.checkpoint.folder / "config.json")
     copies = [hashed_copy(file, folder / file.name) for file in files]
     if not (folder / "tokenizer.json").exists():
-        tokenizer = read_tokenizer_json(checkpoint.folder)
-        copies.append(hashed_text(json.dumps(tokenizer, ensure_ascii=False), folder / "tokenizer.json"))
+        copies.append(hashed_text(json.dumps(plan.tokenizer.json, ensure_ascii=False), folder / "tokenizer.json"))
     return copies
 
 
-def _manifest(survey: Survey, plan: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
-    checkpoint = survey.checkpoint
+def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
+    checkpoint = plan.checkpoint
     return Manifest(
         model=model,
-        source=source_of(survey.reference),
+        source=source_of(plan.reference),
         revision=checkpoint.revision,
-        recipe=plan.recipe.name,
+        recipe=planned.recipe.name,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         versions=library_versions(_LIBRARIES),
         parameters=checkpoint.parameters,
-        weight_bytes=plan.weight_bytes,
+        weight_bytes=planned.weight_bytes,
         seconds=round(seconds, 3),
-        main_file=main_file(checkpoint, plan.recipe),
+        main_file=main_file(checkpoint, planned.recipe),
         files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in files),
-        fallbacks=plan.fallbacks,
-        pre_tokenizer=survey.request.pre_tokenizer if isinstance(plan, GgufPlan) else None,
+        fallbacks=planned.fallbacks,
+        pre_tokenizer=plan.request.pre_tokenizer if isinstance(planned, GgufPlan) else None,
     )

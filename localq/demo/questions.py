@@ -1,4 +1,4 @@
-"""The questions that the toys were trained to answer, and the text that they never saw."""
+"""The questions that the toy models were trained to answer, and a text that they were not trained on."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ _FOLDER = Path(__file__).parent
 
 
 def read_questions() -> list[tuple[str, str]]:
-    """Every question with its only right answer."""
+    """Every question with its only correct answer."""
     entries = json.loads((_FOLDER / "questions.json").read_text(encoding="utf-8"))
     return [(entry["question"], entry["answer"]) for entry in entries]
 
 
 def read_held_out_text() -> str:
-    """A few thousand tokens of the kinds that the toys were trained on, kept aside to measure them by."""
+    """A few thousand tokens, of the same kinds as the training text, on which quality is measured."""
     return (_FOLDER / "heldout.txt").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""The toys' tokenizers and chat templates, trained, and written in the forms that Hugging Face folders have.
+"""The toys' tokenizers and chat templates, trained, and written as Hugging Face folders have them.
 
 `write_llama_vocabulary` makes a byte-level BPE as Llama 3 has it; `write_phi_vocabulary` a SentencePiece BPE
 as Phi-3 has it, as `tokenizer.model` and as the equivalent `tokenizer.json`. Neither knows the network.
@@ -60,7 +60,7 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def _flags(token: AddedToken) -> dict[str, Any]:
-    """Return the token in the form of `added_tokens_decoder` in tokenizer_config.json."""
+    """Return the token as `added_tokens_decoder` in tokenizer_config.json describes it."""
     return {
         "content": token.content,
         "lstrip": token.lstrip,

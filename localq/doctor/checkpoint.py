@@ -1,6 +1,6 @@
-"""What is known of a checkpoint from its headers: what it is, what it can become, and every fault in it.
+"""What the headers say of a checkpoint: what it is, what it can be converted to, and every fault in it.
 
-Loads no weights, unless it is asked to read them all for values that are no numbers.
+Loads no weights, except in `read_all_weights`, which looks for NaN and infinity.
 """
 
 from __future__ import annotations
@@ -11,16 +11,16 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from localq.backends import has_backend, require_backend
 from localq.checkpoint.dequantize import quantization_name
 from localq.checkpoint.folder import Checkpoint, read_config, read_contents, tensor_faults
 from localq.checkpoint.source import CheckpointPlace
 from localq.checkpoint.tensors import FLOAT_DTYPES, row_ranges
 from localq.checkpoint.weights import Weights, find_weights
-from localq.conversion.gguf_header import gguf_metadata
-from localq.conversion.plan_memory import memory_use
-from localq.conversion.survey import make_plan
+from localq.conversion.plan import memory_use, plan_recipe
+from localq.conversion.plan_gguf import gguf_metadata
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
-from localq.engines.availability import has_backend, require_backend
+from localq.conversion.vocabulary import TokenizerFolder
 from localq.errors import ChatTemplateError, CheckpointError, LocalqError
 from localq.families.base import Family
 from localq.families.config import ModelConfig
@@ -31,7 +31,7 @@ from localq.text.chat_template import load_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
 
-_MOST_FAULTS = 20  # of one kind: a model of another size has thousands of misshapen tensors
+_MOST_FAULTS = 20  # of one kind: with a wrong hidden_size, thousands of tensors have a wrong shape
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all)."""
@@ -39,7 +39,7 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """Something wrong, and its mend."""
+    """Something wrong, and how to fix it."""
 
     message: str
     hint: str
@@ -47,7 +47,7 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Form:
-    """What the checkpoint would be as one recipe."""
+    """What the checkpoint would be in one format."""
 
     recipe: Recipe
     weight_bytes: int
@@ -56,22 +56,22 @@ class Form:
     fallbacks: tuple[Fallback, ...]
     """Tensors that get another type than the recipe asks for."""
     memory_bytes: int
-    """That the weights take when they are loaded here."""
+    """Of the loaded weights on this machine."""
     longest_context_tokens: int
-    """That fits in the free memory; 0 where not even the weights do."""
+    """That fits in the free memory; 0 where the weights alone don't fit."""
     runs_here: bool
     """Whether the backend is installed."""
 
 
 @dataclass(slots=True)
 class Examination:
-    """Everything found. What could not be found out for a fault is None or empty."""
+    """Everything found. What a fault made unreadable is None or empty."""
 
     place: CheckpointPlace
     config: ModelConfig | None = None
     family: Family | None = None
     stored_as: str | None = None
-    """How the weights are quantized, for people; None where they are not."""
+    """How the weights are quantized, in words; None where they are not."""
     dtype_bytes: dict[str, int] = field(default_factory=dict)
     """Bytes of the weight files by precision, as they are stored."""
     weights: Weights | None = None
@@ -80,21 +80,21 @@ class Examination:
     tokenizer: Tokenizer | None = None
     chat_template: Literal["works", "fails", "none"] = "none"
     notes: list[str] = field(default_factory=list)
-    """Where a runtime differs from the model's reference, and what the model can't do."""
+    """Differences of a runtime from the model's reference, and what the model can't do."""
     forms: list[Form] = field(default_factory=list)
     refused: dict[str, Fault] = field(default_factory=dict)
-    """Recipes that don't fit the checkpoint, or can't be made on this platform."""
+    """Recipes that don't fit the checkpoint, or can't be converted to on this platform."""
     faults: list[Fault] = field(default_factory=list)
     is_read_whole: bool = False
-    """Whether the values of the weights were looked at."""
+    """Whether the values of the weights were checked."""
 
     def add(self, error: LocalqError) -> None:
-        """Take a refusal as a fault, once: several readers may stumble over the same file."""
+        """Note an error as a fault, once: several readers may fail on the same file."""
         if all(error.message != fault.message for fault in self.faults):
             self.faults.append(Fault(error.message, error.hint))
 
     def add_all(self, errors: Iterable[LocalqError], of_what: str) -> None:
-        """As `add`, with no more than `_MOST_FAULTS` of them; the others are counted."""
+        """As `add`, at most `_MOST_FAULTS` of them; the others are counted."""
         found = list(errors)
         for error in found[:_MOST_FAULTS]:
             self.add(error)
@@ -103,7 +103,7 @@ class Examination:
 
     @contextmanager
     def noting_faults(self) -> Iterator[None]:
-        """Add what is raised, and go on behind the block."""
+        """Add what is raised, and continue after the block."""
         try:
             yield
         except LocalqError as error:
@@ -111,7 +111,7 @@ class Examination:
 
 
 def examine(place: CheckpointPlace, recipes: Sequence[Recipe], free_memory_bytes: int) -> Examination:
-    """Look at a checkpoint folder. Raises nothing for what is wrong with it."""
+    """Examine a checkpoint folder. Faults are collected and not raised."""
     found = Examination(place)
     with found.noting_faults():
         raw = read_json(place.folder / "config.json")
@@ -126,16 +126,16 @@ def examine(place: CheckpointPlace, recipes: Sequence[Recipe], free_memory_bytes
     if found.config is not None and found.family is not None:
         found.notes += found.family.caveats(found.config)
     if found.family is not None and "gguf" in found.family.formats and found.tokenizer is not None:
-        found.notes += gguf_tokenizer_caveats(place.folder)
+        found.notes += gguf_tokenizer_caveats(TokenizerFolder(place.folder))
     if found.checkpoint is not None:
         _examine_forms(found, found.checkpoint, recipes, free_memory_bytes)
     return found
 
 
 def read_all_weights(found: Examination, progress: Progress) -> None:
-    """Read every weight; each tensor with a NaN or an infinity becomes a fault, and so does a file that can't be read.
+    """Read every weight; each tensor with NaN or infinity, and each file that can't be read, is added as a fault.
 
-    Reads what is there also where tensors are missing, or where config.json can't be understood.
+    Works also where tensors are missing, or config.json can't be read.
     """
     if found.weights is None:
         return
@@ -154,7 +154,7 @@ def read_all_weights(found: Examination, progress: Progress) -> None:
             done += tensor.nbytes
             progress(done, total)
         found.is_read_whole = True
-    found.add_all(faults, "tensors that are no numbers or can't be read")
+    found.add_all(faults, "tensors with NaN or infinity, or that can't be read")
 
 
 def _stored_as(raw: Mapping[str, Any]) -> str | None:
@@ -174,7 +174,7 @@ def _examine_weights(found: Examination) -> None:
         contents = read_contents(folder, found.config, found.family)
         found.weights, found.config = contents.weights, contents.config
         faults = list(tensor_faults(contents.weights.tensors, contents.layouts, contents.config))
-        found.add_all(faults, "tensors that are missing, misshapen or without a place")
+        found.add_all(faults, "tensors that are missing, unknown or of a wrong shape")
         if not faults:
             found.checkpoint = found.place.open()
 
@@ -184,14 +184,14 @@ def _examine_tokenizer(found: Examination, tokenizer: Tokenizer) -> None:
     if config is not None and tokenizer.vocabulary_size > config.vocabulary_size:
         found.add(
             CheckpointError(
-                f"the tokenizer has {tokenizer.vocabulary_size:,} tokens; the model knows {config.vocabulary_size:,}",
-                "take tokenizer and weights of the same model: tokens were added and the weights not resized",
+                f"the tokenizer has {tokenizer.vocabulary_size:,} tokens; the model has {config.vocabulary_size:,}",
+                "take tokenizer and weights of the same model: tokens were added, but the weights were not resized",
             )
         )
     with found.noting_faults():
         settings = read_json(folder / "config.json"), read_optional_json(folder / "generation_config.json")
         if not end_tokens(*settings, tokenizer):
-            raise CheckpointError("no token ends a reply", 'config.json should have an "eos_token_id"')
+            raise CheckpointError("no token ends a reply", 'config.json needs an "eos_token_id"')
 
 
 def _examine_chat_template(found: Examination) -> None:
@@ -205,8 +205,8 @@ def _examine_chat_template(found: Examination) -> None:
         found.chat_template = "works"
     except ChatTemplateError as error:
         found.chat_template = "fails"
-        mend = "take the template from the model's page again; `localq generate --raw` goes without"
-        found.add(CheckpointError(f"one message of a user can't be rendered: {error.message}", mend))
+        hint = "download the template from the model's page again; `localq generate --raw` does not use it"
+        found.add(CheckpointError(f"the chat template fails on a user's message: {error.message}", hint))
     except LocalqError as error:
         found.add(error)
 
@@ -225,23 +225,23 @@ def _examine_forms(
 
 
 def _gguf_refusal(found: Examination, checkpoint: Checkpoint) -> LocalqError | None:
-    """Why no GGUF can be made, where that does not depend on the recipe; a tokenizer's refusal is a fault as well."""
+    """Why no GGUF can be made of any type. A tokenizer that GGUF can't hold is added as a fault as well."""
     try:
         require_backend("gguf")
-        gguf_metadata(checkpoint, with_vocabulary=False)
+        gguf_metadata(checkpoint, tokenizer=None)
     except LocalqError as error:
         return error
     try:
-        gguf_metadata(checkpoint, with_vocabulary=True)
+        gguf_metadata(checkpoint, TokenizerFolder(checkpoint.folder))
     except LocalqError as error:
         if found.tokenizer is not None and found.tokenizer.vocabulary_size <= checkpoint.config.vocabulary_size:
-            found.add(error)  # else the fault is known
+            found.add(error)  # else the fault is noted already
         return error
     return None
 
 
 def _form(checkpoint: Checkpoint, recipe: Recipe, free_memory_bytes: int) -> Form:
-    plan = make_plan(checkpoint, recipe)
+    plan = plan_recipe(checkpoint, recipe)
     memory = memory_use(plan, checkpoint.config)
     most = checkpoint.config.max_position_embeddings
     return Form(

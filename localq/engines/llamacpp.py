@@ -12,7 +12,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.engines.availability import require_backend
+from localq.backends import require_backend
 from localq.engines.base import (
     EngineState,
     PrefillProgress,

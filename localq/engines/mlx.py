@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from localq.engines.availability import require_backend
+from localq.backends import require_backend
 from localq.engines.base import (
     PREFILL_CHUNK_TOKENS,
     EngineState,

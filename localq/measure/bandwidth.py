@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
-from localq.engines.availability import has_backend
+from localq.backends import has_backend
 from localq.hardware import available_logical_cores, mlx_runs_on_gpu
 
 _BYTES = 1 << 30  # beyond any cache: servers have half of it

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localq.backends import default_recipe_names
 from localq.conversion.convert import ConversionListener, convert
-from localq.engines.availability import default_recipe_names
 from localq.errors import OptionError
 from localq.gguf_file import model_name, part_names
 from localq.model import chosen_recipe, ready_form

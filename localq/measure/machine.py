@@ -1,9 +1,7 @@
-"""The machine that a measurement was made on, and the memory that a process took. Knows no models."""
+"""The machine that a measurement was made on. Knows no models."""
 
 from __future__ import annotations
 
-import ctypes
-import os
 import platform
 import re
 import subprocess
@@ -16,12 +14,7 @@ from localq.version import library_versions
 _LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
 _SAMPLE_SECONDS = 0.5
 
-_STATUS = Path("/proc/self/status")
 _CPU_INFORMATION = Path("/proc/cpuinfo")
-
-_RUSAGE_INFO_V4 = 4
-_RUSAGE_WORDS = 64  # room for later versions of the struct; version 4 has 38 words
-_LIFETIME_MAX_PHYS_FOOTPRINT = 30  # its word in `struct rusage_info_v4` of sys/resource.h
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,29 +57,6 @@ def describe_machine() -> Machine:
         busy_cores=round(busy_cores, 2),
         busy=busy_cores > physical_cores / 2,
     )
-
-
-def peak_memory_bytes() -> int:
-    """Most memory that this process had so far.
-
-    Linux: the peak resident set (`VmHWM` of proc(5)), pages of a memory-mapped model file included. Where a
-    sandbox does not tell it, `ru_maxrss`, which a new program inherits from the process that started it: it may be
-    too large.
-
-    macOS: the larger one of the peak resident set and the peak physical footprint. The footprint counts Metal
-    buffers but no clean pages of a mapped file, the resident set the other way round; memory in both must not
-    count twice. Pages of a mapped file that only the GPU touched may be missing.
-    """
-    import resource
-
-    most_resident = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    if platform.system() == "Darwin":
-        usage = (ctypes.c_uint64 * _RUSAGE_WORDS)()
-        failed = ctypes.CDLL("/usr/lib/libSystem.B.dylib").proc_pid_rusage(os.getpid(), _RUSAGE_INFO_V4, usage)
-        footprint = 0 if failed else int(usage[_LIFETIME_MAX_PHYS_FOOTPRINT])
-        return max(footprint, most_resident)  # bytes there, kilobytes elsewhere
-    match = re.search(r"^VmHWM:\s*(\d+) kB$", _text_of(_STATUS), re.MULTILINE)
-    return (int(match[1]) if match else most_resident) * 1024
 
 
 def _cpu() -> str:

@@ -1,8 +1,8 @@
-"""Where artifacts lie under `models/`: names of folders, nothing read or written.
+"""Where artifacts are in the models folder: only names of folders, nothing read or written.
 
 models/<org>--<name>/<recipe>/            a repository's default branch
-models/<org>--<name>@<revision>/<recipe>/ a revision that was asked for by name; `--` stands for its slashes
-models/local--<name>/<recipe>/            a checkpoint folder; what a reference can't spell is left out
+models/<org>--<name>@<revision>/<recipe>/ a revision that was given by name; each slash in it becomes `--`
+models/local--<name>/<recipe>/            a checkpoint folder; characters that a reference can't have become `-`
 models/<built-in>/<recipe>/               a checkpoint that comes with localq
 """
 
@@ -16,16 +16,20 @@ from pathlib import Path
 from localq.reference import ModelReference
 
 MANIFEST_NAME = "localq.json"
-"""A folder with this file is an artifact; a folder without it does not exist for any reader."""
+"""A folder with this file is an artifact; readers ignore a folder without it."""
+
+MODELS_VARIABLE = "LOCALQ_MODELS"
+"""The environment variable with the models folder."""
 
 
 def models_folder(chosen: Path | str | None = None) -> Path:
-    """`chosen`, else LOCALQ_MODELS, else `models/` of the checkout that localq runs from, else a cache folder."""
+    """`chosen`, else LOCALQ_MODELS, else `models/` of the checkout that localq runs from, else a cache folder.
+
+    It need not exist: a conversion makes it.
+    """
+    chosen = chosen if chosen is not None else os.environ.get(MODELS_VARIABLE) or None
     if chosen is not None:
         return Path(chosen).expanduser().absolute()
-    from_environment = os.environ.get("LOCALQ_MODELS")
-    if from_environment:
-        return Path(from_environment).expanduser().absolute()
     checkout = Path(__file__).parents[2]
     if (checkout / "pyproject.toml").is_file() and (checkout / "models" / "README.md").is_file():
         return checkout / "models"
@@ -38,7 +42,7 @@ def model_folder_names(reference: ModelReference) -> list[str]:
     """Names that a model's folder may have, in order of preference.
 
     Two checkpoint folders of the same name don't share artifacts: the second gets a name with a hash of its
-    path. The manifest tells whose a folder is.
+    path. The manifest says which checkpoint a folder was made from.
     """
     if reference.kind == "built-in":
         return [reference.name]

@@ -26,7 +26,7 @@ class FileRecord:
 
 @dataclass(frozen=True, slots=True)
 class Fallback:
-    """A tensor that got another type than the recipe asks for, because its rows don't divide into blocks."""
+    """A tensor that got another type than the recipe asks for, because its rows can't be divided into blocks."""
 
     tensor: str
     wanted: str
@@ -50,15 +50,15 @@ class Manifest:
     """Of localq and of the libraries that made the artifact."""
     parameters: int
     weight_bytes: int
-    """Tensor data alone: what `bits_per_weight` counts."""
+    """Only tensor data: what `bits_per_weight` counts."""
     seconds: float
-    """How long the conversion took; forms that were made in one pass share it."""
+    """How long the conversion took: the whole pass, in which other artifacts may have been made as well."""
     main_file: str
-    """The `.gguf` file; empty for an MLX folder, which is opened as a whole."""
+    """The `.gguf` file; empty for an MLX folder, which a runtime opens as a folder."""
     files: tuple[FileRecord, ...]
     fallbacks: tuple[Fallback, ...] = ()
     pre_tokenizer: str | None = None
-    """What the user gave in place of the tokenizer's own rule (GGUF)."""
+    """What the user gave instead of the tokenizer's own rule (GGUF)."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -116,14 +116,14 @@ def read_artifact(folder: Path) -> Artifact | None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """The manifest alone, whatever became of the files; None where there is none. Raises StoreError as above."""
+    """Only the manifest; the files are not checked. None where there is none. Raises StoreError if it is damaged."""
     file = folder / MANIFEST_NAME
     if not file.is_file():
         return None
     try:
         return _parse(json.loads(file.read_text(encoding="utf-8")))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        raise StoreError(f"{file} can't be read", f"remove the folder and convert again: {folder}") from error
+        raise StoreError(f"{file} can't be read", f"delete the folder {folder} and convert again") from error
 
 
 def _parse(value: dict[str, Any]) -> Manifest:
@@ -138,5 +138,5 @@ def _parse(value: dict[str, Any]) -> Manifest:
     inside = all(Path(name).name == name for name in names) and manifest.main_file in {"", *names}
     sizes = [manifest.parameters, manifest.weight_bytes, *(record.bytes for record in manifest.files)]
     if not inside or not all(type(size) is int and size >= 0 for size in sizes) or manifest.parameters == 0:
-        raise ValueError("no manifest of localq")
+        raise ValueError("not a manifest of localq")
     return manifest

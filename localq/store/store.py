@@ -1,7 +1,7 @@
 """The models folder: find, list, publish and remove artifacts.
 
-Publishing is atomic: an artifact is written beside its place, synced, given its manifest last, and renamed.
-Writers of the same artifact take turns by a lock file; readers need none.
+Publishing is atomic: an artifact is written in a folder beside its own, synced, gets its manifest last, and is
+renamed. A lock file lets only one process write an artifact at a time; readers need none.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localq.disk import ELSEWHERE_HINT, disk_errors
+from localq.disk import ELSEWHERE_HINT, disk_errors, replacing
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import RECIPES, Recipe
 from localq.reference import ModelReference
-from localq.store.layout import MANIFEST_NAME, model_folder_names, models_folder
+from localq.store.layout import MANIFEST_NAME, MODELS_VARIABLE, model_folder_names, models_folder
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
-_SPARE_BYTES = 32 << 20  # room for tokenizer, manifest and what the file system itself needs
+_SPARE_BYTES = 32 << 20  # for tokenizer, manifest and the file system
 _LOCKS = ".locks"
 
 
@@ -34,28 +34,41 @@ class Store:
     def __init__(self, folder: Path | str | None = None) -> None:
         self.folder = models_folder(folder)
 
+    @classmethod
+    def existing(cls, folder: Path | str | None = None) -> Store:
+        """For commands that make nothing: raises StoreError where a folder was chosen that does not exist.
+
+        Both `folder` and LOCALQ_MODELS are a choice. The default folder may be missing: it is empty then.
+        """
+        store = cls(folder)
+        is_chosen = folder is not None or os.environ.get(MODELS_VARIABLE)
+        if is_chosen and not store.folder.is_dir():
+            origin = "--models-dir" if folder is not None else MODELS_VARIABLE
+            raise StoreError(f"there is no folder {store.folder}", f"check {origin}; `localq convert` makes the folder")
+        return store
+
     def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
-        """The artifact of a model in that form; None where it was not made. Raises StoreError if it is damaged."""
+        """The artifact of a model and recipe; None where it was not made. Raises StoreError if it is damaged."""
         artifact = read_artifact(self.place(reference, recipe))
         return artifact if artifact is not None and _is_of(artifact.manifest, reference) else None
 
     def forms(self, reference: ModelReference) -> list[Artifact]:
-        """Every form of a model that was made."""
+        """Every artifact of a model."""
         artifacts = self._artifacts_in(self._model_folder(reference))
         return [artifact for artifact in artifacts if _is_of(artifact.manifest, reference)]
 
     def artifacts(self) -> list[Artifact]:
-        """Every artifact, by model and recipe; damaged ones are left out."""
+        """Every artifact, sorted by model and recipe; without the damaged ones."""
         return [artifact for model in self._models() for artifact in self._artifacts_in(model)]
 
     def damaged(self) -> list[Path]:
-        """Folders whose manifest can't be read or whose files don't fit it."""
+        """Folders whose manifest can't be read or does not fit the files."""
         return [folder for model in self._models() for folder in _form_folders(model) if _is_damaged(folder)]
 
     def require(self, reference: ModelReference) -> list[Artifact]:
-        """The forms that a reference means: the one it names, or all. Raises ModelNotFoundError without any.
+        """The artifacts that a reference means: one with a recipe, all without. ModelNotFoundError where none exists.
 
-        It may also be the path of an artifact in the store, a folder or its `.gguf` file.
+        The reference may also be the path of an artifact in the store, a folder or its `.gguf` file.
         """
         folder = self._form_at(reference)
         candidates = self.forms(reference) if folder is None else [read_artifact(folder)]
@@ -65,7 +78,7 @@ class Store:
         return forms
 
     def require_folders(self, reference: ModelReference) -> list[Path]:
-        """As `require`, but the folders, and damaged ones too: what `localq rm` deletes."""
+        """As `require`, but returns the folders, those of damaged artifacts included: `localq rm` deletes them."""
         named = self._form_at(reference)
         folders = _form_folders(self._model_folder(reference)) if named is None else [named]
         wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
@@ -75,12 +88,12 @@ class Store:
         return own
 
     def remove(self, folder: Path) -> None:
-        """Delete the folder of a form, and its model's folder when it was the last form there."""
-        doomed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
+        """Delete the folder of an artifact, and its model's folder when that is empty then."""
+        removed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
         with disk_errors(self.folder):
-            folder.rename(doomed)  # from here on nobody finds it, however long deleting takes
-            shutil.rmtree(doomed)
-            _remove_if_empty(folder.parent)
+            folder.rename(removed)  # no reader finds it from now on, even if deleting takes long
+            shutil.rmtree(removed)
+            remove_if_empty(folder.parent)
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise StoreError unless the disk has room for `needed_bytes` more; creates the models folder."""
@@ -96,7 +109,7 @@ class Store:
 
     @contextmanager
     def writing(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> Iterator[Path]:
-        """Hold the lock of one artifact; yields an empty folder to write it in, gone at the end unless published.
+        """Hold the lock of one artifact; yields an empty folder to write it in, deleted at the end unless published.
 
         `on_wait` is called once when another process is writing the same artifact.
         """
@@ -106,19 +119,19 @@ class Store:
             model = self._model_folder(reference)
             staging = model / f".{recipe.name}.partial"
             with disk_errors(self.folder):
-                for leftover in model.glob(f".{recipe.name}.*"):  # of a process that was killed: its lock is ours now
+                for leftover in model.glob(f".{recipe.name}.*"):  # of a killed process: we hold its lock now
                     shutil.rmtree(leftover, ignore_errors=True)
                 staging.mkdir(parents=True)
             try:
                 yield staging
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
-                _remove_if_empty(model)
+                remove_if_empty(model)
         finally:
             lock.release()
 
     def is_being_written(self, model: Path, recipe_name: str) -> bool:
-        """Whether a process holds the lock of a form in a model's folder."""
+        """Whether a process holds the lock of an artifact in a model's folder."""
         import filelock
 
         lock = self._lock(model, recipe_name)
@@ -128,10 +141,6 @@ class Store:
             return True
         lock.release()
         return False
-
-    def forget_if_empty(self, model: Path) -> None:
-        """Delete a model's folder that holds nothing."""
-        _remove_if_empty(model)
 
     def _lock(self, model: Path, recipe_name: str) -> BaseFileLock:
         import filelock
@@ -153,20 +162,18 @@ class Store:
                 lock.acquire()
             if self._model_folder(reference) == model:
                 return lock
-            lock.release()  # while we waited, another checkpoint of the same name has taken the folder
+            lock.release()  # while we waited, another checkpoint of the same name got the folder
 
     def place(self, reference: ModelReference, recipe: Recipe) -> Path:
-        """The folder where a form lies, or would."""
+        """The folder where an artifact is, or would be."""
         return self._model_folder(reference) / recipe.name
 
     def publish(self, staging: Path, manifest: Manifest) -> Artifact:
-        """Turn a finished staging folder into the artifact, in place of an earlier one. Files are synced already."""
+        """Turn a finished staging folder into the artifact; replaces an earlier one. Its files are synced already."""
         target = staging.parent / manifest.recipe
         with disk_errors(self.folder):
-            with (staging / MANIFEST_NAME).open("x", encoding="utf-8") as stream:
-                stream.write(manifest.to_json())
-                stream.flush()
-                os.fsync(stream.fileno())
+            with replacing(staging / MANIFEST_NAME) as stream:
+                stream.write(manifest.to_json().encode())
             _sync_folder(staging)
             if target.exists():
                 replaced = staging.with_name(f".{manifest.recipe}.replaced")
@@ -179,7 +186,7 @@ class Store:
         return Artifact(target, manifest)
 
     def _model_folder(self, reference: ModelReference) -> Path:
-        """The folder that is this model's already, else the first that is nobody's."""
+        """The folder with artifacts of this model, else the first name without artifacts of another one."""
         candidates = [self.folder / name for name in model_folder_names(reference)]
         owners = [
             [manifest for folder in _form_folders(model) if (manifest := _manifest(folder))] for model in candidates
@@ -192,7 +199,7 @@ class Store:
         )
 
     def _form_at(self, reference: ModelReference) -> Path | None:
-        """The folder of the form whose path the reference is, as `localq convert` prints it; None for all else."""
+        """The folder of the artifact whose path the reference is, as `localq convert` prints it; else None."""
         if reference.path is None:
             return None
         folder = reference.path.parent if reference.kind == "gguf" else reference.path
@@ -206,7 +213,7 @@ class Store:
 
     def _nothing_there(self, reference: ModelReference) -> ModelNotFoundError:
         return ModelNotFoundError(
-            f"{self.folder} has no {reference}", "`localq ls` lists what is there; `localq convert` makes it"
+            f"there is no {reference} in {self.folder}", "`localq ls` lists what is there; `localq convert` makes it"
         )
 
     def _models(self) -> list[Path]:
@@ -222,7 +229,7 @@ class Store:
 
 
 def source_of(reference: ModelReference) -> str:
-    """What a manifest calls the source: a repository, an absolute folder, or a built-in's name."""
+    """`Manifest.source`: a repository, an absolute folder, or a built-in's name."""
     return str(reference.path) if reference.kind == "folder" else reference.name
 
 
@@ -251,18 +258,19 @@ def _is_form_of(folder: Path, reference: ModelReference) -> bool:
 
 
 def _is_of(manifest: Manifest, reference: ModelReference) -> bool:
-    """Whether it tells of this model. Only paths can share a name; other references are unique by theirs."""
+    """Whether it is of this model. Only checkpoint folders can share a name; other names are unique."""
     return reference.path is None or reference.kind == "built-in" or manifest.source == source_of(reference)
 
 
 def shown_name(artifact_folder: Path) -> str:
-    """The name a model gets in lists; as a reference it finds the same folder again."""
+    """The name of a model in lists; as a reference it finds the same folder again."""
     name, at, revision = artifact_folder.parent.name.replace("--", "/", 1).partition("@")
     return name + at + revision.replace("--", "/")
 
 
-def _remove_if_empty(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not empty, or another process is at work there
+def remove_if_empty(folder: Path) -> None:
+    """Delete a model's folder if nothing is in it."""
+    with contextlib.suppress(OSError):  # it is not empty, or another process is writing there
         folder.rmdir()
 
 

@@ -1,4 +1,4 @@
-"""Upkeep of the models folder: what killed processes left behind, and whether artifacts still are what they were."""
+"""Upkeep of the models folder: delete what killed processes left, and compare artifacts with their hashes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 from localq.disk import disk_errors
 from localq.store.manifest import Artifact
-from localq.store.store import Store
+from localq.store.store import Store, remove_if_empty
 
 _LEFTOVER = re.compile(r"\.(?P<recipe>.+)\.(partial|replaced|removed-(?P<process>\d+))")
 _BLOCK_BYTES = 1 << 20
@@ -22,28 +22,28 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A folder that was half written or half deleted, and is gone now."""
+    """A folder that was half written or half deleted; it is deleted now."""
 
     path: Path
     bytes: int
 
 
 def remove_leftovers(store: Store) -> list[Leftover]:
-    """Delete what processes that were killed left behind; what a living one is at work on stays."""
+    """Delete what killed processes left. What a running process is writing or deleting stays."""
     removed = []
     with disk_errors(store.folder):
         for folder in sorted(store.folder.glob("*/.*")):
             found = _LEFTOVER.fullmatch(folder.name)
-            if found and folder.is_dir() and not _is_somebodys(found, store, folder.parent):
+            if found and folder.is_dir() and not _is_in_use(found, store, folder.parent):
                 nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
                 shutil.rmtree(folder)
-                store.forget_if_empty(folder.parent)
+                remove_if_empty(folder.parent)
                 removed.append(Leftover(folder, nbytes))
     return removed
 
 
-def _is_somebodys(found: re.Match[str], store: Store, model: Path) -> bool:
-    """Whether a process still writes it, which its lock tells, or deletes it, which takes none."""
+def _is_in_use(found: re.Match[str], store: Store, model: Path) -> bool:
+    """Whether a process is writing it, by the lock, or deleting it, by the process id in the name."""
     import psutil
 
     if found["process"] is not None:
@@ -52,7 +52,7 @@ def _is_somebodys(found: re.Match[str], store: Store, model: Path) -> bool:
 
 
 def changed_files(artifact: Artifact, progress: Progress) -> list[str]:
-    """Names of files that are missing or whose SHA-256 is not the manifest's. Reads them all."""
+    """Names of files that are missing or whose SHA-256 is not that of the manifest. Reads all files."""
     total, done, changed = artifact.manifest.bytes, 0, []
     for record in artifact.manifest.files:
         digest = hashlib.sha256()

@@ -86,6 +86,14 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     return None if source is None else ChatTemplate(source, read_special_tokens(folder))
 
 
+def missing_chat_template(model_name: str) -> ChatTemplateError:
+    """The refusal of a model without a chat template."""
+    return ChatTemplateError(
+        f"{model_name} has no chat template: it is a base model, or its files are incomplete",
+        "`localq generate --raw` (raw=True) continues plain text",
+    )
+
+
 def _template_source(folder: Path) -> str | None:
     try:
         return (folder / "chat_template.jinja").read_text(encoding="utf-8")

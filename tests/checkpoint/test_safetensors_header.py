@@ -216,7 +216,7 @@ def changed_files(draw: st.DrawFn) -> bytes:
     return container(bytes(header), DATA[: draw(st.sampled_from([24, 24, 24, 23, 8, 0]))])
 
 
-@settings(max_examples=400, deadline=None, database=None, derandomize=True)
+@settings(max_examples=400)
 @given(changed_files())
 def test_nothing_that_the_library_refuses_is_accepted(content: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:

@@ -240,15 +240,31 @@ def test_bad_input_is_named_with_what_helps(arguments: list[str], words: list[st
     assert_fails(localq(*arguments), *words)
 
 
-def test_model_without_chat_template_wants_raw(tmp_path: Path) -> None:
+def test_model_without_chat_template_needs_raw_and_is_refused_before_it_is_converted(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "base", "llama-3")
     config = json.loads((folder / "tokenizer_config.json").read_text())
     del config["chat_template"]
     (folder / "tokenizer_config.json").write_text(json.dumps(config))
+    models = ("--models-dir", str(tmp_path / "models"))
+    for name in (f"{folder}:gguf-q8_0", str(folder)):
+        assert_fails(localq("generate", name, "hi", *models), "base has no chat template", "--raw")
+        assert_fails(localq("chat", name, *models), "base has no chat template", "--raw")
+    assert not (tmp_path / "models").exists()
     form = f"{folder}:gguf-q8_0"
-    assert_fails(localq("generate", form, "hi"), "chat template", "--raw")
-    assert_fails(localq("chat", form), "chat template", "--raw")
-    assert localq("generate", form, "hi", "--raw", "-n", "1").exit_code == 0
+    assert localq("generate", form, "hi", "--raw", "-n", "1", *models).exit_code == 0
+    assert_fails(localq("generate", form, "hi", *models), "base has no chat template", "--raw")  # also when it is there
+
+
+@pytest.mark.parametrize("arguments", [["ls"], ["show", "toy-phi"], ["rm", "toy-phi"], ["verify"], ["prune"]])
+def test_a_chosen_models_folder_that_does_not_exist_is_an_error(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    absent = str(tmp_path / "absent")
+    assert_fails(localq(*arguments, "--models-dir", absent), f"there is no folder {absent}", "localq convert")
+    assert_fails(localq(*arguments, "--models-dir", absent, "--json"), f"there is no folder {absent}")
+    monkeypatch.setenv("LOCALQ_MODELS", absent)
+    assert_fails(localq(*arguments), f"there is no folder {absent}", "LOCALQ_MODELS")
+    assert not Path(absent).exists()
 
 
 def test_models_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
@@ -369,3 +385,17 @@ def test_raw_text_reaches_the_model_with_its_last_line_end() -> None:
     arguments = ("generate", "toy-llama:gguf-q4_k_m", "--raw", "-n", "1", "--json")
     with_end, without = (data(localq(*arguments, stdin=text))["prompt_token_ids"] for text in ("Once\n", "Once"))
     assert with_end[: len(without)] == without and len(with_end) > len(without)
+
+
+def test_demo_converts_asks_and_compares_in_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    from localq.demo.questions import read_questions
+
+    questions = read_questions()[:3]
+    monkeypatch.setattr("localq.demo.questions.read_questions", lambda: questions)
+    result = localq("demo")
+    assert result.exit_code == 0
+    table = result.stdout.splitlines()[-4:]
+    assert [f"{line.split()[0]}:{line.split()[1]}" for line in table] == FORMS
+    assert all(line.endswith(" 3/3") for line in table)
+    assert result.stdout.count(ANSWER) == 4
+    assert max(map(len, result.stdout.splitlines())) <= 80

@@ -1,8 +1,9 @@
-"""`convert --dry-run`, what `convert` tells beside its table, and `show` and `rm` by the paths that it prints."""
+"""`convert --dry-run`, what `convert` prints beside its table, and `show` and `rm` with the paths that it prints."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from localq.cli.main import app
+from localq.recipes import RECIPES
 from tests.tiny_checkpoints import write_checkpoint
 
 FORMS = ("--to", "mlx-8bit", "--to", "gguf-q8_0")
@@ -60,13 +62,13 @@ def test_show_and_rm_take_the_path_that_convert_prints(tmp_path: Path, recipe: s
     assert [record["recipe"] for record in data("ls", *models)] == [name for name in made if name != recipe]
 
 
-def test_fallbacks_are_told_in_every_way(tmp_path: Path) -> None:
+def test_fallbacks_are_in_every_output(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "phi-2")  # rows of 320 weights fit no block of 256
     command = ("convert", str(folder), "--to", "gguf-q4_k_m", "--models-dir", str(tmp_path / "m"))
     (planned,) = data(*command, "--dry-run")
     assert planned["fallbacks"] and set(planned["fallbacks"][0]) == {"tensor", "wanted", "used"}
     count = len(planned["fallbacks"])
-    line = f"note: local/model:gguf-q4_k_m: {count} tensors fit no block and fall back: "
+    line = f"note: local/model:gguf-q4_k_m: {count} tensors with rows that fit no block fall back to other types: "
     assert localq(*command, "--dry-run").stderr.startswith(line)
     made = localq(*command)
     assert line in made.stderr and "fall back" not in made.stdout
@@ -74,18 +76,26 @@ def test_fallbacks_are_told_in_every_way(tmp_path: Path) -> None:
     (shown,) = data("show", str(folder), "--models-dir", str(tmp_path / "m"))
     assert planned["fallbacks"] == again["fallbacks"] == shown["fallbacks"]
     assert data(*command, "--dry-run")[0]["fallbacks"] == planned["fallbacks"]
-    assert f"{count} tensors fit no block" in localq("show", str(folder), "--models-dir", str(tmp_path / "m")).stdout
+    described = localq("show", str(folder), "--models-dir", str(tmp_path / "m")).stdout
+    assert f"{count} tensors with rows that fit no block" in described
 
 
-def test_a_form_without_fallbacks_says_nothing_of_them(tmp_path: Path) -> None:
+def test_nothing_is_printed_without_fallbacks(tmp_path: Path) -> None:
     command = ("convert", "toy-phi", "--to", "gguf-q8_0", "--models-dir", str(tmp_path))
     assert data(*command, "--dry-run")[0]["fallbacks"] == []
     assert "fall back" not in localq(*command).stderr
     assert "fall back" not in localq("show", "toy-phi", "--models-dir", str(tmp_path)).stdout
 
 
-def test_what_a_runtime_does_otherwise_is_said_once_when_forms_are_made(tmp_path: Path) -> None:
+def test_differences_of_a_runtime_are_printed_once_when_artifacts_are_made(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "phi-3.5-moe")
     command = ("convert", str(folder), *FORMS, "--models-dir", str(tmp_path / "m"))
     assert localq(*command).stderr.count("softmax routing") == 1
     assert "softmax routing" not in localq(*command).stderr
+
+
+def test_help_lists_every_format() -> None:
+    names = set(re.findall(r"(?<!\S)(?:mlx|gguf)-[a-z0-9_-]+(?!\S)", localq("convert", "--help").stdout))
+    grouped = {name for name in RECIPES if re.search(r"-g\d+$", name)}
+    assert names == set(RECIPES) - grouped
+    assert {name.rpartition("-")[2] for name in grouped} == {"g32", "g128"}

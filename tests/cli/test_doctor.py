@@ -10,6 +10,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from localq.cli.main import app
+from localq.conversion.convert import convert
 from localq.recipes import RECIPES
 from tests.tiny_checkpoints import write_checkpoint
 
@@ -25,7 +26,7 @@ def record(*arguments: object, status: int = 0) -> Any:
     return json.loads(result.stdout)
 
 
-def test_a_sound_checkpoint_is_told_of_with_status_0() -> None:
+def test_a_checkpoint_without_fault_has_status_0() -> None:
     result = doctor("toy-llama")
     assert result.exit_code == 0
     assert "no fault found" in result.stdout and "--deep" in result.stdout
@@ -55,24 +56,24 @@ def test_all_plans_every_recipe() -> None:
     assert planned == set(RECIPES)
 
 
-def test_faults_are_numbered_with_their_mend_and_status_1(tmp_path: Path) -> None:
+def test_faults_are_numbered_with_their_fix_and_status_1(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     (folder / "config.json").write_text("{")
     (folder / "tokenizer.json").unlink()
     result = doctor(folder)
     assert result.exit_code == 1 and result.stderr == ""
     assert "2 faults:" in result.stdout and "  2. " in result.stdout
-    assert result.stdout.count("mend: ") == 2
+    assert result.stdout.count("fix: ") == 2
     found = record(folder, status=1)
     assert [set(fault) for fault in found["faults"]] == [{"message", "hint"}] * 2
     assert found["weight_bytes_by_dtype"].keys() == {"BF16"}
 
 
-def test_faults_with_one_mend_share_it(tmp_path: Path) -> None:
+def test_faults_with_one_fix_share_it(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"hidden_size": 512}))
-    assert doctor(folder).stdout.count("mend: ") == 1
+    assert doctor(folder).stdout.count("fix: ") == 1
 
 
 @pytest.mark.parametrize(("columns", "widest"), [(None, 100), (200, 100), (80, 80)])
@@ -80,20 +81,20 @@ def test_text_fits_the_terminal_and_a_hundred_columns(tmp_path: Path, columns: i
     folder = write_checkpoint(tmp_path / "m", "phi-3-small")
     (folder / "tokenizer_config.json").write_text("{")
     lines = doctor(folder, columns=columns).stdout.splitlines()
-    assert any(line.startswith("not as gguf-q4_0, ") for line in lines)
+    assert any(line.startswith("not possible: gguf-q4_0, ") for line in lines)
     long = [line for line in lines if len(line) > widest]
     assert all(str(folder) in line for line in long)  # a path is not broken
 
 
-def test_tensors_that_fall_back_are_told_of_by_form(tmp_path: Path) -> None:
+def test_tensors_that_fall_back_are_listed_by_format(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "phi-2")
     text = doctor(folder, "--to", "gguf-q4_k_m", "--to", "gguf-q8_0").stdout
-    assert "gguf-q4_k_m: " in text and "fall back: " in text and "gguf-q8_0: " not in text
+    assert "gguf-q4_k_m: " in text and "fall back to" in text and "gguf-q8_0: " not in text
     (form,) = record(folder, "--to", "gguf-q4_k_m")["forms"]
     assert set(form["fallbacks"][0]) == {"tensor", "wanted", "used"}
 
 
-def test_a_form_is_no_checkpoint() -> None:
+def test_a_format_is_refused_in_the_source() -> None:
     result = doctor("toy-llama:gguf-q8_0")
     assert result.exit_code == 1 and "--to gguf-q8_0" in result.stderr
 
@@ -103,7 +104,7 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
     assert doctor(*arguments).exit_code == 2
 
 
-def test_the_machine_is_told_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
     monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
     found = record()
@@ -113,3 +114,14 @@ def test_the_machine_is_told_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["default_recipe"] in RECIPES
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
+
+
+def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
+    monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
+    models = tmp_path / "models"
+    assert record("--models-dir", models)["models_folder"] == str(models)
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    convert(folder, "mlx-bf16", models_dir=models)
+    assert record("local/model", "--models-dir", models)["path"] == str(folder)
+    assert doctor("local/model").exit_code == 1

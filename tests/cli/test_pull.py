@@ -87,7 +87,7 @@ def test_convert_refuses_a_format_that_is_not_a_recipe(
 ) -> None:
     assert run(capsys, "convert", f"{REPO}:gguf-iq2_xxs")[0] == 1
     code, _, err = run(capsys, "convert", "toy-llama", "--to", "gguf-iq2_xxs")
-    assert code == 1 and "unknown recipe 'gguf-iq2_xxs'" in err
+    assert code == 1 and "unknown format 'gguf-iq2_xxs'" in err
 
 
 def test_a_misspelt_recipe_of_a_checkpoint_is_refused_with_the_nearest(
@@ -96,7 +96,7 @@ def test_a_misspelt_recipe_of_a_checkpoint_is_refused_with_the_nearest(
     server.add("org/tiny", FILES)
     for verb in ("pull", "generate", "bench"):
         code, _, err = run(capsys, verb, "org/tiny:gguf-q4km", *(["the dog"] if verb == "generate" else []))
-        assert code == 1 and "unknown recipe" in err and "gguf-q4_k_m" in err
+        assert code == 1 and "unknown format" in err and "gguf-q4_k_m" in err
     assert server.fetched() == []
 
 

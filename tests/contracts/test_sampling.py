@@ -148,7 +148,7 @@ def test_greedy_takes_the_same_token_whatever_the_filters(penalty: float, bias: 
     context=st.lists(st.integers(0, 10**6), min_size=1, max_size=100),
     biases=st.dictionaries(st.integers(0, 10**6), st.sampled_from([-math.inf, -1000.0, -1.0, 2.5, 1000.0]), max_size=8),
 )
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300)
 def test_all_options_together_mean_the_same(
     logits: np.ndarray, options: GenerationOptions, context: list[int], biases: dict[int, float]
 ) -> None:

@@ -4,8 +4,8 @@
 
 Run by hand, with torch, transformers, sentencepiece and the `gguf` package of the llama.cpp source folder on
 the path. The converter is asked for each checkpoint's own precision. Vocabularies are compared for the toys
-only: their tokenizers are files, those of the random checkpoints are trained anew by every version of
-`tokenizers`. The converter knows pre-tokenizers by checksums of public tokenizers, so it is told the toys'.
+only: their tokenizers are files, those of the random checkpoints are trained again by every version of
+`tokenizers`. The converter knows pre-tokenizers by checksums of public tokenizers, so it gets those of the toys.
 """
 
 from __future__ import annotations

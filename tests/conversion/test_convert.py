@@ -16,8 +16,9 @@ from typing import Any
 import pytest
 
 import localq
-from localq.conversion.convert import convert, make_forms, plan_conversion
+from localq.conversion.convert import convert, dry_run, make_forms
 from localq.conversion.output import hashed_copy
+from localq.conversion.plan import Request
 from localq.errors import (
     BackendUnavailableError,
     CheckpointError,
@@ -62,16 +63,16 @@ def test_a_form_that_another_process_made_meanwhile_is_taken(models: Path, monke
         others.extend(convert("toy-phi", ["gguf-q8_0"], models_dir=models))
 
     monkeypatch.setattr(Store, "check_room", publish_first)
-    (converted,) = make_forms("toy-phi", ["gguf-q8_0"], models_dir=models)
+    (converted,) = make_forms(Request("toy-phi", ["gguf-q8_0"], models_dir=models))
     assert converted.reused
     assert [converted.artifact] == others
     monkeypatch.setattr(Store, "check_room", publish_first)
-    (forced,) = make_forms("toy-phi", ["gguf-q8_0"], models_dir=models, force=True)
+    (forced,) = make_forms(Request("toy-phi", ["gguf-q8_0"], models_dir=models, force=True))
     assert not forced.reused
 
 
-def test_a_plan_tells_what_convert_then_makes_and_writes_nothing(models: Path) -> None:
-    planned = plan_conversion("toy-phi", FORMS, models_dir=models)
+def test_a_dry_run_predicts_what_convert_makes_and_writes_nothing(models: Path) -> None:
+    planned = dry_run(Request("toy-phi", FORMS, models_dir=models))
     assert not models.exists()
     made = convert("toy-phi", FORMS, models_dir=models)
     assert all(artifact.manifest.versions == expected_versions() for artifact in made)
@@ -80,11 +81,11 @@ def test_a_plan_tells_what_convert_then_makes_and_writes_nothing(models: Path) -
         assert (form.model, form.recipe, form.path) == ("toy-phi", artifact.recipe, artifact.path)
         assert form.weight_bytes == artifact.manifest.weight_bytes
         assert form.parameters == artifact.manifest.parameters
-    again = plan_conversion("toy-phi", [*FORMS, "gguf-q4_0"], models_dir=models)
+    again = dry_run(Request("toy-phi", [*FORMS, "gguf-q4_0"], models_dir=models))
     assert [form.reused for form in again] == [True, True, False]
     assert [form.path for form in again[:2]] == [artifact.path for artifact in made]
     assert again[:2] == [replace(form, reused=True) for form in planned]
-    forced = plan_conversion("toy-phi", FORMS, models_dir=models, force=True)
+    forced = dry_run(Request("toy-phi", FORMS, models_dir=models, force=True))
     assert forced == planned
 
 
@@ -93,18 +94,18 @@ def expected_versions() -> dict[str, str]:
     return {"localq": localq.__version__, **{name: version(name) for name in libraries}}
 
 
-def test_a_changed_checkpoint_is_planned_anew(tmp_path: Path, models: Path) -> None:
+def test_a_changed_checkpoint_is_planned_again(tmp_path: Path, models: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     convert(folder, ["gguf-q8_0"], models_dir=models)
     os.utime(folder / "config.json", (1, 1))
-    (planned,) = plan_conversion(folder, ["gguf-q8_0"], models_dir=models)
+    (planned,) = dry_run(Request(folder, ["gguf-q8_0"], models_dir=models))
     assert not planned.reused
 
 
-def test_a_plan_asks_for_the_backend_as_a_conversion_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.engines.availability.find_spec", lambda name: None)
+def test_a_dry_run_needs_the_backend_as_a_conversion_does(models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localq.backends.find_spec", lambda name: None)
     with pytest.raises(BackendUnavailableError):
-        plan_conversion("toy-phi", ["mlx-4bit"], models_dir=models)
+        dry_run(Request("toy-phi", ["mlx-4bit"], models_dir=models))
 
 
 def test_a_repository_is_planned_from_the_cache_or_not_at_all(
@@ -112,14 +113,14 @@ def test_a_repository_is_planned_from_the_cache_or_not_at_all(
 ) -> None:
     server.add(REPO, write_checkpoint(tmp_path / "model", "llama-3"))
     with pytest.raises(ModelNotFoundError, match=REPO) as caught:
-        plan_conversion(REPO, FORMS, models_dir=models)
+        dry_run(Request(REPO, FORMS, models_dir=models))
     assert f"localq pull {REPO}" in caught.value.hint
     assert server.requests == []
     convert(REPO, ["gguf-q8_0"], models_dir=models)
     server.requests.clear()
-    assert [form.reused for form in plan_conversion(REPO, FORMS, models_dir=models)] == [False, True]
+    assert [form.reused for form in dry_run(Request(REPO, FORMS, models_dir=models))] == [False, True]
     shutil.rmtree(cache_folder)
-    (planned,) = plan_conversion(REPO, ["gguf-q8_0"], models_dir=models)
+    (planned,) = dry_run(Request(REPO, ["gguf-q8_0"], models_dir=models))
     assert planned.reused
     assert server.requests == []
 
@@ -128,13 +129,27 @@ def _forget_rule(tokenizer: dict[str, Any]) -> None:
     tokenizer["pre_tokenizer"]["pretokenizers"][0]["pattern"]["Regex"] = "x+"
 
 
-@pytest.mark.parametrize("act", [plan_conversion, convert])
+@pytest.mark.parametrize("act", [dry_run, make_forms])
 def test_a_tokenizer_that_gguf_cannot_hold_is_refused_before_any_work(act: Any, tmp_path: Path, models: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     rewrite(folder / "tokenizer.json", _forget_rule)
     with pytest.raises(CheckpointError, match=r"rule that localq does not know: x\+"):
-        act(folder, FORMS, models_dir=models)
+        act(Request(folder, FORMS, models))
     assert Store(models).artifacts() == []
+
+
+def test_tokenizer_json_is_parsed_once(tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    whole, parsed = (folder / "tokenizer.json").read_text(), []
+    plain = json.loads
+
+    def counted(text: Any, **options: Any) -> Any:
+        parsed.extend([text] if text == whole else [])
+        return plain(text, **options)
+
+    monkeypatch.setattr(json, "loads", counted)
+    convert(folder, ["mlx-8bit", "gguf-q8_0", "gguf-q4_0"], models_dir=models)
+    assert len(parsed) == 1
 
 
 MALFORMED: dict[str, Callable[[dict[str, Any]], object]] = {
@@ -155,7 +170,7 @@ def test_a_malformed_tokenizer_is_named(name: str, fault: str, tmp_path: Path, m
     folder = write_checkpoint(tmp_path / "model", name)
     rewrite(folder / "tokenizer.json", MALFORMED[fault])
     with pytest.raises(CheckpointError, match=str(folder)) as caught:
-        plan_conversion(folder, ["gguf-q8_0"], models_dir=models)
+        dry_run(Request(folder, ["gguf-q8_0"], models_dir=models))
     assert "tokenizer.json" in caught.value.hint
 
 
@@ -166,12 +181,12 @@ def test_a_file_that_cannot_be_copied_is_named(tmp_path: Path) -> None:
         hashed_copy(source, tmp_path / "copy")
 
 
-def test_a_temporary_folder_without_room_is_told_with_what_helps(
+def test_a_temporary_folder_without_room_is_named_with_what_helps(
     tmp_path: Path, models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "absent"))
     with pytest.raises(ConversionError, match="temporary folder") as caught:
-        plan_conversion("toy-phi", ["gguf-q8_0"], models_dir=models)
+        dry_run(Request("toy-phi", ["gguf-q8_0"], models_dir=models))
     assert "TMPDIR" in caught.value.hint
 
 
@@ -183,12 +198,12 @@ def test_a_folder_is_converted_further_by_the_name_that_ls_shows(tmp_path: Path,
     mlx, again = convert(name, FORMS, models_dir=models)
     assert again == first
     assert (mlx.manifest.model, mlx.manifest.source) == (name, str(folder))
-    (forced,) = make_forms(name, ["gguf-q8_0"], models_dir=models, force=True)
+    (forced,) = make_forms(Request(name, ["gguf-q8_0"], models_dir=models, force=True))
     assert not forced.reused
 
     shutil.rmtree(folder)
     assert convert(name, FORMS, models_dir=models)[0] == mlx
-    with pytest.raises(ModelNotFoundError, match=f"{folder} is gone"):
+    with pytest.raises(ModelNotFoundError, match=f"{folder}, .* does not exist any more"):
         convert(name, ["gguf-q4_0"], models_dir=models)
     with pytest.raises(ModelNotFoundError, match="local/other is not a repository"):
         convert("local/other", ["gguf-q4_0"], models_dir=models)

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from localq.conversion.convert import convert, make_forms, plan_conversion
+from localq.conversion.convert import convert, dry_run, make_forms
+from localq.conversion.plan import Request
 from localq.errors import ConversionError
 from localq.recipes import RECIPES, GgufRecipe
 from localq.store.manifest import Artifact
@@ -109,7 +110,7 @@ def test_a_file_type_without_fallback_is_refused_with_llama_cpps_reason(
     monkeypatch.setitem(CONFIGS, "odd", {**CONFIGS["llama-3"], "hidden_size": 320, "intermediate_size": 544})
     folder = write_checkpoint(tmp_path / "odd", "odd")
     with pytest.raises(ConversionError, match="no tensor type fallback is defined for type q1_0"):
-        plan_conversion(str(folder), ["gguf-q1_0"], models_dir=tmp_path)
+        dry_run(Request(str(folder), ["gguf-q1_0"], models_dir=tmp_path))
 
 
 def test_shards_and_single_file_give_the_same_bytes(tmp_path: Path) -> None:
@@ -141,7 +142,7 @@ def test_checkpoint_of_mixed_dtypes_converts_each_tensor_from_its_own(tmp_path: 
 def test_planned_size_is_the_size_that_is_written(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "phi-4-mini")
     for recipe in ("gguf-q4_k_m", "gguf-q8_0", "mlx-4bit", "mlx-f32"):
-        (planned,) = plan_conversion(str(folder), [recipe])
+        (planned,) = dry_run(Request(str(folder), [recipe]))
         (made,) = convert(str(folder), [recipe], models_dir=tmp_path / "models")
         manifest = made.manifest
         assert planned.weight_bytes == manifest.weight_bytes
@@ -150,7 +151,7 @@ def test_planned_size_is_the_size_that_is_written(tmp_path: Path) -> None:
         assert planned.bits_per_weight == manifest.bits_per_weight
 
 
-def test_tokenizer_without_its_sentencepiece_model_still_splits_alike(tmp_path: Path) -> None:
+def test_tokenizer_without_its_sentencepiece_model_splits_in_the_same_way(tmp_path: Path) -> None:
     """Fine-tunes are often saved with tokenizer.json alone; llama.cpp must split text as `tokenizers` does."""
     from localq.text.gguf_tokenizer import load_gguf_tokenizer
     from localq.text.tokenizer import load_tokenizer
@@ -174,12 +175,13 @@ def test_memory_is_bounded_by_pieces_and_not_by_the_tensor() -> None:
         assert all(start % multiple == 0 for start, _ in ranges)
 
 
-def test_weights_that_are_changed_are_converted_anew(tmp_path: Path) -> None:
+def test_changed_weights_are_converted_again(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
-    first, again = (make_forms(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")[0] for _ in range(2))
+    request = Request(folder, ["gguf-q8_0"], tmp_path / "models")
+    first, again = (make_forms(request)[0] for _ in range(2))
     assert again.reused and again.artifact == first.artifact
     write_weights(folder, {k: np.zeros_like(v) for k, v in _tensors("llama-3").items()}, "BF16", 1)
-    (changed,) = make_forms(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")
+    (changed,) = make_forms(request)
     assert not changed.reused
     assert changed.artifact.manifest.revision != first.artifact.manifest.revision
 
@@ -191,8 +193,8 @@ def _tensors(name: str) -> dict[str, np.ndarray]:
 
 
 @pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
-def test_llama_cpp_itself_splits_a_chat_as_localq_does(toy: str, tmp_path: Path) -> None:
-    """Phi-3 swallows white space behind its special tokens; llama.cpp knows that by the name of the model alone."""
+def test_llama_cpp_splits_a_chat_as_localq_does(toy: str, tmp_path: Path) -> None:
+    """Phi-3 removes white space after its special tokens; llama.cpp knows that only from the name of the model."""
     from localq.text.chat_template import load_chat_template
     from localq.text.gguf_tokenizer import load_gguf_tokenizer
     from localq.text.tokenizer import load_tokenizer

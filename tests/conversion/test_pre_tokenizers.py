@@ -65,7 +65,7 @@ def test_pre_tokenizer_is_known_by_its_rule(
         pytest.param([GPT_2_SPLIT], id="GPT-2"),
     ],
 )
-def test_spellings_that_have_one_name_split_alike(rules: list[str]) -> None:
+def test_spellings_with_one_name_split_in_the_same_way(rules: list[str]) -> None:
     """Also when the matches are kept and the rest is removed: a rule leaves no rest."""
     steps = [
         pre_tokenizers.Split(tokenizers.Regex(rule), behavior, invert)
@@ -77,7 +77,7 @@ def test_spellings_that_have_one_name_split_alike(rules: list[str]) -> None:
         assert all(other == splits[0] for other in splits), text
 
 
-def test_gpt_2_rule_spelled_out_is_that_of_byte_level() -> None:
+def test_the_written_gpt_2_rule_is_that_of_byte_level() -> None:
     spelled_out = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(GPT_2_SPLIT), "isolated"),

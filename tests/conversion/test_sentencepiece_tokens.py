@@ -1,4 +1,4 @@
-"""Tokens of SentencePiece-style tokenizers: who has the last word on text, type and score, for either family."""
+"""Tokens of SentencePiece-style tokenizers: which file decides on text, type and score, for each family."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from localq.conversion.sentencepiece_tokens import adds_space_prefix, sentencepiece_table
+from localq.conversion.vocabulary import TokenizerFolder, adds_space_prefix, sentencepiece_table
 from localq.errors import CheckpointError
 from localq.text.sentencepiece_model import TokenType
 from localq.text.tokenizer_json import read_tokenizer_json
@@ -45,7 +45,7 @@ def write(folder: Path, model_file: Path, **files: dict[str, Any]) -> Path:
 
 
 def rows(folder: Path, architecture: str, ids: range, size: int = SIZE) -> list[tuple[str, float, TokenType]]:
-    table = sentencepiece_table(folder, read_tokenizer_json(folder), size, architecture)
+    table = sentencepiece_table(TokenizerFolder(folder), size, architecture)
     return [(table.texts[i].decode(), table.scores[i], table.types[i]) for i in ids]
 
 
@@ -81,7 +81,7 @@ def test_the_families_take_added_tokens_differently(model_file: Path, tmp_path: 
     assert {score for _, score, _ in (*llama, *phi)} == {-1000.0}
 
 
-def test_tokenizer_json_has_the_last_word_for_phi_and_fills_gaps_for_llama(model_file: Path, tmp_path: Path) -> None:
+def test_tokenizer_json_decides_for_phi_and_fills_gaps_for_llama(model_file: Path, tmp_path: Path) -> None:
     config = {"added_tokens_decoder": {str(ADDED): token("<tool>")}}
     both = {str(ADDED): token("<tool>", special=True), str(ADDED + 1): token("<own>", special=True)}
     folder = write(tmp_path, model_file, tokenizer_config=config, tokenizer=both)
@@ -100,7 +100,7 @@ def test_tokens_without_a_row_are_left_out_for_llama_and_refused_for_phi(model_f
         rows(folder, "phi3", range(1), ADDED)
 
 
-def test_a_model_file_of_another_vocabulary_is_not_asked(model_file: Path, tmp_path: Path) -> None:
+def test_a_model_file_of_another_vocabulary_is_not_used(model_file: Path, tmp_path: Path) -> None:
     folder = write(tmp_path, model_file)
     value = json.loads((folder / "tokenizer.json").read_text())
     vocabulary = value["model"]["vocab"]

@@ -14,7 +14,7 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
-from localq.conversion.vocabulary import add_vocabulary, name_for_llama_cpp
+from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.errors import CheckpointError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, load_gguf_tokenizer
 from localq.text.tokenizer_json import read_tokenizer_json
@@ -99,8 +99,8 @@ KINDS: dict[str, tuple[Callable[[Path], Path], str, int]] = {
 
 def gguf_of(folder: Path, architecture: str, size: int, file: Path, name: str = "x") -> GgufTokenizer:
     writer = gguf.GGUFWriter(file, architecture)
-    add_vocabulary(writer, folder, size)
-    writer.add_name(name_for_llama_cpp(name, folder))
+    add_vocabulary(writer, TokenizerFolder(folder), size)
+    writer.add_name(name_for_llama_cpp(name, TokenizerFolder(folder)))
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.close()
@@ -110,7 +110,7 @@ def gguf_of(folder: Path, architecture: str, size: int, file: Path, name: str = 
 def written(folder: Path, architecture: str = "llama", size: int = 768, pre: str | None = None) -> dict[str, Any]:
     """The metadata by their names without `tokenizer.ggml.`."""
     writer = gguf.GGUFWriter(None, architecture)
-    add_vocabulary(writer, folder, size, pre)
+    add_vocabulary(writer, TokenizerFolder(folder), size, pre)
     return {key.removeprefix("tokenizer.ggml."): value.value for key, value in writer.kv_data[0].items()}
 
 
@@ -130,7 +130,7 @@ def test_llama_cpp_splits_hard_texts_as_tokenizers_does(kind: str, tmp_path: Pat
     added = [token.content for token in own.get_added_tokens_decoder().values()][-12:]
     around = ("{}", "a{}b", " a {} b ", "{}\n\nx", "x\t{}  {} y", "{}{}")
     texts = [*TEXTS, *MARKED_SCRIPTS, *(text.replace("{}", token) for token in added for text in around)]
-    # Not marked as special in tokenizer.json, but for llama.cpp and for its converter they are.
+    # Not marked as special in tokenizer.json, but special for llama.cpp and its converter.
     exceptions = ("</s>", "<|im_start|>")
     for parse_special in (True, False):
         own.encode_special_tokens = not parse_special
@@ -175,7 +175,7 @@ def test_space_in_front_is_that_of_tokenizer_json(
     assert written(folder).get("add_space_prefix") is expected
 
 
-def test_a_pre_tokenizer_of_ones_own_choice_is_written_unasked(tmp_path: Path) -> None:
+def test_a_chosen_pre_tokenizer_is_written_without_a_check(tmp_path: Path) -> None:
     strange = bpe_backend(split_by("x+"))
     strange.normalizer = tokenizers.normalizers.NFC()
     folder = write_folder(tmp_path, strange, {})
@@ -232,19 +232,19 @@ def test_byte_level_tokens_that_look_special_are_control_tokens(tmp_path: Path) 
         ("PHI3-llama", False, "PHI 3-llama"),
     ],
 )
-def test_name_tells_llama_cpp_whether_tokens_swallow_space(
+def test_the_name_says_whether_tokens_remove_the_space_after_them(
     name: str, rstrip: bool, expected: str, tmp_path: Path
 ) -> None:
     texts = ["<unk>", "<s>", "</s>", "<|endoftext|>", "<|user|>"]
     tokens = [{"id": i, "content": text, "special": True, "rstrip": rstrip} for i, text in enumerate(texts)]
     (tmp_path / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
-    assert name_for_llama_cpp(name, tmp_path) == expected
+    assert name_for_llama_cpp(name, TokenizerFolder(tmp_path)) == expected
 
 
 def test_a_name_with_which_llama_cpp_would_not_load_is_changed(tmp_path: Path) -> None:
-    """It asks a Phi-3 for tokens that only its own vocabulary has."""
+    """It needs tokens of a Phi-3 that only its own vocabulary has."""
     folder = write_folder(tmp_path, byte_level_backend(), {})
-    assert name_for_llama_cpp("phi-3-small", folder) == "phi 3-small"
+    assert name_for_llama_cpp("phi-3-small", TokenizerFolder(folder)) == "phi 3-small"
     assert gguf_of(folder, "llama", 768, tmp_path / "vocabulary.gguf", "phi-3-small").vocabulary_size == 768
 
 

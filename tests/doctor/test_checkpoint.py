@@ -1,4 +1,4 @@
-"""Every fault of a checkpoint is found, named with its mend, and keeps nothing else from being examined."""
+"""Every fault of a checkpoint is found and named with its fix, and everything else is examined as well."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def llama(tmp_path: Path) -> Path:
     return write_checkpoint(tmp_path / "llama", "llama-3")
 
 
-def test_a_sound_checkpoint_has_no_fault_and_every_fact(llama: Path) -> None:
+def test_a_good_checkpoint_has_no_fault_and_every_fact(llama: Path) -> None:
     found = examined(llama)
     assert found.faults == [] and found.refused == {} and found.notes == []
     assert found.config is not None and found.family is not None and found.checkpoint is not None
@@ -77,7 +77,7 @@ def test_the_longest_context_shrinks_with_the_free_memory(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "[" * 100_000, '"text"'])
-def test_a_broken_config_keeps_nothing_else_from_being_examined(llama: Path, text: str) -> None:
+def test_everything_else_is_examined_with_a_broken_config(llama: Path, text: str) -> None:
     (llama / "config.json").write_text(text)
     (llama / "tokenizer_config.json").write_text("{}")
     found = examined(llama)
@@ -92,7 +92,7 @@ def test_an_empty_folder_lacks_config_weights_and_tokenizer(tmp_path: Path) -> N
     assert all(word in messages for word in ("config.json", "weights", "tokenizer.json"))
 
 
-def test_faults_of_config_weights_tokenizer_and_template_are_told_together(llama: Path) -> None:
+def test_faults_of_config_weights_tokenizer_and_template_are_listed_together(llama: Path) -> None:
     change_json(llama / "config.json", hidden_size=None, eos_token_id="x")
     change_json(llama / "tokenizer_config.json", chat_template="{% if")
     data = (llama / "model.safetensors").read_bytes()
@@ -102,7 +102,7 @@ def test_faults_of_config_weights_tokenizer_and_template_are_told_together(llama
     assert all(word in message for word, message in zip(expected, messages, strict=True))
 
 
-def test_missing_misshapen_and_foreign_tensors_are_all_listed(llama: Path) -> None:
+def test_missing_misshapen_and_unknown_tensors_are_all_listed(llama: Path) -> None:
     def damage(tensors: dict[str, Any]) -> None:
         del tensors["model.norm.weight"]
         tensors["model.layers.0.mlp.up_proj.weight"] = tensors["model.layers.0.mlp.up_proj.weight"][:5]
@@ -119,7 +119,7 @@ def test_of_very_many_faulty_tensors_the_rest_is_counted(llama: Path) -> None:
     change_json(llama / "config.json", hidden_size=512)
     faults = examined(llama).faults
     assert len(faults) == 21
-    assert faults[20].message == "and 1 more tensors that are missing, misshapen or without a place"
+    assert faults[20].message == "and 1 more tensors that are missing, unknown or of a wrong shape"
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_missing_and_damaged_shards_are_named_once(tmp_path: Path, damage: Any, 
 
 
 @pytest.mark.parametrize("file", ["tokenizer.json", "tokenizer_config.json"])
-def test_a_damaged_tokenizer_is_told_once_and_mlx_is_planned_still(llama: Path, file: str) -> None:
+def test_a_damaged_tokenizer_is_one_fault_and_mlx_is_still_planned(llama: Path, file: str) -> None:
     (llama / file).write_text('{"a":')
     found = examined(llama)
     (fault,) = found.faults
@@ -147,7 +147,7 @@ def test_a_damaged_tokenizer_is_told_once_and_mlx_is_planned_still(llama: Path, 
     assert file in found.refused["gguf-q4_k_m"].message
 
 
-def test_a_tokenizer_without_a_gguf_rule_is_a_fault_and_mlx_is_planned_still(llama: Path) -> None:
+def test_a_tokenizer_without_a_gguf_rule_is_a_fault_and_mlx_is_still_planned(llama: Path) -> None:
     tokenizer = json.loads((llama / "tokenizer.json").read_text())
     tokenizer["pre_tokenizer"] = {"type": "WhitespaceSplit"}
     (llama / "tokenizer.json").write_text(json.dumps(tokenizer))
@@ -167,7 +167,7 @@ def test_values_that_no_gguf_file_can_hold_are_named(llama: Path, file: str, cha
     change_json(llama / file, **change)
     found = examined(llama)
     assert [form.recipe.name for form in found.forms] == ["mlx-4bit"]
-    assert f"a GGUF file has no room for {key}" in found.refused["gguf-q4_k_m"].message
+    assert f"a GGUF file can't hold {key}" in found.refused["gguf-q4_k_m"].message
 
 
 def test_a_tokenizer_larger_than_the_model_is_named_with_both_sizes(llama: Path) -> None:
@@ -207,16 +207,16 @@ def test_a_family_of_mlx_alone_is_planned_in_its_forms_without_a_fault(tmp_path:
     assert [form.recipe.name for form in found.forms] == ["mlx-4bit"]
     assert "Phi-3-small" in found.refused["gguf-q4_k_m"].message
     mixed = examined(tmp_path / "small", ["mlx-mixed-4-6"])
-    assert "no more than its low bits" in mixed.refused["mlx-mixed-4-6"].message
+    assert "its lower number of bits" in mixed.refused["mlx-mixed-4-6"].message
 
 
-def test_what_a_runtime_does_otherwise_is_noted(tmp_path: Path) -> None:
+def test_differences_of_a_runtime_are_noted(tmp_path: Path) -> None:
     found = examined(write_checkpoint(tmp_path / "moe", "phi-3.5-moe"))
     assert found.faults == [] and any("softmax" in note for note in found.notes)
 
 
 @pytest.mark.parametrize("settings", [{"quant_method": "hqq"}, {"quant_method": "gptq", "bits": 4, "group_size": 128}])
-def test_it_is_told_how_weights_are_stored(llama: Path, settings: dict[str, Any]) -> None:
+def test_the_storage_of_weights_is_described(llama: Path, settings: dict[str, Any]) -> None:
     change_json(llama / "config.json", quantization_config=settings)
     found = examined(llama)
     known = settings["quant_method"] == "gptq"
@@ -224,8 +224,8 @@ def test_it_is_told_how_weights_are_stored(llama: Path, settings: dict[str, Any]
     assert len(found.faults) == (0 if known else 1)
 
 
-def test_a_backend_that_is_missing_is_told_of(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.engines.availability.find_spec", lambda name: None)
+def test_a_missing_backend_is_named(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("localq.backends.find_spec", lambda name: None)
     found = examined(llama)
     assert [(form.recipe.name, form.runs_here) for form in found.forms] == [("mlx-4bit", False)]
     assert "llama_cpp" in found.refused["gguf-q4_k_m"].message

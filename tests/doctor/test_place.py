@@ -31,7 +31,7 @@ def test_a_folder_a_toy_and_the_name_of_a_converted_folder_are_places(
     assert find_place(parse_reference("local/my-model")).folder == folder
 
 
-def test_forms_are_called_what_they_are_with_what_to_do(tmp_path: Path) -> None:
+def test_artifacts_are_refused_with_what_to_do_instead(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "my model", "llama-3")
     mlx, gguf = convert(folder, ["mlx-bf16", "gguf-q8_0"], models_dir=tmp_path / "models")
     for artifact in (mlx, gguf):
@@ -45,14 +45,14 @@ def test_forms_are_called_what_they_are_with_what_to_do(tmp_path: Path) -> None:
     assert isinstance(error, CheckpointError) and "MLX folder" in error.message and "localq generate" in error.hint
 
 
-def test_a_damaged_artifact_is_told_with_the_command_that_makes_it_again(tmp_path: Path) -> None:
+def test_a_damaged_artifact_is_refused_with_the_command_that_makes_it_again(tmp_path: Path) -> None:
     (artifact,) = convert("toy-llama", "gguf-q8_0", models_dir=tmp_path)
     artifact.path.unlink()
     error = refusal(artifact.folder)
     assert isinstance(error, StoreError) and "--force" in error.hint
 
 
-def test_a_reference_with_a_recipe_is_told_of_to() -> None:
+def test_a_reference_with_a_recipe_is_refused_with_the_flag_to() -> None:
     error = refusal("toy-llama:gguf-q8_0")
     assert isinstance(error, ModelReferenceError) and "--to gguf-q8_0" in error.message
 
@@ -65,7 +65,7 @@ def test_a_repository_that_is_not_here_is_named_with_the_command_that_pulls_it(
     assert isinstance(error, ModelNotFoundError) and "localq pull org/absent" in error.hint
 
 
-def test_a_damaged_checkpoint_is_a_place_all_the_same(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_is_found_as_well(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "model", "llama-3")
     (folder / "config.json").write_text("{")
     assert find_place(parse_reference(folder)).folder == folder

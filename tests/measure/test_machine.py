@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import subprocess
 import sys
 from importlib.metadata import version
 from pathlib import Path
@@ -10,39 +9,7 @@ import pytest
 
 import localq
 from localq.measure import machine as machine_module
-from localq.measure.machine import describe_machine, peak_memory_bytes
-
-_BALLAST_BYTES = 256 << 20
-_FREED_BALLAST = f"""
-from localq.measure.machine import peak_memory_bytes
-before = peak_memory_bytes()
-ballast = b"x" * {_BALLAST_BYTES}
-del ballast
-print(before, peak_memory_bytes())
-"""
-
-
-def _before_and_after_ballast() -> tuple[int, int]:
-    done = subprocess.run([sys.executable, "-c", _FREED_BALLAST], capture_output=True, text=True, check=True)
-    before, after = map(int, done.stdout.split())
-    return before, after
-
-
-def test_the_peak_counts_memory_that_was_given_back() -> None:
-    before, after = _before_and_after_ballast()
-    # The kernel counts resident pages in batches, so that a few MB may be missing.
-    assert 0.95 < (after - before) / _BALLAST_BYTES < 1.05
-
-
-def test_the_peak_does_not_count_the_parents_memory() -> None:
-    ballast = b"x" * _BALLAST_BYTES
-    before, _ = _before_and_after_ballast()
-    assert before < len(ballast)
-
-
-def test_the_peak_is_never_below_what_is_resident_now() -> None:
-    resident = psutil.Process().memory_info().rss
-    assert peak_memory_bytes() >= resident * 0.99  # Linux counts what is resident in per-thread pieces
+from localq.measure.machine import describe_machine
 
 
 def test_a_machine_says_its_cores_memory_and_versions() -> None:
@@ -57,16 +24,14 @@ def test_a_machine_says_its_cores_memory_and_versions() -> None:
 
 
 @pytest.mark.skipif(sys.platform == "darwin", reason="there is no /proc that could be missing")
-@pytest.mark.parametrize("content", [None, "Name:\tpython\nVmRSS:\t 10 kB\n"])
-def test_a_sandbox_without_proc_still_has_a_peak_and_a_cpu(
+@pytest.mark.parametrize("content", [None, "processor\t: 0\n"])
+def test_a_sandbox_without_proc_still_has_a_cpu(
     content: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "proc"
     if content is not None:
         file.write_text(content)
-    monkeypatch.setattr(machine_module, "_STATUS", file)
     monkeypatch.setattr(machine_module, "_CPU_INFORMATION", file)
-    assert peak_memory_bytes() >= psutil.Process().memory_info().rss * 0.99
     assert describe_machine().cpu
     monkeypatch.setattr("platform.processor", lambda: "")
     monkeypatch.setattr("platform.machine", lambda: "")

@@ -8,8 +8,10 @@ import platformdirs
 import pytest
 
 import localq.store.layout
+from localq.errors import StoreError
 from localq.reference import parse_reference
 from localq.store.layout import model_folder_names, models_folder
+from localq.store.store import Store
 
 
 @pytest.fixture(autouse=True)
@@ -62,6 +64,22 @@ def test_an_installed_package_uses_the_users_cache(
         (tmp_path / present).parent.mkdir(exist_ok=True)
         (tmp_path / present).touch()
     assert models_folder() == Path(platformdirs.user_cache_dir("localq")) / "models"
+
+
+def test_only_a_folder_that_was_chosen_must_exist(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    installed_in(monkeypatch, tmp_path)
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: str(tmp_path / "cache"))
+    assert Store.existing().artifacts() == []
+    absent = tmp_path / "absent"
+    with pytest.raises(StoreError, match=f"there is no folder {absent}") as caught:
+        Store.existing(absent)
+    assert "--models-dir" in caught.value.hint
+    monkeypatch.setenv("LOCALQ_MODELS", str(absent))
+    with pytest.raises(StoreError, match=f"there is no folder {absent}") as caught:
+        Store.existing()
+    assert "LOCALQ_MODELS" in caught.value.hint
+    absent.mkdir()
+    assert Store.existing().folder == absent
 
 
 @pytest.mark.parametrize(

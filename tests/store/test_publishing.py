@@ -246,7 +246,7 @@ def test_a_models_folder_that_cannot_be_made_is_named(tmp_path: Path, below: str
     assert store.artifacts() == []
 
 
-def test_too_little_room_is_told_with_both_numbers_before_the_work(
+def test_too_little_room_is_refused_with_both_numbers_before_the_work(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=3_000_000_000))
@@ -257,7 +257,7 @@ def test_too_little_room_is_told_with_both_numbers_before_the_work(
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
-def test_a_disk_that_runs_full_is_told_and_leaves_nothing(store: Store, number: int) -> None:
+def test_a_full_disk_is_an_error_and_leaves_nothing(store: Store, number: int) -> None:
     with (
         pytest.raises(StoreError, match="disk .* is full") as caught,
         store.writing(MODEL, Q4, fail_on_wait) as staging,

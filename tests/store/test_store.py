@@ -272,7 +272,7 @@ def test_a_manifest_of_a_newer_localq_may_say_more(store: Store, make: Make) -> 
     assert store.find(parse_reference("org/name"), Q4) == made
 
 
-def test_foreign_folders_and_files_are_left_out(store: Store, make: Make) -> None:
+def test_other_folders_and_files_are_left_out(store: Store, make: Make) -> None:
     made = make("org/name")
     (store.folder / "README.md").touch()
     (store.folder / "someones--model" / "weights").mkdir(parents=True)

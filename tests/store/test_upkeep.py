@@ -86,11 +86,11 @@ def test_a_file_that_changed_is_named(tmp_path: Path, act: str) -> None:
     assert changed_files(artifact, lambda done, total: None) == [artifact.path.name]
 
 
-def test_verify_tells_by_its_status(tmp_path: Path) -> None:
+def test_verify_sets_its_exit_status(tmp_path: Path) -> None:
     (artifact,) = convert("toy-llama", ["gguf-q4_0"], models_dir=tmp_path)
     command = [sys.executable, "-m", "localq", "verify", "--models-dir", str(tmp_path)]
     sound = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (sound.returncode, sound.stderr) == (0, "") and "as it was written" in sound.stdout
+    assert (sound.returncode, sound.stderr) == (0, "") and "unchanged" in sound.stdout
     artifact.path.write_bytes(bytes(artifact.path.stat().st_size))
     broken = subprocess.run([*command, "toy-llama"], capture_output=True, text=True, check=False)
     assert broken.returncode == 1 and f"changed: {artifact.path.name}" in broken.stdout

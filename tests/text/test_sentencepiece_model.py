@@ -62,7 +62,7 @@ def test_models_of_another_kind_are_refused(settings_: dict[str, Any], named: st
         read_sentencepiece_model(file)
 
 
-@settings(database=None, deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(data=st.data())
 def test_damaged_files_are_refused_or_read_but_never_end_badly(model_file: Path, data: st.DataObject) -> None:
     content = bytearray(model_file.read_bytes())

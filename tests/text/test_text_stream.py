@@ -74,7 +74,7 @@ def split_bytes(draw: st.DrawFn) -> list[bytes]:
     return [content[a:b] for a, b in zip([0, *borders], [*borders, len(content)], strict=True)]
 
 
-@settings(database=None, deadline=None, max_examples=800)
+@settings(max_examples=800)
 @given(pieces=split_bytes(), stop=STOPS, strip=st.booleans())
 def test_the_joined_text_is_the_whole_text_up_to_the_first_stop_string(
     pieces: list[bytes], stop: list[str], strip: bool
@@ -86,7 +86,7 @@ def test_the_joined_text_is_the_whole_text_up_to_the_first_stop_string(
     assert (released, stream.stopped) == (expected, stopped)
 
 
-@settings(database=None, deadline=None, max_examples=400)
+@settings(max_examples=400)
 @given(text=CHARACTERS, stop=STOPS, data=st.data())
 def test_nothing_is_held_back_that_is_certain(text: str, stop: list[str], data: st.DataObject) -> None:
     borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))

@@ -97,7 +97,7 @@ def test_text_is_decoded_as_by_the_library(folder: Path) -> None:
         assert tokenizer.decode(ids) == oracle.decode(ids) == text
 
 
-@settings(database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.data())
 def test_any_byte_level_ids_are_decoded_as_by_the_library(byte_level_folder: Path, data: st.DataObject) -> None:
     tokenizer, oracle = _loaded(byte_level_folder)
@@ -105,7 +105,7 @@ def test_any_byte_level_ids_are_decoded_as_by_the_library(byte_level_folder: Pat
     assert tokenizer.decode(ids) == oracle.decode(ids)
 
 
-@settings(database=None, deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<▁"), max_size=30))
 def test_any_text_without_tokens_written_in_it_survives_encoding_and_decoding(
     sentencepiece_folder: Path, text: str

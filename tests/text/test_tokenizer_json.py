@@ -64,7 +64,7 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return llama(tmp_path_factory.mktemp("llama"))
 
 
-@settings(database=None, deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(
     text=st.text(
         st.characters(exclude_categories=["Cs"], exclude_characters="<") | st.sampled_from("aeto ."), max_size=60

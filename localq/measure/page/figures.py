@@ -9,9 +9,8 @@ from typing import TypeVar
 from localq.measure.page.measurements import FormRow, Measurements
 from localq.measure.quality.divergence import Divergence
 from localq.measure.quality.results import EvalResult, ReferenceResult
-from localq.measure.rates import format_coarsely, format_duration, format_range, format_rate
 from localq.measure.speed.results import BenchTest, MemoryLimit, TestResult
-from localq.tables import format_bytes
+from localq.tables import format_bytes, format_coarsely, format_duration, format_range, format_rate
 
 _Value = TypeVar("_Value")
 

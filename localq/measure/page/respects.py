@@ -12,9 +12,8 @@ from localq.measure.forms import Form
 from localq.measure.page.measurements import FormRow, Measurements
 from localq.measure.quality.nearness import LARGEST_NOISE_FLOOR
 from localq.measure.quality.results import EvalReport, EvalResult
-from localq.measure.rates import format_coarsely
 from localq.measure.speed.results import BenchTest
-from localq.tables import format_bytes
+from localq.tables import format_bytes, format_coarsely
 
 NEGLIGIBLE_SIZE_RATIO = 1.02
 """Sizes that are closer count as equal: nobody chooses by it."""

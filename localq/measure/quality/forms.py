@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from localq.backends import has_backend
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener
-from localq.engines.availability import has_backend
 from localq.errors import OptionError
 from localq.gguf_file import read_model_header
 from localq.json_files import read_config

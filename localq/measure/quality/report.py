@@ -11,8 +11,7 @@ from typing import Any, Literal, TypeVar
 from localq.measure.forms import Form
 from localq.measure.quality.divergence import Divergence
 from localq.measure.quality.results import Cost, EvalReport, EvalResult, Nearness, ReferenceResult
-from localq.measure.rates import format_duration
-from localq.tables import format_bytes, format_table
+from localq.tables import format_bytes, format_duration, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 

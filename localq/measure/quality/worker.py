@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from localq.disk import disk_errors
 from localq.generation import TextRules, stream
-from localq.measure.machine import peak_memory_bytes
+from localq.hardware import peak_memory_bytes
 from localq.measure.quality.divergence import Positions, compare_rows, joined, negative_log_likelihoods
 from localq.measure.quality.reference_logits import ReferenceFile, pack_rows
 from localq.measure.serving import serve

@@ -18,14 +18,12 @@ from typing import TYPE_CHECKING, Any
 from localq.checkpoint.folder import Checkpoint
 from localq.context_length import config_limits
 from localq.conversion.gguf import GgufFile, Rows
-from localq.conversion.gguf_header import GgufMetadata, temporary_folder
 from localq.conversion.mlx import MlxFolder
-from localq.conversion.plan_gguf import GgufPlan
-from localq.conversion.plan_memory import memory_use
+from localq.conversion.plan import ConversionPlan, Plan, Recipes, Request, memory_use, plan_conversion
+from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor
-from localq.conversion.survey import Plan, Recipes, Request, Survey, survey
 from localq.conversion.writing import Writers, write_forms
-from localq.disk import disk_errors
+from localq.disk import disk_errors, temporary_folder
 from localq.errors import EngineError
 from localq.measure.forms import Form, form_of
 from localq.measure.shapes.random_checkpoint import random_checkpoint, write_files
@@ -108,7 +106,8 @@ def shape_forms(
     with ExitStack() as stack:
         with temporary_folder() as folder:
             checkpoint = random_checkpoint(name, shape, folder)
-            found = survey(Request(ModelReference("built-in", name), recipes), store, lambda reference: checkpoint)
+            request = Request(ModelReference("built-in", name), recipes, models_dir)
+            found = plan_conversion(request, lambda reference: checkpoint)
             found = replace(found, plans=_fitting_plans(found, options or LoadOptions(), others_bytes, tell))
             needed_bytes = sum(plan.weight_bytes for plan in found.plans.values())
             remove_leftovers(store)
@@ -135,7 +134,7 @@ def _form(store: Store, folder: Path, manifest: Manifest) -> Form:
     return form_of(Artifact(folder, manifest))
 
 
-def _fitting_plans(found: Survey, options: LoadOptions, taken_bytes: int, tell: Tell) -> dict[str, Plan]:
+def _fitting_plans(found: ConversionPlan, options: LoadOptions, taken_bytes: int, tell: Tell) -> dict[str, Plan]:
     """Those that can be in memory together, the first ones first. Raises EngineError where there are none."""
     import psutil
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 
-from localq.measure.rates import format_spread
 from localq.measure.speed.history import Entry, entry_name, entry_time
 from localq.measure.speed.intervals import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.measure.speed.results import BenchSettings
-from localq.tables import format_bytes, format_table
+from localq.tables import format_bytes, format_spread, format_table
 
 _ENGINE_LIBRARIES = {"mlx": ("mlx", "mlx-lm"), "gguf": ("llama-cpp-python",)}
 

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from localq.disk import check_writable, writing_errors
 from localq.errors import OptionError
 from localq.measure.plot_style import FACES, load_matplotlib, plot_style
-from localq.measure.rates import format_coarsely, format_spread
 from localq.measure.speed.results import BenchReport, BenchTest, TestResult
-from localq.tables import format_bytes
+from localq.tables import format_bytes, format_coarsely, format_spread
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

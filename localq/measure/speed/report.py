@@ -6,11 +6,10 @@ import textwrap
 from collections.abc import Callable
 from typing import Literal, TypeVar
 
-from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
 from localq.measure.speed.report_csv import render_csv
 from localq.measure.speed.results import BenchReport, BenchSettings, FormResult, TestResult
 from localq.measure.speed.verdicts import comparison_lines
-from localq.tables import format_bytes, format_table
+from localq.tables import format_bytes, format_coarsely, format_duration, format_range, format_spread, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 

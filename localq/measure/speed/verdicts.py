@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from localq.measure.rates import format_coarsely
 from localq.measure.speed.results import BenchReport, BenchTest, Comparison, Interval
+from localq.tables import format_coarsely
 
 _MOST_FORMS_IN_PAIRS = 3
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from localq.errors import EngineError, OptionError, UnsupportedOptionError
 from localq.generation import GenerationStatistics, TextRules, stream
-from localq.measure.machine import peak_memory_bytes
+from localq.hardware import peak_memory_bytes
 from localq.measure.serving import Commands, serve
 from localq.measure.speed.energy import EnergyMeter
 from localq.measure.speed.results import DECODE_PROMPT_TOKENS, BenchTest

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from localq.measure.rates import format_coarsely, format_range, format_rate, format_spread
+from localq.tables import format_coarsely, format_range, format_rate, format_spread
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,10 @@ from pathlib import Path
 import pytest
 
 from localq.checkpoint.folder import open_checkpoint
-from localq.conversion import plan_memory
+from localq.conversion import plan as plans
 from localq.conversion.convert import convert
-from localq.conversion.plan_memory import memory_use
+from localq.conversion.plan import memory_use, plan_recipe
 from localq.conversion.plan_mlx import MlxPlan
-from localq.conversion.survey import make_plan
 from localq.engines.base import PREFILL_CHUNK_TOKENS
 from localq.memory import RUNTIME_BYTES, MemoryUse
 from localq.recipes import parse_recipe
@@ -29,7 +28,7 @@ def folder(tmp_path: Path) -> Path:
 
 def use_of(folder: Path, recipe: str) -> MemoryUse:
     checkpoint = open_checkpoint(folder, "model")
-    return memory_use(make_plan(checkpoint, parse_recipe(recipe)), checkpoint.config)
+    return memory_use(plan_recipe(checkpoint, parse_recipe(recipe)), checkpoint.config)
 
 
 def test_the_longest_context_is_what_is_left_of_the_free_memory() -> None:
@@ -51,12 +50,12 @@ def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(
     from mlx.utils import tree_flatten
     from mlx_lm.utils import load_model
 
-    monkeypatch.setattr(plan_memory, "_mlx_runs_on_gpu", lambda: False)
+    monkeypatch.setattr(plans, "_mlx_runs_on_gpu", lambda: False)
     (artifact,) = convert(folder, recipe, models_dir=folder.parent / "models")
     model, _ = load_model(artifact.folder, lazy=True)
     model.set_dtype(mx.float32)  # as localq.engines.mlx does
     checkpoint = open_checkpoint(folder, "model")
-    plan = make_plan(checkpoint, parse_recipe(recipe))
+    plan = plan_recipe(checkpoint, parse_recipe(recipe))
     assert isinstance(plan, MlxPlan)
     use = memory_use(plan, checkpoint.config)
     assert use.weight_bytes == sum(array.nbytes for _, array in tree_flatten(model.parameters()))
@@ -69,7 +68,7 @@ def test_mlx_on_the_cpu_takes_the_bytes_of_its_arrays_in_single_precision(
 def test_mlx_on_a_gpu_takes_what_is_on_disk(
     folder: Path, recipe: str, context_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plan_memory, "_mlx_runs_on_gpu", lambda: True)
+    monkeypatch.setattr(plans, "_mlx_runs_on_gpu", lambda: True)
     (artifact,) = convert(folder, recipe, models_dir=folder.parent / "models")
     assert use_of(folder, recipe) == MemoryUse(artifact.manifest.weight_bytes, 0, context_bytes)
 
