@@ -66,8 +66,9 @@ def pull(reference: str | os.PathLike[str], *, listener: ConversionListener | No
 
     parsed = parse_reference(reference)
     if parsed.kind != "repo":
-        raise ModelReferenceError(f"{reference} is here already: {parsed.path}", "pull takes a repository: org/name")
+        hint = "pull needs a repository: org/name"
+        raise ModelReferenceError(f"{reference} is on this machine already: {parsed.path}", hint)
     on_download = listener_or_default(listener).on_download
     if parsed.recipe is not None:
         return pull_ready_form(parsed, on_download)
-    return hub.pull(parsed.name, parsed.revision, on_download).folder
+    return hub.pull(parsed.name, parsed.revision, on_download)

@@ -193,7 +193,7 @@ def test_an_artifact_is_a_reference(tmp_path: Path) -> None:
 
 
 def test_pull_takes_repositories_alone() -> None:
-    with pytest.raises(ModelReferenceError, match="is here already"):
+    with pytest.raises(ModelReferenceError, match="is on this machine already"):
         localq.pull("toy-llama")
 
 

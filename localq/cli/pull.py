@@ -1,4 +1,4 @@
-"""`localq pull`: bring a checkpoint, or a form that a repository has, into the Hugging Face cache."""
+"""`localq pull`: download a checkpoint, or an artifact that a repository has, into the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -10,9 +10,14 @@ from localq.cli.output import emit
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(metavar="REPO[@REV][:FORM]", help="org/name, and a branch, tag or commit.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO[@REV][:FORMAT]", help="org/name; @REV is a branch, tag or commit.")
+    ],
 ) -> None:
-    """Download a checkpoint or an MLX folder into the Hugging Face cache, with :FORM a .gguf file; print its path."""
+    """Download a model into the Hugging Face cache and print its path.
+
+    A checkpoint or an MLX folder; with :FORMAT, such as :gguf-q4_k_m, a .gguf file of the repository.
+    """
     from localq import api
     from localq.cli.progress import ByteBar, TerminalListener
 

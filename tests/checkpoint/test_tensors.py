@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localq.checkpoint.strided_tensor import StridedTensor
-from localq.checkpoint.tensors import StoredTensor, WeightFiles
+from localq.checkpoint.tensors import StoredTensor, StridedTensor, WeightFiles
 from localq.errors import CheckpointError
 
 ELEMENTS = np.arange(200, dtype=np.float16)
