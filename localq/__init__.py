@@ -1,4 +1,4 @@
-"""localq: convert a Phi or Llama checkpoint to MLX and GGUF, talk to both, and measure which runs better here.
+"""Convert a Phi or Llama checkpoint to MLX and GGUF, talk to both, and measure which runs better here.
 
     import localq
 
@@ -19,6 +19,9 @@ localq, `toy-llama` and `toy-phi`. A format may follow: `org/name:mlx-4bit`.
     Model                   generate, stream, tokenize
     Conversation            ask, retry, continue_reply, undo, save, load
 
+`repr()` says what an object is, `str()` of a reply is its text, reports and lists are shown as tables. `help()` of a
+function describes its options.
+
 Every error raised on purpose is a LocalqError, with `message` and `hint`; `localq.errors` has the others by name.
 Names are imported when they are first used, so that `import localq` takes a few milliseconds.
 """
@@ -27,7 +30,6 @@ from localq.version import __version__
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` is half of what this import would cost
 if TYPE_CHECKING:
-    from localq.api import ArtifactList as ArtifactList
     from localq.api import ls as ls
     from localq.api import pull as pull
     from localq.conversation import Conversation as Conversation
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from localq.generation import GenerationStatistics as GenerationStatistics
     from localq.measure.api import bench as bench
     from localq.measure.api import evaluate as evaluate
-    from localq.measure.reports import BenchReport as BenchReport
-    from localq.measure.reports import EvalReport as EvalReport
     from localq.model import Model as Model
     from localq.model import load as load
     from localq.options import GenerationOptions as GenerationOptions
@@ -51,13 +51,10 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Artifact": "localq.store.manifest",
-    "ArtifactList": "localq.api",
-    "BenchReport": "localq.measure.reports",
     "Chunk": "localq.generation",
     "Completion": "localq.generation",
     "Conversation": "localq.conversation",
     "ConversionListener": "localq.conversion.convert",
-    "EvalReport": "localq.measure.reports",
     "GenerationOptions": "localq.options",
     "GenerationStatistics": "localq.generation",
     "LoadOptions": "localq.options",
@@ -75,13 +72,10 @@ _HOMES = {
 
 __all__ = [
     "Artifact",
-    "ArtifactList",
-    "BenchReport",
     "Chunk",
     "Completion",
     "Conversation",
     "ConversionListener",
-    "EvalReport",
     "GenerationOptions",
     "GenerationStatistics",
     "LoadOptions",

@@ -61,6 +61,8 @@ class Conversation:
 
     When the next turn would not fit into the context, the oldest exchanges leave it, down to half of the context, so
     that this happens rarely; the system message stays. They stay in `exchanges` and in the transcript.
+
+    `exchanges` has the questions with their replies and statistics. `options` may be replaced between two turns.
     """
 
     @named_options(GenerationOptions)
@@ -132,7 +134,10 @@ class Conversation:
         return Reply(self, question, self._stream(question), keep=keep)
 
     def retry(self, *, keep: bool = True) -> Reply:
-        """Answer the last question again; the earlier reply is kept until the new one begins. Raises OptionError."""
+        """Answer the last question again; the earlier reply is kept until the new one begins.
+
+        Raises OptionError where nothing was asked yet.
+        """
         last = self._last()
         earlier = self.exchanges.pop()
         try:

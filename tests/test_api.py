@@ -181,7 +181,8 @@ def test_what_was_converted_is_listed(tmp_path: Path) -> None:
     assert [line.split()[0] for line in lines] == ["model", "-" * 19, "toy-llama:mlx-4bit", "toy-llama:gguf-q8_0"]
     html = listed._repr_html_()
     assert html.count("<tr>") == 3 and "toy-llama:gguf-q8_0</td>" in html
-    assert repr(localq.ArtifactList()) == "[]"
+    (tmp_path / "empty").mkdir()
+    assert repr(localq.ls(tmp_path / "empty")) == "[]"
     with pytest.raises(StoreError, match="there is no folder"):
         localq.ls(tmp_path / "nothing")
 

@@ -20,17 +20,22 @@ from localq.measure.speed import bench_forms, complete_settings
 from localq.measure.steps import OnStep
 from localq.notebook import Bars, in_notebook
 from localq.options import LoadKeywords, LoadOptions
+from localq.store.layout import models_folder
+from localq.store.manifest import Artifact
 
 Reference = str | os.PathLike[str]
 """A model reference, a path, or an Artifact."""
 
 
+_SIZES = ("prompt_tokens", "generated_tokens", "depth_tokens")
+
+
 class BenchKeywords(LoadKeywords, total=False):
     """The fields of `BenchSettings`, for type checkers and editors."""
 
-    prompt_tokens: Sequence[int]
-    generated_tokens: Sequence[int]
-    depth_tokens: Sequence[int]
+    prompt_tokens: Sequence[int] | int
+    generated_tokens: Sequence[int] | int
+    depth_tokens: Sequence[int] | int
     repetitions: int
     delay_seconds: float
 
@@ -66,11 +71,13 @@ def bench(
     """
     given: dict[str, Any] = dict(settings)
     LoadOptions(**{name: value for name, value in given.items() if name in LoadOptions.__dataclass_fields__})
+    given |= {name: (given[name],) for name in _SIZES if isinstance(given.get(name), int)}
     try:
         chosen = complete_settings(BenchSettings(**given))
     except ValidationError as error:
         raise OptionError(first_fault(error)) from error
-    forms = find_forms(_listed(references), _folder(models_dir), listener_or_default(listener))
+    folder = models_folder(models_dir)
+    forms = find_forms(_listed(references, folder), folder, listener_or_default(listener))
     return bench_forms(forms, chosen, _on_step("bench"))
 
 
@@ -93,17 +100,21 @@ def evaluate(
     given: dict[str, Any] = dict(settings)
     if given.get("text_file") is not None:
         given["text_file"] = Path(given["text_file"])
-    chosen, folder = EvalSettings(**given), _folder(models_dir)
-    return evaluate_forms(_listed(references), chosen, folder, listener_or_default(listener), _on_step("evaluate"))
+    chosen, folder = EvalSettings(**given), models_folder(models_dir)
+    listed, used = _listed(references, folder), listener_or_default(listener)
+    return evaluate_forms(listed, chosen, folder, used, _on_step("evaluate"))
 
 
-def _listed(references: Reference | Sequence[Reference]) -> list[str]:
+def _listed(references: Reference | Sequence[Reference], folder: Path) -> list[str]:
+    """References as text; an artifact of the models folder by its name, else by its path."""
     several = [references] if isinstance(references, str | os.PathLike) else references
-    return [os.fspath(reference) for reference in several]
-
-
-def _folder(models_dir: Path | str | None) -> Path | None:
-    return None if models_dir is None else Path(models_dir)
+    listed = [
+        item.name if isinstance(item, Artifact) and item.folder.parent.parent == folder else os.fspath(item)
+        for item in several
+    ]
+    if not listed:
+        raise OptionError("there is no model to measure", 'for example "toy-llama", or ["toy-phi:mlx-4bit"]')
+    return listed
 
 
 def _on_step(title: str) -> OnStep:
