@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from typing import Any
 
 
@@ -23,7 +24,9 @@ class Bars:
     def update(self, title: str, done: int, total: int) -> None:
         """Show a state; a new title begins a new bar. A bar is closed when all is done."""
         if title != self._title:
-            from tqdm.auto import tqdm
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # of tqdm's, where the notebook has no widgets: a line of text is fine
+                from tqdm.auto import tqdm
 
             self._title = title
             self._bar = tqdm(desc=title, total=total, **self._format)
