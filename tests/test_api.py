@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import inspect
 import pydoc
+import re
 import rlcompleter
 import subprocess
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import pytest
 
 import localq
 from localq.errors import ChatTemplateError, LocalqError, ModelReferenceError, OptionError, StoreError
+from localq.measure.quality import EvalSettings
+from localq.measure.reports import BenchSettings
 from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions
 from localq.text.chat_template import ChatTemplate, check_messages
 
@@ -58,21 +60,18 @@ def test_keywords_for_editors_are_the_fields_with_their_types(keywords: type, ki
         (localq.Model.stream, GenerationOptions),
         (localq.Conversation, GenerationOptions),
         (localq.Conversation.load, GenerationOptions),
+        (localq.bench, BenchSettings),
+        (localq.evaluate, EvalSettings),
     ],
 )
-def test_signatures_and_help_have_every_option(function: Callable[..., Any], kind: type) -> None:
+def test_signatures_and_help_have_every_option(function: Callable[..., Any], kind: Any) -> None:
     parameters, text = inspect.signature(function).parameters, pydoc.plain(pydoc.render_doc(function))
-    for option in fields(kind):
-        assert parameters[option.name].default == getattr(kind(), option.name)
-        assert f"{option.name}: {option.type} = " in text
+    signature, _, described = text.partition(f"{kind.__name__}: How")
+    for name in vars(kind).get("__dataclass_fields__") or kind.model_fields:
+        assert parameters[name].default == getattr(kind(), name)
+        assert f"{name}: " in signature
+        assert re.search(rf"^[ |]+{name}: [A-Z0-9`]", described, re.MULTILINE), name
     assert all(item.kind is not inspect.Parameter.VAR_KEYWORD for item in parameters.values())
-
-
-def test_help_describes_every_option() -> None:
-    text = " ".join(pydoc.plain(pydoc.render_doc(localq.Model.generate)).split())
-    for option in fields(GenerationOptions):
-        assert f" {option.name}: " in text.partition("GenerationOptions: How")[2]
-    assert "temperature: 0 is greedy" in text
 
 
 def test_a_wrong_option_is_named_with_the_nearest_one(model: localq.Model, tmp_path: Path) -> None:
@@ -222,6 +221,51 @@ def test_a_prompt_cache_is_named_by_a_string(model: localq.Model, tmp_path: Path
     model.generate(QUESTION)
     model.save_prompt_cache(str(tmp_path / "cache"))
     model.load_prompt_cache(str(tmp_path / "cache"))
+
+
+def test_speed_is_measured_and_shown_as_tables(tmp_path: Path) -> None:
+    made = localq.convert("toy-llama", ["gguf-q8_0"], models_dir=tmp_path)
+    sizes: dict[str, Any] = {"prompt_tokens": 8, "generated_tokens": [4], "repetitions": 1}
+    report = localq.bench(made, models_dir=tmp_path, **sizes)
+    assert [(form.name, [test.test for test in form.tests]) for form in report.results] == [
+        ("toy-llama:gguf-q8_0", ["pp8", "tg4"])
+    ]
+    assert str(report).startswith("toy-llama: speed by format\n")
+    assert repr(report) == str(report)
+    html = report._repr_html_()
+    assert html.count("<table>") == 2 and ">gguf-q8_0</td>" in html
+    elsewhere = localq.bench(made[0], models_dir=tmp_path / "other", **sizes)
+    assert elsewhere.results[0].name == "toy-llama:gguf-q8_0"
+
+
+def test_quality_is_measured_and_shown_as_tables(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("The capital of France is Paris. " * 20, encoding="utf-8")
+    settings: dict[str, Any] = {"window_tokens": 16, "most_windows": 1, "noise_floor": False}
+    artifacts = localq.convert("toy-llama", ["gguf-q8_0", "gguf-f32"], models_dir=tmp_path)
+    for text in ({}, {"text_file": str(tmp_path / "text.txt")}):
+        report = localq.evaluate(artifacts[0], models_dir=str(tmp_path), **settings, **text)
+        assert [form.name for form in report.results] == ["toy-llama:gguf-q8_0"]
+        assert str(report).startswith("toy-llama: quality by format\n")
+        assert report._repr_html_().count("<table>") == 2
+
+
+@pytest.mark.parametrize(
+    ("expected", "verb", "settings"),
+    [
+        ("threads is 0", "bench", {"threads": 0}),
+        ("repetitions is 0", "bench", {"repetitions": 0}),
+        ("prompt_tokens is 0", "bench", {"prompt_tokens": 0}),
+        ("prompt_tokens.0: Input should be a valid integer", "bench", {"prompt_tokens": ["many"]}),
+        ("most_windows is 'many'; expected a whole number", "evaluate", {"most_windows": "many"}),
+        ("threads is 0", "evaluate", {"threads": 0}),
+        ("can't read .*nowhere", "evaluate", {"text_file": "nowhere"}),
+    ],
+)
+def test_wrong_settings_of_measurements_are_named(expected: str, verb: str, settings: dict[str, Any]) -> None:
+    with pytest.raises(OptionError, match=expected):
+        getattr(localq, verb)("toy-llama", **settings)
+    with pytest.raises(OptionError, match="no model"):
+        getattr(localq, verb)([])
 
 
 def test_a_notebook_shows_bars(
