@@ -19,6 +19,12 @@ from localq.options import KvCacheType
 DECODE_PROMPT_TOKENS = 1
 """Prompt of the runs that measure generation: as llama-bench does, from a context that is all but empty."""
 
+LARGEST_NOISE_FLOOR = 1e-3
+"""Mean divergence between the engines' unquantized formats, in nats, above which they don't compute the same model.
+8-bit quantization costs that much (llama.cpp's table for an 8B Llama 3 has 0.0014 for Q8_0, half of it from storing
+logits in 16 bits); bfloat16 against float16 costs 0.000025. The share of same top tokens does not count: where two
+tokens are all but equally likely, it falls without anything being wrong."""
+
 _MOST_BYTES = 64 << 20
 """A report of a hundred forms has a hundredth of that."""
 
@@ -326,6 +332,12 @@ class EvalReport(Data):
     warnings: tuple[str, ...]
     command: str = ""
     """The line that repeats it."""
+
+    @property
+    def engines_agree(self) -> bool:
+        """Whether unquantized formats of both engines predict the same, as far as that was measured."""
+        floor = self.noise_floor
+        return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
 
 
 Report = TypeVar("Report", BenchReport, EvalReport)
