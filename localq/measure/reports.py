@@ -108,7 +108,8 @@ class BenchTest(Data):
     depth_tokens: int = 0
     """Tokens in the cache before; computing them is not part of the rate."""
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def test(self) -> str:
         """As llama-bench names it: `pp512`, `tg128 @ d4096`."""
         what = f"pp{self.prompt_tokens}" if self.prompt_tokens else f"tg{self.generated_tokens}"
@@ -156,12 +157,14 @@ class FormSpeed(FormFacts):
     peak_memory_bytes: int
     tests: tuple[TestResult, ...]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def prompt_tokens_per_second(self) -> Rate | None:
         """Of the first prompt size."""
         return next((test.tokens_per_second for test in self.tests if test.prompt_tokens), None)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def generated_tokens_per_second(self) -> Rate | None:
         """Of the first reply length."""
         return next((test.tokens_per_second for test in self.tests if test.generated_tokens), None)
