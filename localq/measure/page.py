@@ -1,0 +1,172 @@
+"""Speed and quality of a model's formats side by side: as a page in HTML, as Markdown and as text. Measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from localq.measure.quality_tables import quality_facts, quality_table
+from localq.measure.rates import format_rate
+from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine, Rate
+from localq.measure.speed_tables import bench_document
+from localq.measure.tables import Document, format_time, labels, title
+from localq.measure.verdict import Verdict, judge, nearness_lines, reason
+from localq.tables import format_bytes
+from localq.version import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Figure:
+    """A number that becomes a bar."""
+
+    value: float
+    text: str
+    ends: tuple[float, float] | None = None
+    """Of its interval, or one standard error around it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """A format in a panel. Places are percent of the room for bars, which the panel's largest number fills."""
+
+    name: str
+    role: str
+    """`baseline`, `noise floor`, `beaten`, or empty for a format that no other one beats."""
+    figure: Figure | None
+    """None where nothing was measured."""
+    length: float = 0
+    ends: tuple[float, float] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Bars of one kind; all begin at zero."""
+
+    title: str
+    note: str
+    bars: tuple[Bar, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Page:
+    """What is shown of a bench and an evaluation."""
+
+    document: Document
+    subtitle: str
+    verdict: Verdict
+    names: Mapping[str, str]
+    """What formats are called."""
+    panels: tuple[Panel, ...]
+
+
+def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Sequence[str] = ()) -> Page:
+    """Both of the same formats, or speed alone; `commands` are the lines that repeat it, else those of the reports."""
+    forms = _forms(bench, evaluation)
+    names = labels(forms)
+    verdict = judge(bench, evaluation, names)
+    document = bench_document(bench, names)
+    if evaluation:
+        document = replace(
+            document,
+            tables=(*document.tables, quality_table(evaluation, names)),
+            findings=(*document.findings, *nearness_lines(evaluation, names)),
+            facts=(*document.facts, *quality_facts(evaluation, names)),
+            warnings=(*document.warnings, *evaluation.warnings, *differences(bench.machine, evaluation.machine)),
+            commands=(*document.commands, *filter(None, [evaluation.command])),
+        )
+    document = replace(
+        document,
+        title=title(forms, "speed and quality" if evaluation else "speed"),
+        verdict=verdict.lines(names),
+        commands=tuple(commands) or document.commands,
+    )
+    roles = {choice.name: "beaten" if choice not in verdict.kept else "" for choice in verdict.ranked}
+    roles |= {form.name: "" for form in forms if form.name not in roles}
+    if evaluation:
+        roles |= {form.name: "noise floor" for form in [evaluation.noise_floor] if form}
+        roles |= {evaluation.reference.name: "baseline"}
+    panels = tuple(
+        Panel(name, note, _bars(figures, names, roles)) for name, note, figures in _figures(bench, evaluation, forms)
+    )
+    return Page(document, f"{bench.machine.cpu}, {format_time(bench.started)}", verdict, names, panels)
+
+
+def render_html(page: Page) -> str:
+    """One HTML5 file that needs no other, for screens and for paper. Every text is escaped."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    return environment.get_template("page.html").render(page=page, reason=reason, version=__version__)
+
+
+def differences(speed: Machine, quality: Machine) -> list[str]:
+    """What makes a bench and an evaluation less comparable."""
+    found = []
+    if (speed.cpu, speed.memory_bytes) != (quality.cpu, quality.memory_bytes):
+        found.append(f"speed was measured on another machine ({speed.cpu}) than quality ({quality.cpu})")
+    one, other = speed.versions, quality.versions
+    changed = [name for name in dict.fromkeys([*one, *other]) if one.get(name) != other.get(name)]
+    if changed:
+        versions = ", ".join(f"{name} {one.get(name, 'none')} and {other.get(name, 'none')}" for name in changed)
+        found.append(f"speed and quality were measured with different versions: {versions}")
+    return found
+
+
+def _forms(bench: BenchReport, evaluation: EvalReport | None) -> list[FormFacts]:
+    """Each once; what is not to choose comes last."""
+    forms: dict[str, FormFacts] = {form.name: form for form in bench.results}
+    if evaluation:
+        forms = {**{form.name: form for form in evaluation.results}, **forms}
+        for last in filter(None, [evaluation.noise_floor, evaluation.reference]):
+            forms.pop(last.name, None)
+            forms[last.name] = last
+    return list(forms.values())
+
+
+def _figures(
+    bench: BenchReport, evaluation: EvalReport | None, forms: Sequence[FormFacts]
+) -> Iterator[tuple[str, str, dict[str, Figure]]]:
+    """Title, note and figures of each panel."""
+
+    def speed(rate: Rate) -> Figure:
+        return Figure(rate.median, format_rate(rate.median), rate.confidence_interval)
+
+    tests = dict.fromkeys(item.test for form in bench.results for item in form.tests)
+    for test in sorted(tests, key=lambda test: test.startswith("pp")):
+        name = "Prompt processing" if test.startswith("pp") else "Generation"
+        items = [(form.name, item) for form in bench.results for item in form.tests if item.test == test]
+        figures = {form: speed(item.tokens_per_second) for form, item in items}
+        yield name, f"tokens/s in {test}; more is better", figures
+    sizes = {form.name: form.artifact_bytes for form in forms}
+    if evaluation and evaluation.noise_floor:
+        del sizes[evaluation.noise_floor.name]
+    yield "Size", "on disk; less is better", {name: Figure(size, format_bytes(size)) for name, size in sizes.items()}
+    if evaluation:
+        figures = {}
+        for form in filter(None, [evaluation.noise_floor, *evaluation.results]):
+            mean, error = form.mean_kl_divergence, form.kl_divergence_standard_error
+            ends = None if error is None else (max(0.0, mean - error), mean + error)
+            figures[form.name] = Figure(mean, f"{mean:.3g}", ends)
+        yield "Distance from the baseline", "mean KL in nats; less is better", figures
+
+
+def _bars(figures: Mapping[str, Figure], names: Mapping[str, str], roles: Mapping[str, str]) -> tuple[Bar, ...]:
+    """In the order of the roles; of the baseline and the noise floor only what was measured."""
+    largest = max(end for figure in figures.values() for end in (figure.value, *(figure.ends or ()))) or 1.0
+    bars = []
+    for name, role in roles.items():
+        figure = figures.get(name)
+        if figure is not None:
+            ends = figure.ends and (100 * figure.ends[0] / largest, 100 * figure.ends[1] / largest)
+            bars.append(Bar(names[name], role, figure, 100 * figure.value / largest, ends))
+        elif role in ("", "beaten"):
+            bars.append(Bar(names[name], role, None))
+    return tuple(bars)

@@ -1,0 +1,233 @@
+"""A bench report, and the history of bench reports, for people and as CSV. Measures nothing, prints nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
+from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate, TestResult
+from localq.measure.tables import (
+    BITS,
+    SIZE,
+    Column,
+    Document,
+    Table,
+    TableStyle,
+    format_time,
+    labels,
+    machine_facts,
+    make_table,
+    render,
+    render_csv,
+    table_lines,
+    title,
+)
+from localq.measure.verdict import speed_lines
+from localq.tables import format_bytes
+
+if TYPE_CHECKING:
+    from localq.measure.history import HistoryRun, HistoryTable
+
+_MACHINE = ("cpu", "physical_cores", "logical_cores", "memory_bytes", "os", "metal", "busy_cores", "python")
+_LIBRARIES = ("localq", "mlx", "mlx-lm", "llama-cpp-python")
+_SETTINGS = (
+    *("repetitions", "delay_seconds", "context_length", "threads", "kv_cache_type", "flash_attention"),
+    "batch_tokens",
+)
+
+
+def render_bench(report: BenchReport, style: TableStyle = "text", width: int | None = None) -> str:
+    """The results, without a newline at the end.
+
+    `text` and `md` are rounded for reading; `text` leaves out columns for which `width` has no room. `csv` has full
+    precision, a row for each format and test, and an empty field for what is not known.
+    """
+    if style == "csv":
+        return render_csv([_record(report, result, item) for result in report.results for item in result.tests])
+    return render(bench_document(report), style, width)
+
+
+def bench_document(report: BenchReport, names: Mapping[str, str] | None = None) -> Document:
+    """What a bench report shows; `names` has what formats are called."""
+    names = names or labels(report.results)
+    return Document(
+        title=title(report.results, "speed") + (" (partial)" if report.partial else ""),
+        tables=speed_tables(report, names),
+        findings=tuple(speed_lines(report, names)),
+        facts=(*machine_facts(report.machine), *speed_facts(report)),
+        warnings=bench_warnings(report),
+        commands=tuple(filter(None, [report.command])),
+    )
+
+
+def bench_warnings(report: BenchReport) -> tuple[str, ...]:
+    """The report's own, and that it is partial."""
+    if not report.partial:
+        return report.warnings
+    counts = {len(item.tokens_per_second.samples) for result in report.results for item in result.tests}
+    measured = " to ".join(map(str, sorted({min(counts), max(counts)})))
+    return (f"stopped early, after {measured} of {report.settings.repetitions} repetitions", *report.warnings)
+
+
+def speed_tables(report: BenchReport, names: Mapping[str, str]) -> tuple[Table, ...]:
+    """A row for each format and test, then a row for each format; `names` has what formats are called."""
+    rates = [item.tokens_per_second for result in report.results for item in result.tests]
+    levels = {rate.confidence_level for rate in rates if rate.confidence_level}
+    level = levels.pop() if len(levels) == 1 else None
+
+    def interval(rate: Rate) -> str | None:
+        if rate.confidence_interval is None:
+            return None
+        ends = format_range(*rate.confidence_interval)
+        return ends if level else f"{ends} ({rate.confidence_level:.0%})"
+
+    tests = [(result, item) for result in report.results for item in result.tests]
+    columns: list[Column[tuple[FormSpeed, TestResult]]] = [
+        Column("format", lambda row: names[row[0].name], is_text=True),
+        Column("test", lambda row: row[1].test, _TEST, is_text=True),
+        Column("t/s", lambda row: _rate(row[1].tokens_per_second), _RATE),
+        Column(
+            f"{level:.0%} interval" if level else "interval", lambda row: interval(row[1].tokens_per_second), _ENDS, 1
+        ),
+        Column("of memory limit", lambda row: _limit(row[1]), _LIMIT, 2),
+    ]
+    return (
+        make_table("Speed", columns, tests),
+        make_table("Size, loading and memory", _form_columns(names), report.results),
+    )
+
+
+_TEST = "ppN: process a prompt of N tokens; tgN: generate N tokens; @ dN: with N tokens in the cache before"
+_RATE = "tokens per second, median ± standard deviation of the repetitions"
+_ENDS = "confidence interval of the median: how far off it may be"
+_LIMIT = "share of the speed at which reading the weights and the context from memory would take all the time"
+
+
+def _form_columns(names: Mapping[str, str]) -> list[Column[FormSpeed]]:
+    return [
+        Column("format", lambda form: names[form.name], is_text=True),
+        Column("size", lambda form: format_bytes(form.artifact_bytes), SIZE),
+        Column(
+            "bits/weight",
+            lambda form: None if form.bits_per_weight is None else f"{form.bits_per_weight:.2f}",
+            BITS,
+            rank=2,
+        ),
+        Column("load", lambda form: format_duration(form.load_seconds), _LOAD, 1),
+        Column("cold load", lambda form: _seconds(form.cold_load_seconds), "the same with no file in the cache", 4),
+        Column("first token", lambda form: _seconds(form.time_to_first_token_seconds), _FIRST, 3),
+        Column("peak memory", lambda form: format_bytes(form.peak_memory_bytes), "most memory of the process"),
+    ]
+
+
+_LOAD = "seconds until ready: import the library and load the files, from the operating system's cache"
+_FIRST = "seconds from the start of the first prompt to the first token, median"
+
+
+def speed_facts(report: BenchReport) -> list[tuple[str, str]]:
+    """How speed was measured."""
+    bandwidth = format_bytes(report.memory_bandwidth_bytes_per_second)
+    facts = [
+        ("measured", format_time(report.started)),
+        ("speed", settings_text(report.settings)),
+        ("memory limit", f"{bandwidth}/s, measured in the same run, / bytes that a token reads"),
+    ]
+    if "--shape" in report.command.split():
+        facts.append(("weights", "random, in the shape of the model: size, speed and memory are as with its own"))
+    return facts
+
+
+def settings_text(settings: BenchSettings) -> str:
+    """How it was measured, in one line; sizes of prompts and replies stand in the tests' names."""
+    count, threads = settings.repetitions, settings.threads
+    cores = "a thread per available core (one for a very small model)"
+    chosen = "as it chooses" if settings.flash_attention is None else "on" if settings.flash_attention else "off"
+    parts = [
+        f"{count} repetition{'s' * (count > 1)} by turns, each in a warm process of its own",
+        f"context of {settings.context_length} tokens",
+        f"keys and values in {settings.kv_cache_type or 'full'}",
+        f"at most {settings.batch_tokens} prompt tokens in a pass",
+        f"llama.cpp on {cores if threads is None else f'{threads} thread' + 's' * (threads > 1)}",
+        f"flash attention {chosen}",
+    ]
+    if settings.delay_seconds:
+        parts.append(f"a pause of {settings.delay_seconds:g} s before each measurement")
+    return "; ".join(parts)
+
+
+def render_history(tables: Sequence[HistoryTable], width: int | None = None) -> str:
+    """A table for each format, machine and choice of settings, a row for each test and run."""
+    return "\n\n".join("\n".join([_heading(table), *table_lines(_history_table(table), width)]) for table in tables)
+
+
+def _heading(table: HistoryTable) -> str:
+    return "; ".join(filter(None, [table.name, table.machine, table.choices]))
+
+
+def _history_table(table: HistoryTable) -> Table:
+    def version(library: str) -> Column[HistoryRun]:
+        return Column(library, lambda run: run.versions.get(library), rank=2, is_text=True)
+
+    libraries = dict.fromkeys(name for run in table.runs for name in run.versions)
+    columns: list[Column[HistoryRun]] = [
+        Column("test", lambda run: run.test, is_text=True),
+        Column("started (UTC)", lambda run: f"{run.started:%Y-%m-%d %H:%M}", rank=1, is_text=True),
+        *map(version, libraries),
+        Column("t/s", lambda run: _rate(run.rate)),
+        Column("change", _change, is_text=True),
+    ]
+    return make_table(table.name, columns, table.runs)
+
+
+def _change(run: HistoryRun) -> str:
+    """Against the run before, where it is shown; and what makes a run less sure."""
+    change = "" if run.is_first else "~"
+    if run.change is not None:
+        change = f"{run.change:+.1%} {'faster' if run.change > 0 else 'slower'}"
+    notes = ["machine busy"] * run.busy
+    return f"{change} ({', '.join(notes)})".strip() if notes else change
+
+
+def _rate(rate: Rate) -> str:
+    return format_spread(rate.median, rate.stdev)
+
+
+def _seconds(value: float | None) -> str | None:
+    return None if value is None else format_duration(value)
+
+
+def _limit(item: TestResult) -> str | None:
+    limit = item.limit
+    return None if limit is None else f"{limit.share:.0%} of {format_coarsely(limit.tokens_per_second)}"
+
+
+def _record(report: BenchReport, result: FormSpeed, item: TestResult) -> dict[str, object]:
+    """A row of CSV. Several samples or warnings share a field, with `; ` between them."""
+    machine, settings, rate = report.machine, report.settings, item.tokens_per_second
+    low, high = rate.confidence_interval or (None, None)
+    return {
+        **result.model_dump(include={"model", "recipe", "artifact_bytes", "bits_per_weight"}),
+        **item.model_dump(include={"test", "prompt_tokens", "generated_tokens", "depth_tokens"}),
+        "tokens_per_second_median": rate.median,
+        "tokens_per_second_stdev": rate.stdev,
+        "tokens_per_second_low": low,
+        "tokens_per_second_high": high,
+        "tokens_per_second_level": rate.confidence_level,
+        "tokens_per_second_samples": "; ".join(map(repr, rate.samples)),
+        "limit_bytes_per_token": item.limit.bytes_per_token if item.limit else None,
+        "limit_tokens_per_second": item.limit.tokens_per_second if item.limit else None,
+        "limit_share": item.limit.share if item.limit else None,
+        "load_seconds": result.load_seconds,
+        "cold_load_seconds": result.cold_load_seconds,
+        "time_to_first_token_seconds": result.time_to_first_token_seconds,
+        "peak_memory_bytes": result.peak_memory_bytes,
+        **{name: getattr(settings, name) for name in _SETTINGS},
+        "memory_bandwidth_bytes_per_second": report.memory_bandwidth_bytes_per_second,
+        **{f"machine_{name}": getattr(machine, name) for name in _MACHINE},
+        **{f"{name.replace('-', '_')}_version": machine.versions.get(name) for name in _LIBRARIES},
+        "warnings": "; ".join(report.warnings),
+        "partial": report.partial,
+        "started": report.started.isoformat(),
+        "command": report.command,
+    }

@@ -1,0 +1,227 @@
+"""What reports show in words: which format is faster or nearer to the baseline, and which ones are worth taking.
+
+A format is beaten by another one that is shown to be better in something and worse in nothing: in the speed of a test,
+in nearness to the baseline, or in size. Nothing is said of a difference that is not shown, except that it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from localq.measure.rates import format_coarsely, format_rate
+from localq.measure.reports import BenchReport, EvalReport, FormSpeed, Interval
+from localq.tables import format_bytes
+
+NEGLIGIBLE_SIZE_RATIO = 1.02
+"""Sizes that are closer count as equal: nobody chooses by it."""
+_MOST_FORMS_IN_PAIRS = 3
+
+Names = Mapping[str, str]
+"""What formats are called, by their names."""
+Pairs = frozenset[tuple[str, str]]
+"""Names of two formats of which the first one is shown to be better."""
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A format, and what speaks for it and against it."""
+
+    name: str
+    best_in: tuple[str, ...]
+    """`the smallest`, shown against every other one; `among the fastest ...`, of which no other one is shown to be."""
+    beaten_by: tuple[str, ...]
+    """Names."""
+    numbers: str
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """Which formats to choose from."""
+
+    headline: str
+    doubts: tuple[str, ...] = ()
+    """What makes it less sure."""
+    choices: tuple[Choice, ...] = ()
+    """Empty where nothing can be said."""
+
+    @property
+    def kept(self) -> tuple[Choice, ...]:
+        """Those that no other one beats. Where differences are just shown, each may be beaten: then all."""
+        return tuple(choice for choice in self.choices if not choice.beaten_by) or self.choices
+
+    @property
+    def ranked(self) -> tuple[Choice, ...]:
+        """All, the beaten ones last."""
+        return (*self.kept, *(choice for choice in self.choices if choice not in self.kept))
+
+    def lines(self, names: Names) -> tuple[str, ...]:
+        """The headline, the doubts, a line for each format."""
+        parts = [(names[choice.name], filter(None, [reason(choice, names), choice.numbers])) for choice in self.ranked]
+        return (self.headline, *self.doubts, *(f"{name}: {'; '.join(said)}" for name, said in parts))
+
+
+def reason(choice: Choice, names: Names) -> str:
+    """To take it or to leave it; empty where there is none but the numbers."""
+    if choice.beaten_by:
+        return f"beaten by {', '.join(names[name] for name in choice.beaten_by)}"
+    return ", ".join(choice.best_in)
+
+
+def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Verdict:
+    """About the formats whose speed was measured, except the baseline and the noise floor."""
+    unquantized = [evaluation.reference, evaluation.noise_floor] if evaluation else []
+    forms = [form for form in bench.results if form.name not in {other.name for other in unquantized if other}]
+    forms.sort(key=lambda form: -form.tests[-1].tokens_per_second.median)
+    if len(forms) < 2:
+        measured = names[forms[0].name] if forms else "what is not quantized"
+        return Verdict(f"There is nothing to choose between: only {measured} was measured.")
+    if bench.machine.busy:
+        busy = f"other work kept {bench.machine.busy_cores:.1f} cores busy"
+        return Verdict(f"No verdict: {busy}. Close it and measure again.")
+    if not bench.comparisons:
+        return Verdict("No verdict: one repetition does not show how much speed varies. Measure with more.")
+    better = _better_in_speed(bench)
+    better["smallest"] = frozenset(
+        (one.name, other.name)
+        for one in forms
+        for other in forms
+        if one.artifact_bytes * NEGLIGIBLE_SIZE_RATIO < other.artifact_bytes
+    )
+    doubts = ["The run was stopped early: more repetitions may change this."] if bench.partial else []
+    unknown = _why_nearness_is_unknown(evaluation, forms, names)
+    if evaluation and not unknown:
+        found = frozenset((item.nearer, item.farther) for item in evaluation.comparisons if item.differs)
+        better[f"nearest to {names[evaluation.reference.name]}"] = found
+    choices = []
+    for form in forms:
+        others = [other.name for other in forms if other is not form]
+        best_in = filter(None, (_rank(form.name, others, what, pairs) for what, pairs in better.items()))
+        beaten_by = () if unknown else beaters(form.name, others, list(better.values()))
+        choices.append(Choice(form.name, tuple(best_in), beaten_by, _numbers(form, evaluation)))
+    return Verdict(_headline(choices, names, unknown), tuple(doubts), tuple(choices))
+
+
+def beaters(name: str, others: Iterable[str], better: Sequence[Pairs]) -> tuple[str, ...]:
+    """Those that are shown to be better than `name` in something, and worse in nothing."""
+    return tuple(
+        other
+        for other in others
+        if any((other, name) in pairs for pairs in better) and not any((name, other) in pairs for pairs in better)
+    )
+
+
+def _rank(name: str, others: Sequence[str], what: str, better: Pairs) -> str:
+    """`the fastest`, `among the fastest` or nothing."""
+    worse = [other for other in others if (name, other) in better]
+    if len(worse) == len(others):
+        return f"the {what}"
+    return f"among the {what}" if worse and not any((other, name) in better for other in others) else ""
+
+
+def _better_in_speed(report: BenchReport) -> dict[str, Pairs]:
+    """Who is shown to be faster in each test, generation first."""
+    tests = list(dict.fromkeys(item.test for item in report.comparisons))
+    better = {}
+    for prefix, what in (("tg", "generation"), ("pp", "prompts")):
+        of_kind = [test for test in tests if test.startswith(prefix)]
+        for test in of_kind:
+            found = ((item.faster, item.slower) for item in report.comparisons if item.test == test and item.differs)
+            better[f"fastest in {what}" + (f" ({test})" if len(of_kind) > 1 else "")] = frozenset(found)
+    return better
+
+
+def _why_nearness_is_unknown(evaluation: EvalReport | None, forms: Sequence[FormSpeed], names: Names) -> str:
+    """The begin of a sentence; empty where it is known."""
+    if evaluation is None:
+        return "Quality was not measured"
+    evaluated = {result.name for result in evaluation.results}
+    missing = [names[form.name] for form in forms if form.name not in evaluated]
+    if missing:
+        return f"The quality of {', '.join(missing)} was not measured"
+    if not evaluation.engines_agree and len({form.format for form in forms}) > 1:
+        return "The engines disagree on this model even unquantized"
+    return "" if evaluation.comparisons else "One window of text does not show which format is nearer to the baseline"
+
+
+def _numbers(form: FormSpeed, evaluation: EvalReport | None) -> str:
+    rates = {"generation": form.generated_tokens_per_second, "prompt": form.prompt_tokens_per_second}
+    means = {result.name: result.mean_kl_divergence for result in (evaluation.results if evaluation else ())}
+    return ", ".join(
+        [
+            *(f"{what} {format_rate(rate.median)} t/s" for what, rate in rates.items() if rate),
+            format_bytes(form.artifact_bytes),
+            *([f"mean KL {means[form.name]:.3g}"] if form.name in means else []),
+        ]
+    )
+
+
+def _headline(choices: Sequence[Choice], names: Names, unknown: str) -> str:
+    kept = [choice.name for choice in choices if not choice.beaten_by]
+    if len(kept) == 1 and all(kept[0] in choice.beaten_by for choice in choices if choice.name != kept[0]):
+        return f"Take {names[kept[0]]}: it beats every other format."
+    if not any(choice.best_in or choice.beaten_by for choice in choices):
+        return f"{unknown + ', and no' if unknown else 'No'} format is shown to be the best in anything."
+    if unknown:
+        return f"{unknown}. Speed and size show:"
+    beaten = " The beaten ones are better in nothing and worse in something." if len(kept) < len(choices) else ""
+    return f"No format is the best in everything: choose by what matters to you.{beaten}"
+
+
+def speed_lines(report: BenchReport, names: Names) -> list[str]:
+    """A sentence for every two formats in every test; for more than three formats one for each test, on the fastest.
+
+    None where nothing was compared.
+    """
+    tests = dict.fromkeys(item.test for item in report.comparisons)
+    if len(report.results) > _MOST_FORMS_IN_PAIRS:
+        return [_fastest(report, test, names) for test in tests]
+    lines = []
+    for item in (item for test in tests for item in report.comparisons if item.test == test):
+        found = f"no difference shown between {names[item.faster]} and {names[item.slower]}"
+        if item.differs:
+            found = f"{names[item.faster]} is {_times(item.ratio)} as fast as {names[item.slower]}"
+        lines.append(f"{item.test}: {found} ({_ends(item.ratio)})")
+    return lines
+
+
+def nearness_lines(report: EvalReport, names: Names) -> list[str]:
+    """A sentence for each format and the next one by mean KL divergence: which is nearer, or that none is shown to be.
+
+    None where nothing was compared.
+    """
+    means = {result.name: result.mean_kl_divergence for result in report.results}
+    ranked = sorted(means, key=lambda name: means[name])
+    pairs = {(item.nearer, item.farther): item for item in report.comparisons}
+    lines = []
+    for item in (pairs[pair] for pair in zip(ranked, ranked[1:], strict=False) if pair in pairs):
+        nearer, farther, baseline = names[item.nearer], names[item.farther], names[report.reference.name]
+        found = f"no difference in nearness shown between {nearer} and {farther}"
+        if item.differs:
+            values = f"mean KL {means[item.nearer]:.3g} against {means[item.farther]:.3g}"
+            found = f"{nearer} is nearer to {baseline} than {farther}: {values}"
+        ends = item.difference
+        lines.append(f"{found} ({ends.low:.3g} to {ends.high:.3g} apart, {ends.level:.0%} interval)")
+    return lines
+
+
+def _fastest(report: BenchReport, test: str, names: Names) -> str:
+    medians = {
+        form.name: item.tokens_per_second.median for form in report.results for item in form.tests if item.test == test
+    }
+    fastest, second, *_ = sorted(medians, key=lambda name: -medians[name])
+    beaten = {item.slower: item for item in report.comparisons if item.test == test and item.faster == fastest}
+    rivals = [name for name in medians if name != fastest and not (name in beaten and beaten[name].differs)]
+    if rivals:
+        first, *others = (names[name] for name in (*rivals, fastest))
+        return f"{test}: which format is the fastest is not shown; it is {', '.join(others)} or {first}"
+    ratio = beaten[second].ratio
+    return f"{test}: {names[fastest]} is the fastest, {_times(ratio)} as fast as {names[second]} ({_ends(ratio)})"
+
+
+def _times(ratio: Interval) -> str:
+    return f"{format_coarsely(ratio.estimate)} times"
+
+
+def _ends(ratio: Interval) -> str:
+    return f"{format_coarsely(ratio.low)} to {format_coarsely(ratio.high)}, {ratio.level:.0%} interval"
