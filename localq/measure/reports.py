@@ -8,7 +8,7 @@ reads one. Keys that a newer version added are ignored. What a rate means is def
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field
 
@@ -71,9 +71,9 @@ class Rate(Data):
     stdev: float | None
     """Sample standard deviation (n - 1); None for a single sample."""
     confidence_interval: tuple[float, float] | None
-    """Of the median; None for a single sample."""
+    """Of the median; None for fewer than three samples."""
     confidence_level: float | None
-    """Of that interval: 0.95, less with few repetitions."""
+    """Of that interval: 0.95 from six samples on; of fewer, 1 - 2 x 0.5^n."""
     samples: tuple[float, ...]
     """In the order in which they were measured."""
 
@@ -96,6 +96,10 @@ class FormFacts(Data):
     def format(self) -> str:
         """`mlx` or `gguf`."""
         return self.recipe.partition("-")[0]
+
+    def facts(self) -> dict[str, Any]:
+        """These four fields alone, for a result."""
+        return {name: getattr(self, name) for name in FormFacts.model_fields}
 
 
 class BenchTest(Data):
@@ -216,7 +220,7 @@ class BenchReport(Data):
     warnings: tuple[str, ...]
     """What makes the figures less sure."""
     partial: bool = False
-    """Whether it was stopped before the last repetition."""
+    """Whether Ctrl-C stopped it. It has the repetitions that were complete: fewer than the settings say."""
     results: tuple[FormSpeed, ...]
     comparisons: tuple[SpeedComparison, ...]
     """Of every two forms in every test; none for a single repetition."""

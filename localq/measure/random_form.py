@@ -28,8 +28,8 @@ from localq.conversion.writing import Writers, write_forms
 from localq.disk import disk_errors
 from localq.errors import EngineError
 from localq.measure.forms import Form, form_of
-from localq.measure.shapes.random_checkpoint import random_checkpoint, write_files
-from localq.measure.shapes.shapes import shape_config
+from localq.measure.random_checkpoint import random_checkpoint, write_files
+from localq.measure.shapes import shape_config
 from localq.memory import require_memory
 from localq.options import LoadOptions
 from localq.recipes import Recipe

@@ -19,7 +19,7 @@ from localq.checkpoint.weights import Weights
 from localq.families.base import TensorLayout
 from localq.families.config import parse_config
 from localq.families.table import family_of
-from localq.measure.shapes.shapes import Shape
+from localq.measure.shapes import Shape
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
