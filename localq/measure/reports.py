@@ -7,10 +7,11 @@ reads one. Keys that a newer version added are ignored. What a rate means is def
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from localq.disk import reason
 from localq.errors import OptionError
@@ -159,7 +160,7 @@ class FormSpeed(FormFacts):
     time_to_first_token_seconds: float | None
     """Median, of the first prompt size at the first depth; None where no prompt is measured."""
     peak_memory_bytes: int
-    tests: tuple[TestResult, ...]
+    tests: Annotated[tuple[TestResult, ...], Field(min_length=1)]
 
     @computed_field  # type: ignore[prop-decorator]
     @property
@@ -221,11 +222,16 @@ class BenchReport(Data):
     """What makes the figures less sure."""
     partial: bool = False
     """Whether Ctrl-C stopped it. It has the repetitions that were complete: fewer than the settings say."""
-    results: tuple[FormSpeed, ...]
+    results: Annotated[tuple[FormSpeed, ...], Field(min_length=1)]
     comparisons: tuple[SpeedComparison, ...]
     """Of every two forms in every test; none for a single repetition."""
     command: str = ""
     """The line that repeats it."""
+
+    @model_validator(mode="after")
+    def _compares_its_own(self) -> BenchReport:
+        _require_names(self.results, [name for item in self.comparisons for name in (item.faster, item.slower)])
+        return self
 
 
 class Cost(Data):
@@ -333,18 +339,30 @@ class EvalReport(Data):
     reference: BaselineQuality
     noise_floor: FormQuality | None
     """The unquantized form in the other engine; None where one engine ran all."""
-    results: tuple[FormQuality, ...]
+    results: Annotated[tuple[FormQuality, ...], Field(min_length=1)]
     comparisons: tuple[QualityComparison, ...]
     """Of every two forms."""
     warnings: tuple[str, ...]
     command: str = ""
     """The line that repeats it."""
 
+    @model_validator(mode="after")
+    def _compares_its_own(self) -> EvalReport:
+        _require_names(self.results, [name for item in self.comparisons for name in (item.nearer, item.farther)])
+        return self
+
     @property
     def engines_agree(self) -> bool:
         """Whether unquantized formats of both engines predict the same, as far as that was measured."""
         floor = self.noise_floor
         return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
+
+
+def _require_names(forms: Sequence[FormFacts], compared: Iterable[str]) -> None:
+    """Each name once, and only these compared. Raises ValueError, which pydantic turns into a ValidationError."""
+    names = [form.name for form in forms]
+    if len(set(names)) < len(names) or not set(compared) <= set(names):
+        raise ValueError("the names of results and comparisons don't fit")
 
 
 Report = TypeVar("Report", BenchReport, EvalReport)
