@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localq.errors import OptionError
-from localq.measure.quality.windows import Text, WindowSettings, cut_windows, decode_text, first_difference, read_text
+from localq.measure.windows import Text, WindowSettings, cut_windows, decode_text, first_difference, read_text
 from localq.reference import parse_reference
 from localq.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
@@ -66,7 +66,7 @@ def test_nothing_is_put_in_front_where_the_tokenizer_puts_nothing(tokenizer: Hug
     assert found.begin_token is None
 
 
-def test_a_last_line_end_is_left_out_as_by_llama_cpp(tokenizer: HuggingFaceTokenizer) -> None:
+def test_the_last_newline_is_dropped_as_by_llama_cpp(tokenizer: HuggingFaceTokenizer) -> None:
     settings = WindowSettings(4, most_windows=10**6)
     one, other, two = (cut_windows(text_of(WORDS + end), tokenizer, settings) for end in ("", "\n", "\n\n\n"))
     assert one == other
@@ -97,12 +97,12 @@ def test_every_window_has_a_position_to_score(size: int) -> None:
         ({"first_scored": -1}, "--score-from is -1"),
     ],
 )
-def test_windows_that_foretell_nothing_are_refused(settings: dict[str, int], message: str) -> None:
+def test_windows_that_predict_nothing_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         WindowSettings(**settings)
 
 
-def test_there_are_no_more_windows_than_wanted_and_none_that_is_not_full(tokenizer: HuggingFaceTokenizer) -> None:
+def test_windows_are_full_and_not_more_than_wanted(tokenizer: HuggingFaceTokenizer) -> None:
     count = len(tokenizer.encode(WORDS, add_special_tokens=True))
     assert len(cut_windows(text_of(WORDS), tokenizer, WindowSettings(16, most_windows=3)).tokens) == 3
     assert len(cut_windows(text_of(WORDS), tokenizer, WindowSettings(count)).tokens) == 1
@@ -111,16 +111,16 @@ def test_there_are_no_more_windows_than_wanted_and_none_that_is_not_full(tokeniz
     assert "--text" in caught.value.hint and "--window" in caught.value.hint
 
 
-def test_special_tokens_in_the_text_are_told_of(tokenizer: HuggingFaceTokenizer) -> None:
+def test_special_tokens_in_the_text_are_found(tokenizer: HuggingFaceTokenizer) -> None:
     end = tokenizer.special_tokens["eos_token"]
     settings = WindowSettings(16)
     assert cut_windows(text_of(WORDS), tokenizer, settings).special_tokens == ()
     assert cut_windows(text_of(f"The fox.{end} {WORDS}"), tokenizer, settings).special_tokens == (end,)
-    # Behind the last window it is of no concern.
+    # After the last window it does not matter.
     assert cut_windows(text_of(f"{WORDS} {WORDS} {end}"), tokenizer, settings).special_tokens == ()
 
 
-def test_what_no_window_needs_of_a_long_text_is_not_looked_at(tokenizer: HuggingFaceTokenizer) -> None:
+def test_the_end_of_a_long_text_that_no_window_needs_is_not_read(tokenizer: HuggingFaceTokenizer) -> None:
     settings = WindowSettings(8, most_windows=2)
     data = (WORDS * 50).encode()
     text = decode_text("long", data + b"\xff", settings)
@@ -135,7 +135,7 @@ def test_a_character_that_is_cut_in_two_is_no_error() -> None:
         assert set(text.content) == {"x", "é"}
 
 
-def test_other_bytes_than_utf_8_are_named_with_their_place(tmp_path: Path) -> None:
+def test_bytes_that_are_not_utf_8_are_named_with_their_place(tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_bytes(b"abc\xff")
     with pytest.raises(OptionError, match=f"{file} is not UTF-8: byte 0xff at 3"):

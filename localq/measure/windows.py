@@ -1,10 +1,9 @@
-"""A text as windows of token ids, cut and scored as llama-perplexity does. Knows tokenizers, but no models.
+"""A text as windows of token ids, cut and scored as llama-perplexity does it.
 
-The text is tokenized as a whole, with what the tokenizer puts in front. Windows lie side by side; what is left over at
-the end is not used. Where the tokenizer puts a beginning-of-text token in front of texts, it takes the place of each
-window's first token. A window of n tokens has a first scored position, n // 2 by default: from there on every position
-but the last foretells a token of the window. So n - first - 1 positions are scored, the same ones for perplexity as
-for divergence.
+The text is tokenized as a whole, with the special tokens that the tokenizer adds. Windows lie side by side; tokens
+left over at the end are not used. If the tokenizer puts a begin-of-text token in front of a text, that token replaces
+the first token of every window. Positions `first` to n - 2 of a window of n tokens are scored, each by how well it
+predicts the token after it; `first` is n // 2 by default. Perplexity and divergence use the same positions.
 """
 
 from __future__ import annotations
@@ -15,6 +14,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from localq.disk import reason
 from localq.errors import OptionError
 from localq.text.tokenizer import Tokenizer
 
@@ -22,7 +22,7 @@ DEFAULT_WINDOW_TOKENS = 512
 DEFAULT_MOST_WINDOWS = 32
 
 _MOST_BYTES_PER_TOKEN = 64
-"""No text has longer ones on average: what comes behind that many for each token that is used is not looked at."""
+"""More than any text has on average: bytes beyond this many for each used token are not tokenized."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class WindowSettings:
 
     window_tokens: int = DEFAULT_WINDOW_TOKENS
     first_scored: int | None = None
-    """Index of the first position in a window that is scored; None takes `window_tokens` // 2."""
+    """Index in a window of the first position that is scored; None is half of the window."""
     most_windows: int = DEFAULT_MOST_WINDOWS
 
     def __post_init__(self) -> None:
@@ -39,10 +39,10 @@ class WindowSettings:
             raise OptionError(f"--window is {self.window_tokens}; expected at least 2 tokens")
         if self.most_windows < 1:
             raise OptionError(f"--windows is {self.most_windows}; expected at least 1")
-        if self.first_scored is not None and not 0 <= self.first_scored <= self.window_tokens - 2:
+        if not 0 <= self.first <= self.window_tokens - 2:
             raise OptionError(
-                f"--score-from is {self.first_scored}; expected between 0 and {self.window_tokens - 2}",
-                f"a window of {self.window_tokens} tokens foretells nothing behind that; leave it out for the half",
+                f"--score-from is {self.first}; expected between 0 and {self.window_tokens - 2}",
+                f"later positions of a window of {self.window_tokens} tokens predict nothing in it",
             )
 
     @property
@@ -50,7 +50,7 @@ class WindowSettings:
         """Index of the first position that is scored."""
         if self.first_scored is not None:
             return self.first_scored
-        return min(self.window_tokens // 2, self.window_tokens - 2)  # a window of two tokens has one to foretell
+        return min(self.window_tokens // 2, self.window_tokens - 2)  # the half of two tokens leaves nothing to score
 
     @property
     def scored_positions(self) -> int:
@@ -60,39 +60,40 @@ class WindowSettings:
 
 @dataclass(frozen=True, slots=True)
 class Text:
-    """What is evaluated on."""
+    """The text of an evaluation."""
 
     name: str
-    """A file's path, or where else it comes from."""
+    """The path of a file, or where else the text is from."""
     content: str
+    """As much of it as the windows need."""
     sha256: str
     """Of the whole file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """What a tokenizer makes of a text."""
+    """A text as a tokenizer cuts it."""
 
     tokens: tuple[tuple[int, ...], ...]
-    """The ids that a model is given, window by window."""
+    """The ids that a model computes, window by window."""
     begin_token: int | None
-    """The first id of each, where the tokenizer puts one in front of texts."""
+    """The first id of every window, if the tokenizer puts one in front of a text."""
     special_tokens: tuple[str, ...]
-    """Special tokens that are written in the text. llama-perplexity takes them for plain text."""
+    """Special tokens that the text contains. llama-perplexity reads them as plain text."""
 
 
 def read_text(file: Path, settings: WindowSettings) -> Text:
-    """A UTF-8 file, or standard input for `-`. Raises OptionError for what can't be read, or is not UTF-8."""
+    """A UTF-8 file, or standard input for `-`. Raises OptionError."""
     try:
         if str(file) == "-":
             return decode_text("standard input", sys.stdin.buffer.read(), settings)
         return decode_text(str(file), file.read_bytes(), settings)
     except OSError as error:
-        raise OptionError(f"can't read {file}: {error.strerror}", "give a text file with --text") from error
+        raise OptionError(f"can't read {file}: {reason(error)}", "give a text file with --text") from error
 
 
 def decode_text(name: str, data: bytes, settings: WindowSettings) -> Text:
-    """As much of a text in UTF-8 as all windows need. Raises OptionError for other bytes."""
+    """As much of a text in UTF-8 as all windows need. Raises OptionError for bytes that are not UTF-8."""
     most_bytes = settings.window_tokens * settings.most_windows * _MOST_BYTES_PER_TOKEN
     try:
         content = codecs.getincrementaldecoder("utf-8")().decode(data[:most_bytes], final=len(data) <= most_bytes)
@@ -105,8 +106,8 @@ def decode_text(name: str, data: bytes, settings: WindowSettings) -> Text:
 
 
 def cut_windows(text: Text, tokenizer: Tokenizer, settings: WindowSettings) -> Windows:
-    """The windows of a text. Raises OptionError for a text that does not fill one."""
-    # llama.cpp leaves out a file's last line end.
+    """The windows of a text. Raises OptionError for a text that is shorter than one window."""
+    # llama.cpp drops the newline at the end of a file.
     tokens = tokenizer.encode(text.content.removesuffix("\n"), add_special_tokens=True)
     size = settings.window_tokens
     if len(tokens) < size:
@@ -116,20 +117,17 @@ def cut_windows(text: Text, tokenizer: Tokenizer, settings: WindowSettings) -> W
         )
     begin_token = _begin_token(tokenizer)
     count = min(len(tokens) // size, settings.most_windows)
-    windows = [tokens[number * size : (number + 1) * size] for number in range(count)]
+    windows = [tuple(tokens[number * size : (number + 1) * size]) for number in range(count)]
     if begin_token is not None:
-        windows = [[begin_token, *window[1:]] for window in windows]
+        windows = [(begin_token, *window[1:]) for window in windows]
     inner = {token for window in windows for token in window[1:]}
-    special = [name for name, token in tokenizer.added_tokens.items() if token in inner]
-    return Windows(
-        tokens=tuple(map(tuple, windows)),
-        begin_token=begin_token,
-        special_tokens=tuple(name for name in special if not tokenizer.token_bytes(tokenizer.added_tokens[name])),
-    )
+    added = [(name, token) for name, token in tokenizer.added_tokens.items() if token in inner]
+    special = tuple(name for name, token in added if not tokenizer.token_bytes(token))
+    return Windows(tuple(windows), begin_token, special)
 
 
 def first_difference(windows: Windows, others: Windows) -> str | None:
-    """Where two tokenizers' windows differ first, in words; None where they are the same."""
+    """The first place where the windows of two tokenizers differ, in words; None if they are the same."""
     for number, (one, other) in enumerate(zip(windows.tokens, others.tokens, strict=False)):
         for index, (token, other_token) in enumerate(zip(one, other, strict=True)):
             if token != other_token:
@@ -140,6 +138,5 @@ def first_difference(windows: Windows, others: Windows) -> str | None:
 
 
 def _begin_token(tokenizer: Tokenizer) -> int | None:
-    """What the tokenizer puts in front of a text."""
     alone, framed = (tokenizer.encode("a", add_special_tokens=framing) for framing in (False, True))
     return framed[0] if framed[: len(alone)] != alone else None

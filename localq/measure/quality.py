@@ -1,0 +1,322 @@
+"""The verb: what quantization changes in the predictions of a model, artifact by artifact.
+
+The unquantized baseline predicts a text; every other artifact predicts the same tokens and is compared with it. Each
+runs in a process of its own, one after the other.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import astuple, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from localq.conversion.convert import ConversionListener
+from localq.demo.questions import read_held_out_text
+from localq.errors import OptionError
+from localq.measure.baseline import EvalForms, find_eval_forms
+from localq.measure.baseline_logits import FLOAT32_BYTES, LogitsFile, require_room, unnamed_file
+from localq.measure.divergence import Positions, divergence_of, perplexity_of
+from localq.measure.forms import Form
+from localq.measure.limits import bytes_per_token
+from localq.measure.machine import describe_machine
+from localq.measure.predictions import compare, record
+from localq.measure.reports import (
+    LARGEST_NOISE_FLOOR,
+    BaselineQuality,
+    Cost,
+    EvalReport,
+    EvalText,
+    FormQuality,
+    Machine,
+    QualityComparison,
+)
+from localq.measure.speed_worker import measure
+from localq.measure.statistics import paired_interval
+from localq.measure.steps import OnStep, Step
+from localq.measure.windows import (
+    DEFAULT_MOST_WINDOWS,
+    DEFAULT_WINDOW_TOKENS,
+    Text,
+    Windows,
+    WindowSettings,
+    cut_windows,
+    decode_text,
+    first_difference,
+    read_text,
+)
+from localq.measure.worker import WorkerProcess
+from localq.options import LoadOptions
+from localq.reference import parse_reference
+from localq.store.store import Store
+from localq.text.tokenizer import Tokenizer, load_tokenizer
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+GENERATED_TOKENS = 32
+"""Of the short reply that shows how long a token takes."""
+_LARGEST_NOISE_SHARE = 0.1
+"""Share of the mean divergence of an artifact above which the noise floor makes it doubtful."""
+_SAME_MODEL = "compare artifacts of one model, made from the same checkpoint"
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings:
+    """What is evaluated."""
+
+    baseline: str | None = None
+    """Reference of the artifact to compare with; None is the unquantized one."""
+    text_file: Path | None = None
+    """`-` is standard input; None is the text of the built-in toys, for them alone."""
+    window_tokens: int | None = None
+    """None is 512, or the model's longest context if that is less."""
+    first_scored: int | None = None
+    """Index in a window of the first position that is scored; None is half of the window."""
+    most_windows: int = DEFAULT_MOST_WINDOWS
+    threads: int | None = None
+    """CPU threads for GGUF; None is the default of `LoadOptions`. MLX chooses its own."""
+    noise_floor: bool = True
+    """Whether the engines are compared without quantization, if both are used."""
+
+    def __post_init__(self) -> None:
+        self.windows()
+        if self.threads is not None and self.threads < 1:
+            raise OptionError(f"threads is {self.threads}; expected at least 1")
+
+    def windows(self, most_context_tokens: int | None = None) -> WindowSettings:
+        """How the text is cut for models with such a longest context. Raises OptionError for a longer window."""
+        most, size = most_context_tokens, self.window_tokens
+        if size is None:
+            size = min(DEFAULT_WINDOW_TOKENS, most or DEFAULT_WINDOW_TOKENS)
+        elif most is not None and size > most:
+            raise OptionError(
+                f"--window is {size}; the longest context of these artifacts is {most}", f"give --window {most} or less"
+            )
+        return WindowSettings(size, self.first_scored, self.most_windows)
+
+
+def evaluate(
+    references: Sequence[str],
+    settings: EvalSettings,
+    models_dir: Path | None = None,
+    listener: ConversionListener | None = None,
+    on_step: OnStep = lambda step: None,
+) -> EvalReport:
+    """Compare the artifacts that references name with the unquantized one, on the same tokens of one text.
+
+    Artifacts that are missing are made, the unquantized one too. Raises OptionError for a text or a window that does
+    not fit and for artifacts of different models, StoreError if the disk has no room for the baseline's predictions,
+    else errors of the tree in `localq.errors`.
+    """
+    text = find_text(references, settings)
+    forms = find_eval_forms(references, settings.baseline, settings.noise_floor, models_dir, listener)
+    cut = settings.windows(forms.most_context_tokens)
+    windows = _common_windows(forms, text, cut)
+    machine, started = describe_machine(), datetime.now(UTC)
+    with unnamed_file(Store(models_dir).folder) as file:
+        run = QualityRun(windows.tokens, cut, settings.threads, file, 1 + len(forms.compared), on_step)
+        baseline = run.record(forms.baseline)
+        found = {form: run.compare(form) for form in forms.compared}
+    floor = found[forms.noise_floor].quality if forms.noise_floor else None
+    compared = [found[form] for form in forms.forms]
+    results = tuple(form.quality for form in compared)
+    return EvalReport(
+        machine=machine,
+        settings=EvalText(
+            text=text.name,
+            text_sha256=text.sha256,
+            window_tokens=cut.window_tokens,
+            first_scored=cut.first,
+            windows=len(windows.tokens),
+            begin_token_id=windows.begin_token,
+            positions=len(windows.tokens) * cut.scored_positions,
+            threads=settings.threads,
+            generated_tokens=GENERATED_TOKENS,
+        ),
+        started=started,
+        reference=baseline,
+        noise_floor=floor,
+        results=results,
+        comparisons=compare_qualities(compared, floor),
+        warnings=(*_warnings(settings, machine, windows, cut), *forms.warnings, *noise_warnings(results, floor)),
+    )
+
+
+def find_text(references: Sequence[str], settings: EvalSettings) -> Text:
+    """The text to evaluate on, which needs no model. Raises OptionError."""
+    if settings.text_file is not None:
+        return read_text(settings.text_file, settings.windows())
+    if not all(parse_reference(reference).kind == "built-in" for reference in references):
+        raise OptionError(
+            "there is no text to evaluate on",
+            "give a text file with --text FILE; published figures use the raw test file of WikiText-2",
+        )
+    return decode_text("localq/demo/heldout.txt", read_held_out_text().encode(), settings.windows())
+
+
+def _common_windows(forms: EvalForms, text: Text, cut: WindowSettings) -> Windows:
+    """The windows of the text, which must be the same with the tokenizer of every artifact. Raises OptionError."""
+    windows = cut_windows(text, _tokenizer(forms.baseline), cut)
+    for form in forms.compared:
+        difference = first_difference(windows, cut_windows(text, _tokenizer(form), cut))
+        if difference is not None:
+            raise OptionError(
+                f"{forms.baseline.name} and {form.name} tokenize {text.name} differently: {difference}", _SAME_MODEL
+            )
+    return windows
+
+
+def _tokenizer(form: Form) -> Tokenizer:
+    if form.path.is_dir():
+        return load_tokenizer(form.path)
+    from localq.text.gguf_tokenizer import load_gguf_tokenizer
+
+    return load_gguf_tokenizer(form.path)
+
+
+@dataclass(frozen=True, slots=True)
+class ComparedForm:
+    """What was found of an artifact."""
+
+    quality: FormQuality
+    window_divergences: NDArray[np.float64]
+    """Mean KL divergence of each window."""
+
+
+@dataclass(slots=True)
+class QualityRun:
+    """The artifacts of one evaluation, each in a process of its own: `record` comes first, then `compare`."""
+
+    windows: Sequence[Sequence[int]]
+    """Token ids."""
+    cut: WindowSettings
+    threads: int | None
+    file: LogitsFile
+    form_count: int
+    on_step: OnStep
+    _vocabulary_size: int = 0
+    _done: int = 0
+    _baseline: NDArray[np.float64] = field(init=False)
+    """-ln P(right token) of each scored position."""
+
+    def record(self, form: Form) -> BaselineQuality:
+        """Compute the baseline. Raises StoreError if the disk has no room for its predictions, else as `compare`."""
+        found, cost = self._compute(form, record)
+        self._baseline = found["negative_log_likelihood"]
+        perplexity, error = perplexity_of(self._baseline)
+        return BaselineQuality(
+            **form.facts(), **cost.model_dump(), perplexity=perplexity, perplexity_standard_error=error
+        )
+
+    def compare(self, form: Form) -> ComparedForm:
+        """Compute an artifact and compare it with the baseline.
+
+        Raises OptionError for a vocabulary of another size, EngineError naming the artifact whose process ended, and
+        LocalqError for what its process could not do.
+        """
+        found, cost = self._compute(form, compare)
+        divergence = divergence_of(Positions(**found), self._baseline)
+        quality = FormQuality(**form.facts(), **divergence.model_dump(), **cost.model_dump())
+        return ComparedForm(quality, found["kl_divergence"].reshape(len(self.windows), -1).mean(axis=1))
+
+    def _compute(
+        self, form: Form, function: Callable[..., dict[str, list[float]]]
+    ) -> tuple[dict[str, NDArray[np.float64]], Cost]:
+        """What `record` or `compare` finds of all windows, and what the artifact cost."""
+        import numpy as np
+
+        size, count = self.cut.window_tokens, len(self.windows)
+        options = LoadOptions(size, self.threads if form.format == "gguf" else None)
+        answers, seconds = [], []
+        with WorkerProcess(form, options, (self.file.descriptor,)) as worker:
+            loaded = worker.load()
+            self._check_vocabulary(form, loaded.vocabulary_size)
+            for index, tokens in enumerate(self.windows):
+                self._done += 1
+                self.on_step(Step(form.name, f"window {index + 1} of {count}", self._done, self.form_count * count))
+                row = index * self.cut.scored_positions
+                answer = worker.ask(function, tokens, self.cut.first, row, astuple(self.file))
+                seconds.append(sum(answer.pop("engine_seconds")))
+                answers.append(answer)
+            generated = min(GENERATED_TOKENS, size - 1)
+            rate = worker.ask(measure, 0, 0, 1, generated, 1)[0] if generated > 1 else None
+            counted = seconds[1:] or seconds
+            cost = Cost(
+                # Of weights alone: the context's part is the same for all artifacts of an engine.
+                bytes_read_per_token=bytes_per_token(form, LoadOptions(), 0),
+                load_seconds=loaded.load_seconds,
+                prompt_seconds_per_token=sum(counted) / (len(counted) * size),
+                generated_seconds_per_token=1 / rate if rate else None,
+                peak_memory_bytes=worker.peak_memory_bytes,
+            )
+        return {name: np.concatenate([answer[name] for answer in answers]) for name in answers[0]}, cost
+
+    def _check_vocabulary(self, form: Form, size: int) -> None:
+        if not self._vocabulary_size:
+            self._vocabulary_size = size
+            window_bytes = self.cut.scored_positions * size * FLOAT32_BYTES
+            require_room(Path(self.file.folder), window_bytes, len(self.windows))
+        elif size != self._vocabulary_size:
+            raise OptionError(f"{form.name} gives {size:,} logits, the baseline {self._vocabulary_size:,}", _SAME_MODEL)
+
+
+def compare_qualities(compared: Sequence[ComparedForm], floor: FormQuality | None) -> tuple[QualityComparison, ...]:
+    """Every two artifacts, by the mean divergences of their windows; none if there is a single window.
+
+    Positions of one window depend on each other, so windows are what is counted.
+    """
+    if any(len(form.window_divergences) < 2 for form in compared):
+        return ()
+    found = []
+    for pair in itertools.combinations(compared, 2):
+        near, far = sorted(pair, key=lambda form: form.quality.mean_kl_divergence)
+        difference = paired_interval(far.window_divergences - near.window_divergences)
+        crosses = near.quality.format != far.quality.format
+        least = floor.mean_kl_divergence if floor and crosses else 0.0
+        found.append(
+            QualityComparison(
+                nearer=near.quality.name,
+                farther=far.quality.name,
+                difference=difference,
+                differs=difference.low > least,
+            )
+        )
+    return tuple(found)
+
+
+def noise_warnings(results: Sequence[FormQuality], floor: FormQuality | None) -> list[str]:
+    """The figures that the noise floor makes doubtful."""
+    if floor is None:
+        return []
+    noise = floor.mean_kl_divergence
+    if noise > LARGEST_NOISE_FLOOR:
+        return [
+            f"the engines disagree on this model: {floor.name} is not quantized and has a mean KL divergence of "
+            f"{noise:.2g}, so figures of different engines can't be compared"
+        ]
+    return [
+        f"{noise / result.mean_kl_divergence:.0%} of the mean KL divergence of {result.name} is the difference between "
+        "the engines"
+        for result in results
+        if result.format == floor.format
+        and result.name != floor.name
+        and noise > _LARGEST_NOISE_SHARE * result.mean_kl_divergence
+    ]
+
+
+def _warnings(settings: EvalSettings, machine: Machine, windows: Windows, cut: WindowSettings) -> list[str]:
+    found = []
+    if settings.window_tokens is None and cut.window_tokens < DEFAULT_WINDOW_TOKENS:
+        found.append(f"windows have {cut.window_tokens} tokens, the longest context of these artifacts")
+    if len(windows.tokens) == 1:
+        found.append("one window does not show how much figures vary with the text: give a longer text")
+    if windows.special_tokens:
+        shown = ", ".join(windows.special_tokens[:3])
+        found.append(f"the text contains special tokens ({shown}), which llama-perplexity reads as plain text")
+    if machine.busy:
+        found.append(f"other work kept {machine.busy_cores:.1f} cores busy at the start: seconds per token vary")
+    return found
