@@ -114,7 +114,7 @@ def table_lines(table: Table, width: int | None = None) -> list[str]:
     left = texts.index(False) if False in texts else len(texts)
     lines = format_table([column.name for column in columns], rows, left, ends_with_text=texts[-1]).splitlines()
     left_out = [column.name for at, column in enumerate(table.columns) if at not in kept]
-    note = f"left out at {width} columns: {', '.join(left_out)}"
+    note = f"no room for: {', '.join(left_out)}"
     return [*lines, *(_wrapped(note, width) if left_out else [])]
 
 

@@ -213,8 +213,8 @@ def _fastest(report: BenchReport, test: str, names: Names) -> str:
     beaten = {item.slower: item for item in report.comparisons if item.test == test and item.faster == fastest}
     rivals = [name for name in medians if name != fastest and not (name in beaten and beaten[name].differs)]
     if rivals:
-        first, *others = (names[name] for name in (*rivals, fastest))
-        return f"{test}: which format is the fastest is not shown; it is {', '.join(others)} or {first}"
+        *others, last = (names[name] for name in (fastest, *rivals))
+        return f"{test}: which format is the fastest is not shown; it is {', '.join(others)} or {last}"
     ratio = beaten[second].ratio
     return f"{test}: {names[fastest]} is the fastest, {_times(ratio)} as fast as {names[second]} ({_ends(ratio)})"
 
