@@ -22,6 +22,7 @@ from localq.measure.tables import (
     render_csv,
     table_lines,
     title,
+    wrapped,
 )
 from localq.measure.verdict import speed_lines
 from localq.tables import format_bytes
@@ -158,11 +159,11 @@ def settings_text(settings: BenchSettings) -> str:
 
 def render_history(tables: Sequence[HistoryTable], width: int | None = None) -> str:
     """A table for each format, machine and choice of settings, a row for each test and run."""
-    return "\n\n".join("\n".join([_heading(table), *table_lines(_history_table(table), width)]) for table in tables)
-
-
-def _heading(table: HistoryTable) -> str:
-    return "; ".join(filter(None, [table.name, table.machine, table.choices]))
+    parts = []
+    for table in tables:
+        heading = "; ".join(filter(None, [table.name, table.machine, table.choices]))
+        parts.append("\n".join([*wrapped(heading, width), *table_lines(_history_table(table), width)]))
+    return "\n\n".join(parts)
 
 
 def _history_table(table: HistoryTable) -> Table:

@@ -115,7 +115,7 @@ def table_lines(table: Table, width: int | None = None) -> list[str]:
     lines = format_table([column.name for column in columns], rows, left, ends_with_text=texts[-1]).splitlines()
     left_out = [column.name for at, column in enumerate(table.columns) if at not in kept]
     note = f"no room for: {', '.join(left_out)}"
-    return [*lines, *(_wrapped(note, width) if left_out else [])]
+    return [*lines, *(wrapped(note, width) if left_out else [])]
 
 
 def labels(forms: Iterable[FormFacts]) -> dict[str, str]:
@@ -141,24 +141,29 @@ def machine_facts(machine: Machine) -> list[tuple[str, str]]:
     ]
 
 
+def wrapped(paragraph: str, width: int | None) -> list[str]:
+    """Lines of a paragraph, the later ones indented; without a width they are as long as is easy to read."""
+    return textwrap.wrap(paragraph, width or _SENTENCE_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+
+
 def format_time(time: datetime) -> str:
     """`2026-11-21 04:05 UTC`."""
     return f"{time.astimezone(UTC):%Y-%m-%d %H:%M} UTC"
 
 
 def _text(document: Document, width: int | None) -> str:
-    def wrapped(texts: Iterable[str]) -> list[str]:
-        return [line for text in texts for line in _wrapped(text, width)]
+    def paragraphs(texts: Iterable[str]) -> list[str]:
+        return [line for text in texts for line in wrapped(text, width)]
 
     notes = [f"{name}: {text}" for name, text in (*document.facts, ("columns", "--md says what they mean"))]
     notes += [f"warning: {warning}" for warning in document.warnings]
     parts = [
-        wrapped([document.title]),
-        wrapped(document.verdict),
+        wrapped(document.title, width),
+        paragraphs(document.verdict),
         *(table_lines(table, width) for table in document.tables),
-        wrapped(document.findings),
+        paragraphs(document.findings),
         # A command stays one line, to be copied.
-        [*wrapped(notes), *(f"repeat: {command}" for command in document.commands)],
+        [*paragraphs(notes), *(f"repeat: {command}" for command in document.commands)],
     ]
     return "\n\n".join("\n".join(lines) for lines in parts if lines)
 
@@ -198,7 +203,3 @@ def _shortened(name: str, most: int) -> str:
         return name
     tail = (most - 1) * 2 // 3
     return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"
-
-
-def _wrapped(paragraph: str, width: int | None) -> list[str]:
-    return textwrap.wrap(paragraph, width or _SENTENCE_WIDTH, subsequent_indent="  ", break_on_hyphens=False)
