@@ -37,7 +37,10 @@ def load_network(folder: Path, context_length: int) -> Network:
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         changed = longrope_for(config, context_length)
-        model, _ = load_model(folder, lazy=True, model_config=changed)
+        settings: dict[str, Any] = dict(changed)
+        if config.get("text_config", {}) is None:
+            settings["text_config"] = {}  # mlx_lm searches in it
+        model, _ = load_model(folder, lazy=True, model_config=settings)
         if not mlx_runs_on_gpu():
             # The CPU's half-precision matrix products are 9 (bfloat16) to 35 (float16) times slower.
             model.set_dtype(mx.float32)
