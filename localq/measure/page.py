@@ -77,7 +77,7 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
         )
     document = replace(
         document,
-        title=title(forms, "speed and quality" if evaluation else "speed"),
+        title=title(forms, "speed and quality" if evaluation else "speed") + " (partial)" * bench.partial,
         verdict=verdict.lines(names),
         commands=tuple(commands) or document.commands,
     )

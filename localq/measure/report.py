@@ -12,7 +12,7 @@ from pathlib import Path
 from localq.conversion.convert import ConversionListener
 from localq.errors import OptionError
 from localq.measure.baseline import find_eval_forms
-from localq.measure.forms import Form, check_names, find_forms
+from localq.measure.forms import Form, find_forms
 from localq.measure.quality import EvalSettings, evaluate, find_text
 from localq.measure.reports import BenchReport, BenchSettings, EvalReport, FormFacts
 from localq.measure.speed import bench_forms
@@ -99,7 +99,6 @@ def _find_forms(request: ReportRequest, listener: ConversionListener | None) -> 
         return forms
     found = find_eval_forms(request.references, settings.baseline, settings.noise_floor, request.models_dir, listener)
     settings.windows(found.most_context_tokens)  # raises for a window that is longer
-    check_names({found.baseline, *found.compared})
     if isinstance(request.bench, BenchReport):
         check_same_forms(request.bench.results, [*found.forms, found.baseline])
     return found.forms

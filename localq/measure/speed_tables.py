@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
-from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate, TestResult
+from localq.measure.reports import BenchReport, FormSpeed, Rate, TestResult
 from localq.measure.tables import (
     BITS,
     SIZE,
@@ -36,6 +36,7 @@ _SETTINGS = (
     *("repetitions", "delay_seconds", "context_length", "threads", "kv_cache_type", "flash_attention"),
     "batch_tokens",
 )
+_STOPPED = "stopped before the last repetition"
 
 
 def render_bench(report: BenchReport, style: TableStyle = "text", width: int | None = None) -> str:
@@ -57,18 +58,9 @@ def bench_document(report: BenchReport, names: Mapping[str, str] | None = None) 
         tables=speed_tables(report, names),
         findings=tuple(speed_lines(report, names)),
         facts=(*machine_facts(report.machine), *speed_facts(report)),
-        warnings=bench_warnings(report),
+        warnings=(*([_STOPPED] if report.partial else []), *report.warnings),
         commands=tuple(filter(None, [report.command])),
     )
-
-
-def bench_warnings(report: BenchReport) -> tuple[str, ...]:
-    """The report's own, and that it is partial."""
-    if not report.partial:
-        return report.warnings
-    counts = {len(item.tokens_per_second.samples) for result in report.results for item in result.tests}
-    measured = " to ".join(map(str, sorted({min(counts), max(counts)})))
-    return (f"stopped early, after {measured} of {report.settings.repetitions} repetitions", *report.warnings)
 
 
 def speed_tables(report: BenchReport, names: Mapping[str, str]) -> tuple[Table, ...]:
@@ -131,7 +123,7 @@ def speed_facts(report: BenchReport) -> list[tuple[str, str]]:
     bandwidth = format_bytes(report.memory_bandwidth_bytes_per_second)
     facts = [
         ("measured", format_time(report.started)),
-        ("speed", settings_text(report.settings)),
+        ("speed", _settings(report)),
         ("memory limit", f"{bandwidth}/s, measured in the same run, / bytes that a token reads"),
     ]
     if "--shape" in report.command.split():
@@ -139,13 +131,16 @@ def speed_facts(report: BenchReport) -> list[tuple[str, str]]:
     return facts
 
 
-def settings_text(settings: BenchSettings) -> str:
+def _settings(report: BenchReport) -> str:
     """How it was measured, in one line; sizes of prompts and replies stand in the tests' names."""
+    settings = report.settings
     count, threads = settings.repetitions, settings.threads
+    measured = len(report.results[0].tests[0].tokens_per_second.samples)
+    times = f"{measured} of {count}" if report.partial else count
     cores = "a thread per available core (one for a very small model)"
     chosen = "as it chooses" if settings.flash_attention is None else "on" if settings.flash_attention else "off"
     parts = [
-        f"{count} repetition{'s' * (count > 1)} by turns, each in a warm process of its own",
+        f"{times} repetition{'s' * (count > 1)} by turns, each in a warm process of its own",
         f"context of {settings.context_length} tokens",
         f"keys and values in {settings.kv_cache_type or 'full'}",
         f"at most {settings.batch_tokens} prompt tokens in a pass",

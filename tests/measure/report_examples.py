@@ -26,6 +26,7 @@ from localq.measure.reports import (
     SpeedComparison,
     TestResult,
 )
+from localq.measure.speed import bench_tests
 
 MACHINE = Machine(
     cpu="Test CPU",
@@ -81,20 +82,8 @@ def form_speed(
         cold_load_seconds=2.5 if recipe.startswith("mlx") else None,
         time_to_first_token_seconds=1.5,
         peak_memory_bytes=700 << 20,
-        tests=tuple(map(result, tests_of(settings))),
+        tests=tuple(map(result, bench_tests(settings))),
     )
-
-
-def tests_of(settings: BenchSettings) -> list[BenchTest]:
-    """As `localq bench` orders them."""
-    return [
-        test
-        for depth in settings.depth_tokens
-        for test in (
-            *(BenchTest(prompt_tokens=count, depth_tokens=depth) for count in settings.prompt_tokens),
-            *(BenchTest(generated_tokens=count, depth_tokens=depth) for count in settings.generated_tokens),
-        )
-    ]
 
 
 def bench_report(
@@ -108,7 +97,7 @@ def bench_report(
     pairs = [
         _speed_comparison(test.test, one, two)
         for one, two in itertools.combinations(forms, 2)
-        for test in tests_of(settings)
+        for test in bench_tests(settings)
     ]
     return BenchReport(
         machine=MACHINE,
