@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,8 @@ def append_report(report: BenchReport, file: Path) -> None:
     What a crash left without a line end gets one first; so does what another run is just writing, which leaves an
     empty line. Raises LocalqError when the file can't be written.
     """
-    data = report.model_dump_json().encode() + b"\n"
+    text = json.dumps(report.model_dump(mode="json"), ensure_ascii=False)
+    data = text.encode(errors="replace") + b"\n"  # a file name in it may be no UTF-8
     with writing_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)

@@ -45,7 +45,7 @@ _LEAST_TREND = 0.03
 _WIDE_INTERVAL = 0.2
 
 
-def tests_of(settings: BenchSettings) -> tuple[BenchTest, ...]:
+def bench_tests(settings: BenchSettings) -> tuple[BenchTest, ...]:
     """Every prompt size and every reply length at every depth, each once."""
     tests = (
         test
@@ -68,7 +68,7 @@ def complete_settings(settings: BenchSettings) -> BenchSettings:
     if not 0 <= settings.delay_seconds <= _LONGEST_DELAY_SECONDS:
         expected = f"a number between 0 and {_LONGEST_DELAY_SECONDS}"
         raise OptionError(f"delay_seconds is {settings.delay_seconds}; expected {expected}")
-    tests = tests_of(settings)
+    tests = bench_tests(settings)
     if not tests:
         raise OptionError("there is nothing to measure", "give prompt sizes with -p or reply lengths with -g")
     longest = max(tests, key=lambda test: test.context_tokens)
@@ -134,7 +134,7 @@ class _Bench:
         self.turns: list[dict[Form, _Turn]] = []
         """Complete repetitions."""
         self._forms = forms
-        self._tests = tests_of(settings)
+        self._tests = bench_tests(settings)
         self._on_step = on_step
         self._steps = itertools.count(1)
         self._cold_load_seconds: dict[Form, float] = {}
