@@ -6,36 +6,29 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localq.measure.quality_tables import quality_facts, quality_table
+from localq.measure.quality_tables import eval_document
 from localq.measure.rates import format_rate
-from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine, Rate
+from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine
 from localq.measure.speed_tables import bench_document
 from localq.measure.tables import Document, format_time, labels, title
-from localq.measure.verdict import Verdict, judge, nearness_lines, reason
+from localq.measure.verdict import Verdict, judge
 from localq.tables import format_bytes
 from localq.version import __version__
 
-
-@dataclass(frozen=True, slots=True)
-class Figure:
-    """A number that becomes a bar."""
-
-    value: float
-    text: str
-    ends: tuple[float, float] | None = None
-    """Of its interval, or one standard error around it."""
+Figure = tuple[float, str, tuple[float, float] | None]
+"""What becomes a bar: a number, how it is written, and the ends of its interval."""
 
 
 @dataclass(frozen=True, slots=True)
 class Bar:
-    """A format in a panel. Places are percent of the room for bars, which the panel's largest number fills."""
+    """A format in a panel."""
 
     name: str
     role: str
     """`baseline`, `noise floor`, `beaten`, or empty for a format that no other one beats."""
-    figure: Figure | None
+    value: float | None = None
     """None where nothing was measured."""
-    length: float = 0
+    text: str = "not measured"
     ends: tuple[float, float] | None = None
 
 
@@ -46,6 +39,11 @@ class Panel:
     title: str
     note: str
     bars: tuple[Bar, ...]
+
+    @property
+    def largest(self) -> float:
+        """What fills the room for bars."""
+        return max(end for bar in self.bars for end in (bar.value or 0.0, *(bar.ends or ()))) or 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,13 +65,14 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
     verdict = judge(bench, evaluation, names)
     document = bench_document(bench, names)
     if evaluation:
+        quality = eval_document(evaluation, names)
         document = replace(
             document,
-            tables=(*document.tables, quality_table(evaluation, names)),
-            findings=(*document.findings, *nearness_lines(evaluation, names)),
-            facts=(*document.facts, *quality_facts(evaluation, names)),
-            warnings=(*document.warnings, *evaluation.warnings, *differences(bench.machine, evaluation.machine)),
-            commands=(*document.commands, *filter(None, [evaluation.command])),
+            tables=(*document.tables, quality.tables[0]),  # the second one has what a bench measures properly
+            findings=(*document.findings, *quality.findings),
+            facts=tuple({**dict(quality.facts), **dict(document.facts)}.items()),
+            warnings=(*document.warnings, *quality.warnings, *differences(bench.machine, evaluation.machine)),
+            commands=(*document.commands, *quality.commands),
         )
     document = replace(
         document,
@@ -81,13 +80,14 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
         verdict=verdict.lines(names),
         commands=tuple(commands) or document.commands,
     )
-    roles = {choice.name: "beaten" if choice not in verdict.kept else "" for choice in verdict.ranked}
+    roles = {choice.name: "" if choice.is_kept else "beaten" for choice in verdict.choices}
     roles |= {form.name: "" for form in forms if form.name not in roles}
     if evaluation:
         roles |= {form.name: "noise floor" for form in [evaluation.noise_floor] if form}
         roles |= {evaluation.reference.name: "baseline"}
     panels = tuple(
-        Panel(name, note, _bars(figures, names, roles)) for name, note, figures in _figures(bench, evaluation, forms)
+        Panel(name, note, tuple(_bars(figures, names, roles)))
+        for name, note, figures in _figures(bench, evaluation, forms)
     )
     return Page(document, f"{bench.machine.cpu}, {format_time(bench.started)}", verdict, names, panels)
 
@@ -104,7 +104,7 @@ def render_html(page: Page) -> str:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    return environment.get_template("page.html").render(page=page, reason=reason, version=__version__)
+    return environment.get_template("page.html").render(page=page, version=__version__)
 
 
 def differences(speed: Machine, quality: Machine) -> list[str]:
@@ -135,38 +135,33 @@ def _figures(
     bench: BenchReport, evaluation: EvalReport | None, forms: Sequence[FormFacts]
 ) -> Iterator[tuple[str, str, dict[str, Figure]]]:
     """Title, note and figures of each panel."""
-
-    def speed(rate: Rate) -> Figure:
-        return Figure(rate.median, format_rate(rate.median), rate.confidence_interval)
-
+    figures: dict[str, Figure]
     tests = dict.fromkeys(item.test for form in bench.results for item in form.tests)
     for test in sorted(tests, key=lambda test: test.startswith("pp")):
         name = "Prompt processing" if test.startswith("pp") else "Generation"
-        items = [(form.name, item) for form in bench.results for item in form.tests if item.test == test]
-        figures = {form: speed(item.tokens_per_second) for form, item in items}
+        rates = {
+            form.name: item.tokens_per_second for form in bench.results for item in form.tests if item.test == test
+        }
+        figures = {
+            form: (rate.median, format_rate(rate.median), rate.confidence_interval) for form, rate in rates.items()
+        }
         yield name, f"tokens/s in {test}; more is better", figures
-    sizes = {form.name: form.artifact_bytes for form in forms}
+    figures = {form.name: (form.artifact_bytes, format_bytes(form.artifact_bytes), None) for form in forms}
     if evaluation and evaluation.noise_floor:
-        del sizes[evaluation.noise_floor.name]
-    yield "Size", "on disk; less is better", {name: Figure(size, format_bytes(size)) for name, size in sizes.items()}
+        del figures[evaluation.noise_floor.name]
+    yield "Size", "on disk; less is better", figures
     if evaluation:
         figures = {}
         for form in filter(None, [evaluation.noise_floor, *evaluation.results]):
             mean, error = form.mean_kl_divergence, form.kl_divergence_standard_error
-            ends = None if error is None else (max(0.0, mean - error), mean + error)
-            figures[form.name] = Figure(mean, f"{mean:.3g}", ends)
+            figures[form.name] = mean, f"{mean:.3g}", None if error is None else (max(0.0, mean - error), mean + error)
         yield "Distance from the baseline", "mean KL in nats; less is better", figures
 
 
-def _bars(figures: Mapping[str, Figure], names: Mapping[str, str], roles: Mapping[str, str]) -> tuple[Bar, ...]:
+def _bars(figures: Mapping[str, Figure], names: Mapping[str, str], roles: Mapping[str, str]) -> Iterator[Bar]:
     """In the order of the roles; of the baseline and the noise floor only what was measured."""
-    largest = max(end for figure in figures.values() for end in (figure.value, *(figure.ends or ()))) or 1.0
-    bars = []
     for name, role in roles.items():
-        figure = figures.get(name)
-        if figure is not None:
-            ends = figure.ends and (100 * figure.ends[0] / largest, 100 * figure.ends[1] / largest)
-            bars.append(Bar(names[name], role, figure, 100 * figure.value / largest, ends))
+        if name in figures:
+            yield Bar(names[name], role, *figures[name])
         elif role in ("", "beaten"):
-            bars.append(Bar(names[name], role, None))
-    return tuple(bars)
+            yield Bar(names[name], role)

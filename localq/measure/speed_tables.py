@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
-from localq.measure.reports import BenchReport, FormSpeed, Rate, TestResult
+from localq.measure.reports import BenchReport, FormSpeed, MemoryLimit, Rate, TestResult
 from localq.measure.tables import (
     BITS,
     SIZE,
@@ -30,12 +30,7 @@ from localq.tables import format_bytes
 if TYPE_CHECKING:
     from localq.measure.history import HistoryRun, HistoryTable
 
-_MACHINE = ("cpu", "physical_cores", "logical_cores", "memory_bytes", "os", "metal", "busy_cores", "python")
 _LIBRARIES = ("localq", "mlx", "mlx-lm", "llama-cpp-python")
-_SETTINGS = (
-    *("repetitions", "delay_seconds", "context_length", "threads", "kv_cache_type", "flash_attention"),
-    "batch_tokens",
-)
 _STOPPED = "stopped before the last repetition"
 
 
@@ -200,30 +195,25 @@ def _limit(item: TestResult) -> str | None:
 
 def _record(report: BenchReport, result: FormSpeed, item: TestResult) -> dict[str, object]:
     """A row of CSV. Several samples or warnings share a field, with `; ` between them."""
-    machine, settings, rate = report.machine, report.settings, item.tokens_per_second
+    machine, rate = report.machine, item.tokens_per_second
     low, high = rate.confidence_interval or (None, None)
+    sizes = {"prompt_tokens", "generated_tokens", "depth_tokens"}
+    of_tests = {"tests", "prompt_tokens_per_second", "generated_tokens_per_second"}
+    limit = item.limit.model_dump() if item.limit else dict.fromkeys(MemoryLimit.model_fields)
     return {
-        **result.model_dump(include={"model", "recipe", "artifact_bytes", "bits_per_weight"}),
-        **item.model_dump(include={"test", "prompt_tokens", "generated_tokens", "depth_tokens"}),
+        **result.model_dump(exclude=of_tests),
+        **item.model_dump(exclude={"tokens_per_second", "limit"}),
         "tokens_per_second_median": rate.median,
         "tokens_per_second_stdev": rate.stdev,
         "tokens_per_second_low": low,
         "tokens_per_second_high": high,
         "tokens_per_second_level": rate.confidence_level,
         "tokens_per_second_samples": "; ".join(map(repr, rate.samples)),
-        "limit_bytes_per_token": item.limit.bytes_per_token if item.limit else None,
-        "limit_tokens_per_second": item.limit.tokens_per_second if item.limit else None,
-        "limit_share": item.limit.share if item.limit else None,
-        "load_seconds": result.load_seconds,
-        "cold_load_seconds": result.cold_load_seconds,
-        "time_to_first_token_seconds": result.time_to_first_token_seconds,
-        "peak_memory_bytes": result.peak_memory_bytes,
-        **{name: getattr(settings, name) for name in _SETTINGS},
+        **{f"limit_{name}": value for name, value in limit.items()},
+        **report.settings.model_dump(exclude={*sizes, "decode_prompt_tokens"}),
         "memory_bandwidth_bytes_per_second": report.memory_bandwidth_bytes_per_second,
-        **{f"machine_{name}": getattr(machine, name) for name in _MACHINE},
+        **{f"machine_{name}": value for name, value in machine.model_dump(exclude={"versions"}).items()},
         **{f"{name.replace('-', '_')}_version": machine.versions.get(name) for name in _LIBRARIES},
         "warnings": "; ".join(report.warnings),
-        "partial": report.partial,
-        "started": report.started.isoformat(),
-        "command": report.command,
+        "partial": report.partial, "started": report.started.isoformat(), "command": report.command,
     }

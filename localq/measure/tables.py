@@ -103,13 +103,10 @@ def render_csv(records: Sequence[Mapping[str, object]]) -> str:
 def table_lines(table: Table, width: int | None = None) -> list[str]:
     """A table in plain text; a last line names the columns for which `width` has no room."""
     kept = list(range(len(table.columns)))
-    while (excess := _line_length(table, kept) - (width or 10**9)) > 0 and len(kept) > 2:
+    while width and _line_length(table, kept) > width and len(kept) > 2:
         kept.remove(max(kept[1:], key=lambda at: (table.columns[at].rank, at)))
     columns = [table.columns[at] for at in kept]
     rows = [[row[at] for at in kept] for row in table.rows]
-    if excess > 0:  # names alone are too long
-        longest = max(len(row[0]) for row in rows) - excess
-        rows = [[_shortened(row[0], max(longest, 1)), *row[1:]] for row in rows]
     texts = [column.is_text for column in columns]
     left = texts.index(False) if False in texts else len(texts)
     lines = format_table([column.name for column in columns], rows, left, ends_with_text=texts[-1]).splitlines()
@@ -195,11 +192,3 @@ def _plain(text: str) -> str:
 def _line_length(table: Table, kept: Sequence[int]) -> int:
     rows = [[column.name for column in table.columns], *table.rows]
     return sum(max(len(row[at]) for row in rows) + 2 for at in kept) - 2
-
-
-def _shortened(name: str, most: int) -> str:
-    """Without its middle, where it is too long: both ends tell names apart."""
-    if len(name) <= most:
-        return name
-    tail = (most - 1) * 2 // 3
-    return f"{name[: most - 1 - tail]}…{name[len(name) - tail :]}"

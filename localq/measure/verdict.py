@@ -25,14 +25,14 @@ Pairs = frozenset[tuple[str, str]]
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A format, and what speaks for it and against it."""
+    """A format, and what speaks for it or against it."""
 
     name: str
-    best_in: tuple[str, ...]
-    """`the smallest`, shown against every other one; `among the fastest ...`, of which no other one is shown to be."""
-    beaten_by: tuple[str, ...]
-    """Names."""
+    reason: str
+    """What it is the best in, or which ones beat it; empty where nothing but the numbers can be said."""
     numbers: str
+    is_kept: bool
+    """Whether no other one beats it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,39 +40,22 @@ class Verdict:
     """Which formats to choose from."""
 
     headline: str
-    doubts: tuple[str, ...] = ()
-    """What makes it less sure."""
+    doubt: str = ""
     choices: tuple[Choice, ...] = ()
-    """Empty where nothing can be said."""
-
-    @property
-    def kept(self) -> tuple[Choice, ...]:
-        """Those that no other one beats. Where differences are just shown, each may be beaten: then all."""
-        return tuple(choice for choice in self.choices if not choice.beaten_by) or self.choices
-
-    @property
-    def ranked(self) -> tuple[Choice, ...]:
-        """All, the beaten ones last."""
-        return (*self.kept, *(choice for choice in self.choices if choice not in self.kept))
+    """The beaten ones last; none where nothing can be said."""
 
     def lines(self, names: Names) -> tuple[str, ...]:
-        """The headline, the doubts, a line for each format."""
-        parts = [(names[choice.name], filter(None, [reason(choice, names), choice.numbers])) for choice in self.ranked]
-        return (self.headline, *self.doubts, *(f"{name}: {'; '.join(said)}" for name, said in parts))
-
-
-def reason(choice: Choice, names: Names) -> str:
-    """To take it or to leave it; empty where there is none but the numbers."""
-    if choice.beaten_by:
-        return f"beaten by {', '.join(names[name] for name in choice.beaten_by)}"
-    return ", ".join(choice.best_in)
+        """The headline, the doubt, a line for each format."""
+        parts = [
+            (names[choice.name], "; ".join(filter(None, [choice.reason, choice.numbers]))) for choice in self.choices
+        ]
+        return (self.headline, *filter(None, [self.doubt]), *(f"{name}: {text}" for name, text in parts))
 
 
 def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Verdict:
     """About the formats whose speed was measured, except the baseline and the noise floor."""
     unquantized = [evaluation.reference, evaluation.noise_floor] if evaluation else []
     forms = [form for form in bench.results if form.name not in {other.name for other in unquantized if other}]
-    forms.sort(key=lambda form: -form.tests[-1].tokens_per_second.median)
     if len(forms) < 2:
         measured = names[forms[0].name] if forms else "what is not quantized"
         return Verdict(f"There is nothing to choose between: only {measured} was measured.")
@@ -81,42 +64,51 @@ def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Ve
         return Verdict(f"No verdict: {busy}. Close it and measure again.")
     if not bench.comparisons:
         return Verdict("No verdict: one repetition does not show how much speed varies. Measure with more.")
-    better = _better_in_speed(bench)
-    better["smallest"] = frozenset(
-        (one.name, other.name)
-        for one in forms
-        for other in forms
-        if one.artifact_bytes * NEGLIGIBLE_SIZE_RATIO < other.artifact_bytes
-    )
-    doubts = ["The run was stopped early: more repetitions may change this."] if bench.partial else []
     unknown = _why_nearness_is_unknown(evaluation, forms, names)
+    better = {**_better_in_speed(bench), "smallest": _smaller(forms)}
     if evaluation and not unknown:
-        found = frozenset((item.nearer, item.farther) for item in evaluation.comparisons if item.differs)
-        better[f"nearest to {names[evaluation.reference.name]}"] = found
-    choices = []
-    for form in forms:
-        others = [other.name for other in forms if other is not form]
-        best_in = filter(None, (_rank(form.name, others, what, pairs) for what, pairs in better.items()))
-        beaten_by = () if unknown else beaters(form.name, others, list(better.values()))
-        choices.append(Choice(form.name, tuple(best_in), beaten_by, _numbers(form, evaluation)))
-    return Verdict(_headline(choices, names, unknown), tuple(doubts), tuple(choices))
+        nearer = frozenset((item.nearer, item.farther) for item in evaluation.comparisons if item.differs)
+        better[f"nearest to {names[evaluation.reference.name]}"] = nearer
+    forms.sort(key=lambda form: -form.tests[-1].tokens_per_second.median)
+    found = [form.name for form in forms]
+    beaten = {name: () if unknown else beaters(name, found, list(better.values())) for name in found}
+    if all(beaten.values()):  # each by another one in something else, where differences are just shown
+        beaten = dict.fromkeys(found, ())
+    best = {name: _best_in(name, found, better) for name in found}
+    choices = [
+        Choice(
+            form.name,
+            f"beaten by {', '.join(map(names.__getitem__, beaten[form.name]))}"
+            if beaten[form.name]
+            else best[form.name],
+            _numbers(form, evaluation),
+            not beaten[form.name],
+        )
+        for form in sorted(forms, key=lambda form: bool(beaten[form.name]))
+    ]
+    doubt = "The run was stopped early: more repetitions may change this." if bench.partial else ""
+    return Verdict(_headline(beaten, any(best.values()), unknown, names), doubt, tuple(choices))
 
 
-def beaters(name: str, others: Iterable[str], better: Sequence[Pairs]) -> tuple[str, ...]:
-    """Those that are shown to be better than `name` in something, and worse in nothing."""
+def beaters(name: str, names: Iterable[str], better: Sequence[Pairs]) -> tuple[str, ...]:
+    """Those of `names` that are shown to be better than one of them in something, and worse in nothing."""
     return tuple(
         other
-        for other in others
+        for other in names
         if any((other, name) in pairs for pairs in better) and not any((name, other) in pairs for pairs in better)
     )
 
 
-def _rank(name: str, others: Sequence[str], what: str, better: Pairs) -> str:
-    """`the fastest`, `among the fastest` or nothing."""
-    worse = [other for other in others if (name, other) in better]
-    if len(worse) == len(others):
-        return f"the {what}"
-    return f"among the {what}" if worse and not any((other, name) in better for other in others) else ""
+def _best_in(name: str, names: Sequence[str], better: Mapping[str, Pairs]) -> str:
+    """`the smallest, among the nearest ...`: shown against every other one, or no other one shown to be better."""
+    said = []
+    for what, pairs in better.items():
+        worse = sum((name, other) in pairs for other in names)
+        if worse == len(names) - 1:
+            said.append(f"the {what}")
+        elif worse and not any((other, name) in pairs for other in names):
+            said.append(f"among the {what}")
+    return ", ".join(said)
 
 
 def _better_in_speed(report: BenchReport) -> dict[str, Pairs]:
@@ -129,6 +121,13 @@ def _better_in_speed(report: BenchReport) -> dict[str, Pairs]:
             found = ((item.faster, item.slower) for item in report.comparisons if item.test == test and item.differs)
             better[f"fastest in {what}" + (f" ({test})" if len(of_kind) > 1 else "")] = frozenset(found)
     return better
+
+
+def _smaller(forms: Sequence[FormSpeed]) -> Pairs:
+    sizes = {form.name: form.artifact_bytes for form in forms}
+    return frozenset(
+        (one, other) for one in sizes for other in sizes if sizes[one] * NEGLIGIBLE_SIZE_RATIO < sizes[other]
+    )
 
 
 def _why_nearness_is_unknown(evaluation: EvalReport | None, forms: Sequence[FormSpeed], names: Names) -> str:
@@ -156,16 +155,16 @@ def _numbers(form: FormSpeed, evaluation: EvalReport | None) -> str:
     )
 
 
-def _headline(choices: Sequence[Choice], names: Names, unknown: str) -> str:
-    kept = [choice.name for choice in choices if not choice.beaten_by]
-    if len(kept) == 1 and all(kept[0] in choice.beaten_by for choice in choices if choice.name != kept[0]):
+def _headline(beaten: Mapping[str, Sequence[str]], has_best: bool, unknown: str, names: Names) -> str:
+    kept = [name for name in beaten if not beaten[name]]
+    if len(kept) == 1 and all(kept[0] in by for name, by in beaten.items() if name != kept[0]):
         return f"Take {names[kept[0]]}: it beats every other format."
-    if not any(choice.best_in or choice.beaten_by for choice in choices):
+    if not has_best:
         return f"{unknown + ', and no' if unknown else 'No'} format is shown to be the best in anything."
     if unknown:
         return f"{unknown}. Speed and size show:"
-    beaten = " The beaten ones are better in nothing and worse in something." if len(kept) < len(choices) else ""
-    return f"No format is the best in everything: choose by what matters to you.{beaten}"
+    rest = " The beaten ones are better in nothing and worse in something." if len(kept) < len(beaten) else ""
+    return f"No format is the best in everything: choose by what matters to you.{rest}"
 
 
 def speed_lines(report: BenchReport, names: Names) -> list[str]:

@@ -67,26 +67,39 @@ def test_speed_size_and_distance_have_bars_from_zero_on() -> None:
         *("Generation", "Prompt processing", "Size", "Distance from the baseline")
     ]
     generation, _, size, distance = (bars(page, panel) for panel in range(4))
-    assert generation["gguf-a"].length == pytest.approx(100 * 12.5 / 12.6)
-    assert generation["gguf-a"].ends == pytest.approx((100 * 12.4 / 12.6, 100))
-    assert generation["mlx-b"].length == pytest.approx(100 * 10 / 12.6)
-    assert {name: round(bar.length) for name, bar in size.items()} == {"gguf-a": 33, "mlx-b": 17, "gguf-f32": 100}
-    assert list(distance) == ["gguf-a", "mlx-b", "mlx-f32"]
+    assert (generation["gguf-a"].value, generation["gguf-a"].ends) == (12.5, (12.4, 12.6))
+    assert {name: bar.value for name, bar in size.items()} == {"gguf-a": 2 * GB, "mlx-b": GB, "gguf-f32": 6 * GB}
+    assert {name: bar.value for name, bar in distance.items()} == {"gguf-a": 0.0123, "mlx-b": 0.0345, "mlx-f32": 1e-6}
     assert [bar.role for bar in distance.values()] == ["", "", "noise floor"]
-    assert distance["gguf-a"].length / distance["mlx-b"].length == pytest.approx(0.0123 / 0.0345)
+
+
+def drawn(text: str) -> list[float]:
+    """Lengths of the bars of a page, in percent."""
+    return [float(length) for length in re.findall(r'class="fill" style="width: ([\d.]+)%"', text)]
+
+
+def test_bars_are_drawn_in_proportion_to_their_numbers_and_none_is_cut(text: str) -> None:
+    lengths = drawn(text)
+    assert lengths[:2] == pytest.approx([100 * 12.5 / 12.6, 100 * 10 / 12.6], abs=0.01)
+    assert lengths[4:7] == pytest.approx([100 / 3, 100 / 6, 100], abs=0.01)
+    assert lengths[7] / lengths[8] == pytest.approx(0.0123 / 0.0345, abs=0.001)
+    ends = re.findall(r'class="ends" style="left: ([\d.]+)%; width: ([\d.]+)%"', text)
+    assert len(ends) == 2 + 2 + 3
+    assert all(float(left) + float(width) <= 100.01 for left, width in ends)
 
 
 def test_a_small_difference_looks_small() -> None:
-    page = make_page(bench_report({A: (100.0, 100.1, 100.2), B: (100.7, 100.8, 100.9)}), None)
-    lengths = [bar.length for bar in page.panels[0].bars]
-    assert max(lengths) / min(lengths) == pytest.approx(1.007, abs=1e-3)
+    one, other, *_ = drawn(
+        render_html(make_page(bench_report({A: (100.0, 100.1, 100.2), B: (100.7, 100.8, 100.9)}), None))
+    )
+    assert one / other == pytest.approx(1.007, abs=1e-3)
 
 
 def test_an_interval_never_reaches_below_zero() -> None:
     evaluation = eval_report({A: 0.01})
     wide = evaluation.results[0].model_copy(update={"kl_divergence_standard_error": 0.05})
     page = make_page(bench_report({A: FAST}), evaluation.model_copy(update={"results": (wide,)}))
-    assert bars(page, 3)["gguf-a"].ends == (0, 100)
+    assert bars(page, 3)["gguf-a"].ends == (0, pytest.approx(0.06))
 
 
 def test_beaten_formats_are_marked_and_come_last() -> None:
@@ -96,7 +109,7 @@ def test_beaten_formats_are_marked_and_come_last() -> None:
 
 def test_what_was_not_measured_has_no_bar() -> None:
     page = make_page(bench_report({A: FAST, B: SLOW}), eval_report({A: 0.01}))
-    assert bars(page, 3)["mlx-b"].figure is None
+    assert bars(page, 3)["mlx-b"].value is None
     assert "not measured" in render_html(page)
 
 

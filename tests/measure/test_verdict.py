@@ -139,11 +139,11 @@ def test_where_each_format_is_beaten_all_are_kept() -> None:
     sizes = {A: 1015 * 10**6, B: 10**9, C: 1025 * 10**6}
     rates = {A: (10.2, 10.3, 10.4), B: (9.9, 10.0, 10.1), C: (10.0, 10.15, 10.3)}
     lines = said(rates, {A: 0.019, B: 0.013, C: 0.009}, sizes)
-    assert lines[0].startswith("No format is the best in everything")
+    assert lines[0] == "No format is the best in everything: choose by what matters to you."
     assert [line.partition(";")[0] for line in lines[1:]] == [
-        "gguf-a: beaten by mlx-c",
-        "mlx-c: beaten by gguf-b",
-        "gguf-b: beaten by gguf-a",
+        "gguf-a: among the fastest in generation, among the fastest in prompts",
+        "mlx-c: among the nearest to gguf-f32",
+        "gguf-b: among the smallest",
     ]
 
 
@@ -180,7 +180,7 @@ def test_the_kept_formats_are_those_that_no_other_one_dominates(found: list[tupl
         return all(x >= y for x, y in ranks) and any(x > y for x, y in ranks)
 
     kept = {name for name in names if not any(dominates(figures[other], figures[name]) for other in names)}
-    assert {choice.name for choice in verdict.kept} == kept
+    assert {choice.name for choice in verdict.choices if choice.is_kept} == kept
 
 
 def test_sizes_closer_than_two_percent_are_equal() -> None:
