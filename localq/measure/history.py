@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,18 +14,18 @@ from pydantic import ValidationError
 
 from localq.disk import reason, writing_errors
 from localq.errors import LocalqError
-from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate
+from localq.measure.reports import BenchReport, BenchSettings, Rate
 from localq.measure.statistics import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.store.layout import models_folder
 from localq.tables import format_bytes
 
 HISTORY_NAME = "bench-history.jsonl"
+_GIB = 1 << 30
 
 _ENGINE_LIBRARIES = {"mlx": ("mlx", "mlx-lm"), "gguf": ("llama-cpp-python",)}
 # What was chosen is no difference between versions: runs with other choices are kept apart. The context length is none
 # of them: by default it follows from the tests.
 _CHOICES = ("threads", "kv_cache_type", "flash_attention", "batch_tokens")
-_GIB = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,6 @@ class HistoryTable:
     """The runs of one form on one machine with the same choices, by test and time."""
 
     name: str
-    """The form's."""
     machine: str
     choices: str
     """`threads 1, flash_attention True`; empty for the defaults."""
@@ -79,7 +78,7 @@ def append_report(report: BenchReport, file: Path) -> None:
             if nbytes and os.pread(descriptor, 1, nbytes - 1) != b"\n":
                 data = b"\n" + data
             if os.write(descriptor, data) != len(data):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                raise LocalqError(f"can't write {file}: {os.strerror(errno.ENOSPC)}")
         finally:
             os.close(descriptor)
 
@@ -122,54 +121,35 @@ def select_forms(reports: Iterable[BenchReport], names: Sequence[str]) -> list[B
 
 def history_tables(reports: Iterable[BenchReport]) -> list[HistoryTable]:
     """What changed, by form, machine and choices; sorted by the forms' names."""
-    groups: dict[tuple[object, ...], list[tuple[BenchReport, FormSpeed]]] = {}
+    found: dict[tuple[str, str, str], list[HistoryRun]] = {}
     for report in sorted(reports, key=lambda report: report.started):
         for result in report.results:
-            groups.setdefault(_kind(report, result), []).append((report, result))
-    return [_table(groups[kind]) for kind in sorted(groups, key=lambda kind: str(kind[0]))]
+            runs = found.setdefault((result.name, _machine(report), _choices(report)), [])
+            libraries = ("localq", *_ENGINE_LIBRARIES.get(result.format, ()))
+            versions = {library: report.machine.versions.get(library, "-") for library in libraries}
+            for test in result.tests:
+                rate, started = test.tokens_per_second, report.started.astimezone(UTC)
+                before = next((run.rate for run in reversed(runs) if run.test == test.test), None)
+                change = _change(before, rate) if before else None
+                runs.append(HistoryRun(test.test, started, versions, rate, before is None, change, report.machine.busy))
+    return [HistoryTable(*kind, _by_test(found[kind])) for kind in sorted(found, key=lambda kind: kind[0])]
 
 
-def _kind(report: BenchReport, result: FormSpeed) -> tuple[object, ...]:
-    """What must be equal for two runs of a test to be compared."""
+def _machine(report: BenchReport) -> str:
     machine = report.machine
-    # The memory that an operating system reports changes a little with its kernel.
-    hardware = machine.cpu, machine.physical_cores, round(machine.memory_bytes / _GIB)
-    return result.name, *hardware, *(getattr(report.settings, name) for name in _CHOICES)
+    memory_bytes = round(machine.memory_bytes / _GIB) * _GIB  # what a system reports changes a little with its kernel
+    return f"{machine.cpu}, {machine.physical_cores} cores, {format_bytes(memory_bytes)}"
 
 
-def _table(measured: Sequence[tuple[BenchReport, FormSpeed]]) -> HistoryTable:
-    report, result = measured[-1]
-    machine, settings, defaults = report.machine, report.settings, BenchSettings()
-    chosen = {name: getattr(settings, name) for name in _CHOICES}
-    other = [f"{name} {value}" for name, value in chosen.items() if value != getattr(defaults, name)]
-    return HistoryTable(
-        name=result.name,
-        machine=f"{machine.cpu}, {machine.physical_cores} cores, {format_bytes(machine.memory_bytes)}",
-        choices=", ".join(other),
-        runs=tuple(_runs(measured)),
-    )
+def _choices(report: BenchReport) -> str:
+    chosen, defaults = report.settings, BenchSettings()
+    names = [name for name in _CHOICES if getattr(chosen, name) != getattr(defaults, name)]
+    return ", ".join(f"{name} {getattr(chosen, name)}" for name in names)
 
 
-def _runs(measured: Sequence[tuple[BenchReport, FormSpeed]]) -> Iterator[HistoryRun]:
-    names = list(dict.fromkeys(test.test for _, result in measured for test in result.tests))
-    for name in names:
-        rates = [
-            (report, test.tokens_per_second)
-            for report, result in measured
-            for test in result.tests
-            if test.test == name
-        ]
-        for before, (report, rate) in zip([None, *rates], rates, strict=False):
-            libraries = ("localq", *_ENGINE_LIBRARIES.get(measured[0][1].format, ()))
-            yield HistoryRun(
-                test=name,
-                started=report.started.astimezone(UTC),
-                versions={library: report.machine.versions.get(library, "-") for library in libraries},
-                rate=rate,
-                is_first=before is None,
-                change=_change(before[1], rate) if before else None,
-                busy=report.machine.busy,
-            )
+def _by_test(runs: Sequence[HistoryRun]) -> tuple[HistoryRun, ...]:
+    tests = [run.test for run in runs]
+    return tuple(sorted(runs, key=lambda run: tests.index(run.test)))
 
 
 def _change(before: Rate, now: Rate) -> float | None:

@@ -12,9 +12,9 @@ import itertools
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from statistics import median
+from typing import NamedTuple
 
 from localq.errors import OptionError
 from localq.measure.file_cache import drop_from_cache
@@ -88,25 +88,24 @@ def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: OnStep 
     raised. Raises OptionError where a form has too short a context or the forms can't be in memory together, before
     anything is measured; EngineError with the form whose process ended, and LocalqError for what failed in it.
     """
-    bench = _Bench(forms, complete_settings(settings), on_step)
-    started, machine = datetime.now(UTC).replace(microsecond=0), describe_machine()
-    bench.check_contexts()
-    bench.check_memory(machine)
-    partial = False
+    settings = complete_settings(settings)
+    machine, started = describe_machine(), datetime.now(UTC).replace(microsecond=0)
+    _check_forms(forms, settings, machine)
+    bench, partial = _Bench(forms, settings, on_step), False
     bandwidth = bench.bandwidth("before")
     bench.load_from_disk()
     try:
-        for repetition in range(bench.settings.repetitions):
+        for repetition in range(settings.repetitions):
             bench.repeat(repetition)
         bandwidth = max(bandwidth, bench.bandwidth("after"))
     except KeyboardInterrupt:
         if not bench.turns:
             raise
         partial = True
-    results = tuple(bench.results(bandwidth))
+    results = tuple(bench.result(form, bandwidth) for form in forms)
     return BenchReport(
         machine=machine,
-        settings=bench.settings,
+        settings=settings,
         started=started,
         memory_bandwidth_bytes_per_second=bandwidth,
         warnings=tuple(_warnings(machine, results)),
@@ -116,53 +115,49 @@ def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: OnStep 
     )
 
 
-@dataclass(frozen=True, slots=True)
-class _Turn:
+def _check_forms(forms: Sequence[Form], settings: BenchSettings, machine: Machine) -> None:
+    for form in forms:
+        try:
+            context_limits(form).chosen(settings.context_length)
+        except OptionError as error:
+            raise OptionError(f"{form.name}: {error.message}", f"{_LESS_HINT}, or a smaller context with -c") from error
+    needed_bytes = sum(form.artifact_bytes for form in forms)
+    if len(forms) > 1 and needed_bytes > machine.memory_bytes:
+        raise OptionError(
+            f"these {len(forms)} artifacts have {needed_bytes / 1e9:.1f} GB together, this machine's memory "
+            f"{machine.memory_bytes / 1e9:.1f} GB: taking turns would measure the disk",
+            "measure fewer of them at once",
+        )
+
+
+class _Turn(NamedTuple):
     """What one process measured."""
 
     load_seconds: float
-    runs: list[tuple[float, float]]
-    """Of each test: tokens per second, and seconds until the first token."""
     peak_memory_bytes: int
+    runs: dict[BenchTest, tuple[float, float]]
+    """Tokens per second, and seconds until the first token."""
 
 
 class _Bench:
     """The forms, and what was measured of them so far."""
 
     def __init__(self, forms: Sequence[Form], settings: BenchSettings, on_step: OnStep) -> None:
-        self.settings = settings
         self.turns: list[dict[Form, _Turn]] = []
         """Complete repetitions."""
         self._forms = forms
+        self._settings = settings
         self._tests = bench_tests(settings)
         self._on_step = on_step
         self._steps = itertools.count(1)
         self._cold_load_seconds: dict[Form, float] = {}
-
-    def check_contexts(self) -> None:
-        for form in self._forms:
-            try:
-                context_limits(form).chosen(self.settings.context_length)
-            except OptionError as error:
-                raise OptionError(
-                    f"{form.name}: {error.message}", f"{_LESS_HINT}, or a smaller context with -c"
-                ) from error
-
-    def check_memory(self, machine: Machine) -> None:
-        needed_bytes = sum(form.artifact_bytes for form in self._forms)
-        if len(self._forms) > 1 and needed_bytes > machine.memory_bytes:
-            raise OptionError(
-                f"these {len(self._forms)} artifacts have {needed_bytes / 1e9:.1f} GB together, this machine's memory "
-                f"{machine.memory_bytes / 1e9:.1f} GB: taking turns would measure the disk",
-                "measure fewer of them at once",
-            )
 
     def bandwidth(self, when: str) -> float:
         self._announce(f"{when} the repetitions", "memory bandwidth")
         return memory_bandwidth_bytes_per_second()
 
     def load_from_disk(self) -> None:
-        """Of each form whose files can be taken out of the cache, in a process that ends with it."""
+        """Each form whose files can be taken out of the cache, in a process that ends with it."""
         for form in self._forms:
             self._announce("before the repetitions", f"{form.name}, load from disk")
             if drop_from_cache(form_files(form.path)):
@@ -171,63 +166,52 @@ class _Bench:
 
     def repeat(self, repetition: int) -> None:
         """Every test of every form once, in new processes that are all there at the same time."""
-        part = f"repetition {repetition + 1} of {self.settings.repetitions}"
+        part = f"repetition {repetition + 1} of {self._settings.repetitions}"
         # Every second time in reverse: whoever comes later has the warmer machine.
         forms = list(reversed(self._forms)) if repetition % 2 else self._forms
-        runs: dict[Form, list[tuple[float, float]]] = {form: [] for form in forms}
+        runs: dict[Form, dict[BenchTest, tuple[float, float]]] = {form: {} for form in forms}
         with ExitStack() as stack:
             workers, load_seconds = {}, {}
             for form in forms:
                 self._announce(part, f"{form.name}, load")
                 workers[form] = stack.enter_context(WorkerProcess(form, self._options(form)))
                 load_seconds[form] = workers[form].load().load_seconds
-            for index, test in enumerate(self._tests):
+            for number, test in enumerate(self._tests, start=repetition * len(self._tests)):
                 for form in forms:
                     self._announce(part, f"{form.name}, {test.test}")
-                    time.sleep(self.settings.delay_seconds)
-                    runs[form].append(self._measure(workers[form], test, repetition * len(self._tests) + index))
-            turn = {
-                form: _Turn(load_seconds[form], runs[form], worker.peak_memory_bytes)
-                for form, worker in workers.items()
-            }
-        self.turns.append(turn)
+                    time.sleep(self._settings.delay_seconds)
+                    runs[form][test] = self._run(workers[form], test, number)
+            peaks = {form: worker.peak_memory_bytes for form, worker in workers.items()}
+        self.turns.append({form: _Turn(load_seconds[form], peaks[form], runs[form]) for form in forms})
 
-    def results(self, bandwidth: float) -> Iterator[FormSpeed]:
-        for form in self._forms:
-            turns = [turn[form] for turn in self.turns]
-            prompts = [index for index, test in enumerate(self._tests) if test.prompt_tokens]
-            first_token = [turn.runs[index][1] for index in prompts[:1] for turn in turns]
-            yield FormSpeed(
-                **form.facts(),
-                load_seconds=median(turn.load_seconds for turn in turns),
-                cold_load_seconds=self._cold_load_seconds.get(form),
-                time_to_first_token_seconds=median(first_token) if first_token else None,
-                peak_memory_bytes=max(turn.peak_memory_bytes for turn in turns),
-                tests=tuple(
-                    self._test_result(form, test, [turn.runs[index][0] for turn in turns], bandwidth)
-                    for index, test in enumerate(self._tests)
-                ),
-            )
+    def result(self, form: Form, bandwidth: float) -> FormSpeed:
+        turns = [turn[form] for turn in self.turns]
+        prompts = [test for test in self._tests if test.prompt_tokens]
+        first_token = [turn.runs[test][1] for test in prompts[:1] for turn in turns]
+        return FormSpeed(
+            **form.facts(),
+            load_seconds=median(turn.load_seconds for turn in turns),
+            cold_load_seconds=self._cold_load_seconds.get(form),
+            time_to_first_token_seconds=median(first_token) if first_token else None,
+            peak_memory_bytes=max(turn.peak_memory_bytes for turn in turns),
+            tests=tuple(
+                self._test_result(form, test, [turn.runs[test][0] for turn in turns], bandwidth) for test in self._tests
+            ),
+        )
 
     def _announce(self, part: str, what: str) -> None:
-        total = 2 + len(self._forms) * (1 + self.settings.repetitions * (1 + len(self._tests)))
+        total = 2 + len(self._forms) * (1 + self._settings.repetitions * (1 + len(self._tests)))
         self._on_step(Step(part, what, next(self._steps), total))
 
-    def _measure(self, worker: WorkerProcess, test: BenchTest, number: int) -> tuple[float, float]:
+    def _run(self, worker: WorkerProcess, test: BenchTest, number: int) -> tuple[float, float]:
         prompt_tokens, generated_tokens = test.prompt_tokens or DECODE_PROMPT_TOKENS, test.generated_tokens or 1
-        batch_tokens = self.settings.batch_tokens
+        batch_tokens = self._settings.batch_tokens
         return worker.ask(measure, number, test.depth_tokens, prompt_tokens, generated_tokens, batch_tokens)
 
     def _options(self, form: Form) -> LoadOptions:
         """Of the settings, what the form's engine has a choice of."""
-        is_gguf = form.format == "gguf"
-        return LoadOptions(
-            context_length=self.settings.context_length,
-            threads=self.settings.threads if is_gguf else None,
-            kv_cache_type=self.settings.kv_cache_type,
-            flash_attention=self.settings.flash_attention if is_gguf else None,
-            batch_tokens=self.settings.batch_tokens,
-        )
+        chosen = {name: getattr(self._settings, name) for name in LoadOptions.__dataclass_fields__}
+        return LoadOptions(**chosen | ({} if form.format == "gguf" else {"threads": None, "flash_attention": None}))
 
     def _test_result(self, form: Form, test: BenchTest, rates: list[float], bandwidth: float) -> TestResult:
         rate, limit = summarize(rates), None
@@ -235,26 +219,22 @@ class _Bench:
             # The context in the middle of the run.
             read = bytes_per_token(form, self._options(form), test.depth_tokens + test.generated_tokens // 2)
             if read is not None:
-                limit = MemoryLimit(
-                    bytes_per_token=read, tokens_per_second=bandwidth / read, share=rate.median * read / bandwidth
-                )
+                share = rate.median * read / bandwidth
+                limit = MemoryLimit(bytes_per_token=read, tokens_per_second=bandwidth / read, share=share)
         sizes = {name: getattr(test, name) for name in BenchTest.model_fields}
         return TestResult(**sizes, tokens_per_second=rate, limit=limit)
 
 
 def _comparisons(results: Sequence[FormSpeed]) -> Iterator[SpeedComparison]:
-    for one, other in itertools.combinations(results, 2):
-        for tests in zip(one.tests, other.tests, strict=True):
-            if len(tests[0].tokens_per_second.samples) < 2:
-                continue
-            (slower_rate, slower), (faster_rate, faster) = sorted(
-                ((test.tokens_per_second, form.name) for test, form in zip(tests, (one, other), strict=True)),
-                key=lambda found: found[0].median,
-            )
-            ratio = ratio_of_medians(faster_rate.samples, slower_rate.samples)
-            yield SpeedComparison(
-                test=tests[0].test, faster=faster, slower=slower, ratio=ratio, differs=shows_difference(ratio)
-            )
+    for pair in itertools.combinations(results, 2):
+        for index, test in enumerate(pair[0].tests):
+            rates = {form.name: form.tests[index].tokens_per_second for form in pair}
+            faster, slower = sorted(rates, key=lambda name: -rates[name].median)
+            if len(rates[faster].samples) > 1:
+                ratio = ratio_of_medians(rates[faster].samples, rates[slower].samples)
+                yield SpeedComparison(
+                    test=test.test, faster=faster, slower=slower, ratio=ratio, differs=shows_difference(ratio)
+                )
 
 
 def _warnings(machine: Machine, results: Sequence[FormSpeed]) -> Iterator[str]:

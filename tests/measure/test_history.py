@@ -217,7 +217,7 @@ def test_tests_are_compared_with_themselves_and_machines_kept_apart() -> None:
         ]
     )
     assert [(table.name, table.machine, [run.test for run in table.runs]) for table in tables] == [
-        ("toy:gguf-q8_0", "Test CPU, 4 cores, 17.17 GB", ["pp64", "tg16", "tg16"]),
+        ("toy:gguf-q8_0", "Test CPU, 4 cores, 17.18 GB", ["pp64", "tg16", "tg16"]),
         ("toy:gguf-q8_0", "Other CPU, 4 cores, 17.18 GB", ["tg16"]),
         ("toy:gguf-q8_0", "Test CPU, 4 cores, 34.36 GB", ["tg16"]),
         ("toy:mlx-4bit", "Test CPU, 4 cores, 17.18 GB", ["pp64", "tg16"]),
