@@ -115,7 +115,7 @@ def _better_in_speed(report: BenchReport) -> dict[str, Pairs]:
     """Who is shown to be faster in each test, generation first."""
     tests = list(dict.fromkeys(item.test for item in report.comparisons))
     better = {}
-    for prefix, what in (("tg", "generation"), ("pp", "prompts")):
+    for prefix, what in (("tg", "generation"), ("pp", "prompt processing")):
         of_kind = [test for test in tests if test.startswith(prefix)]
         for test in of_kind:
             found = ((item.faster, item.slower) for item in report.comparisons if item.test == test and item.differs)

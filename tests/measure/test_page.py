@@ -128,7 +128,7 @@ def test_the_verdict_is_first_in_every_form_of_the_page(text: str) -> None:
         assert headline[:40] in words
         assert words.index(headline[:40]) < words.index("10.00")
     document = render(page.document, "text")
-    assert "gguf-a: the fastest in generation, the fastest in prompts, the nearest to gguf-f32;" in document
+    assert "gguf-a: the fastest in generation, the fastest in prompt processing, the nearest to gguf-f32;" in document
 
 
 def test_machine_settings_text_and_command_are_there(text: str) -> None:

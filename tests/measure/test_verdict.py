@@ -48,7 +48,7 @@ def judged(bench: BenchReport, evaluation: EvalReport | None) -> tuple[str, ...]
 def test_a_format_that_beats_all_others_is_to_be_taken() -> None:
     assert said({A: SLOW, B: FAST}, {A: 0.034, B: 0.012}, {A: 2 * GB, B: GB}) == (
         "Take gguf-b: it beats every other format.",
-        "gguf-b: the fastest in generation, the fastest in prompts, the smallest, the nearest to gguf-f32; "
+        "gguf-b: the fastest in generation, the fastest in prompt processing, the smallest, the nearest to gguf-f32; "
         "generation 12.50 t/s, prompt 125.0 t/s, 1.00 GB, mean KL 0.012",
         "gguf-a: beaten by gguf-b; generation 10.00 t/s, prompt 100.0 t/s, 2.00 GB, mean KL 0.034",
     )
@@ -58,7 +58,7 @@ def test_what_each_format_is_best_in_is_said_where_none_is_best_in_all() -> None
     lines = said({A: FAST, B: SLOW, C: FASTEST}, {A: 0.02, B: 0.01, C: 0.05}, {A: 2 * GB, B: 3 * GB, C: 2 * GB})
     assert lines[0] == "No format is the best in everything: choose by what matters to you."
     assert [line.partition(";")[0] for line in lines[1:]] == [
-        "mlx-c: the fastest in generation, the fastest in prompts, among the smallest",
+        "mlx-c: the fastest in generation, the fastest in prompt processing, among the smallest",
         "gguf-a: among the smallest",
         "gguf-b: the nearest to gguf-f32",
     ]
@@ -79,7 +79,7 @@ def test_a_difference_that_is_not_shown_beats_nothing() -> None:
 def test_without_quality_no_format_is_beaten() -> None:
     lines = said({A: FAST, B: SLOW}, None, {A: GB, B: 2 * GB})
     assert lines[0] == "Quality was not measured. Speed and size show:"
-    assert lines[1].startswith("gguf-a: the fastest in generation, the fastest in prompts, the smallest;")
+    assert lines[1].startswith("gguf-a: the fastest in generation, the fastest in prompt processing, the smallest;")
     assert not any("beat" in line for line in lines)
     assert said({A: FAST, B: FAST}, None)[0] == (
         "Quality was not measured, and no format is shown to be the best in anything."
@@ -141,7 +141,7 @@ def test_where_each_format_is_beaten_all_are_kept() -> None:
     lines = said(rates, {A: 0.019, B: 0.013, C: 0.009}, sizes)
     assert lines[0] == "No format is the best in everything: choose by what matters to you."
     assert [line.partition(";")[0] for line in lines[1:]] == [
-        "gguf-a: among the fastest in generation, among the fastest in prompts",
+        "gguf-a: among the fastest in generation, among the fastest in prompt processing",
         "mlx-c: among the nearest to gguf-f32",
         "gguf-b: among the smallest",
     ]
