@@ -215,5 +215,7 @@ def _record(report: BenchReport, result: FormSpeed, item: TestResult) -> dict[st
         **{f"machine_{name}": value for name, value in machine.model_dump(exclude={"versions"}).items()},
         **{f"{name.replace('-', '_')}_version": machine.versions.get(name) for name in _LIBRARIES},
         "warnings": "; ".join(report.warnings),
-        "partial": report.partial, "started": report.started.isoformat(), "command": report.command,
+        "partial": report.partial,
+        "started": report.started.isoformat(),
+        "command": report.command,
     }

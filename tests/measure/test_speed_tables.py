@@ -103,7 +103,12 @@ def test_warnings_random_weights_and_a_run_that_was_stopped_are_said(style: str)
     stopped = {"partial": True, "warnings": ("it is hot",), "settings": settings, "command": "localq bench --shape x"}
     text = render_bench(REPORT.model_copy(update=stopped), style)  # type: ignore[arg-type]
     assert "toy: speed by format (partial)" in text
-    for words in ("stopped before the last repetition", "3 of 10 repetitions", "it is hot", "random, in the shape of the model"):
+    for words in (
+        "stopped before the last repetition",
+        "3 of 10 repetitions",
+        "it is hot",
+        "random, in the shape of the model",
+    ):
         assert words in text
 
 
