@@ -74,20 +74,16 @@ def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Ve
     beaten = {name: () if unknown else beaters(name, found, list(better.values())) for name in found}
     if all(beaten.values()):  # each by another one in something else, where differences are just shown
         beaten = dict.fromkeys(found, ())
-    best = {name: _best_in(name, found, better) for name in found}
+    reasons = {
+        name: f"beaten by {', '.join(names[other] for other in by)}" if by else _best_in(name, found, better)
+        for name, by in beaten.items()
+    }
     choices = [
-        Choice(
-            form.name,
-            f"beaten by {', '.join(map(names.__getitem__, beaten[form.name]))}"
-            if beaten[form.name]
-            else best[form.name],
-            _numbers(form, evaluation),
-            not beaten[form.name],
-        )
+        Choice(form.name, reasons[form.name], _numbers(form, evaluation), not beaten[form.name])
         for form in sorted(forms, key=lambda form: bool(beaten[form.name]))
     ]
     doubt = "The run was stopped early: more repetitions may change this." if bench.partial else ""
-    return Verdict(_headline(beaten, any(best.values()), unknown, names), doubt, tuple(choices))
+    return Verdict(_headline(beaten, any(reasons.values()), unknown, names), doubt, tuple(choices))
 
 
 def beaters(name: str, names: Iterable[str], better: Sequence[Pairs]) -> tuple[str, ...]:
@@ -155,11 +151,11 @@ def _numbers(form: FormSpeed, evaluation: EvalReport | None) -> str:
     )
 
 
-def _headline(beaten: Mapping[str, Sequence[str]], has_best: bool, unknown: str, names: Names) -> str:
+def _headline(beaten: Mapping[str, Sequence[str]], has_reason: bool, unknown: str, names: Names) -> str:
     kept = [name for name in beaten if not beaten[name]]
     if len(kept) == 1 and all(kept[0] in by for name, by in beaten.items() if name != kept[0]):
         return f"Take {names[kept[0]]}: it beats every other format."
-    if not has_best:
+    if not has_reason:
         return f"{unknown + ', and no' if unknown else 'No'} format is shown to be the best in anything."
     if unknown:
         return f"{unknown}. Speed and size show:"
