@@ -1,7 +1,6 @@
-"""What one process measures of its form: the speed of a prompt or of a reply.
+"""What one process measures of its form: `localq.measure.speed` runs `measure` in a `WorkerProcess`.
 
-`localq.measure.speed` runs `measure` in a `WorkerProcess`. What the rates mean is defined by
-`localq.generation.GenerationStatistics`.
+What the rates mean is defined by `localq.generation.GenerationStatistics`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How far a measurement is: what the measuring parts report and the command line shows."""
+"""How far a measurement is, for whoever shows it."""
 
 from __future__ import annotations
 

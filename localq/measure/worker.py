@@ -14,10 +14,10 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import asdict
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
 
 from localq.errors import EngineError, LocalqError
@@ -39,7 +39,7 @@ class Loaded(NamedTuple):
     vocabulary_size: int
 
 
-class WorkerProcess:
+class WorkerProcess(AbstractContextManager["WorkerProcess"]):
     """A fresh Python for one form. A context manager, whose end is the process's end."""
 
     def __init__(self, form: Form, options: LoadOptions, files: Sequence[int] = ()) -> None:
@@ -48,7 +48,7 @@ class WorkerProcess:
         self.peak_memory_bytes = 0
         """Of the process, as it was at the last answer."""
         self._options = options
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by close)
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "localq.measure.worker"],  # -P: no module of the current folder
             stdin=subprocess.PIPE,
@@ -95,25 +95,10 @@ class WorkerProcess:
         self.peak_memory_bytes = reply["peak_memory_bytes"]
         return reply["answer"]
 
-    def close(self) -> None:
-        """End the process at once; calling it twice is harmless."""
+    def __exit__(self, *error: object) -> None:
         self._process.kill()
-        for pipe in (self._process.stdin, self._process.stdout):
-            assert pipe is not None
-            try:
-                pipe.close()
-            except BrokenPipeError:  # a request that was never read
-                continue
-        self._process.wait()
-        self._errors.close()
-
-    def __enter__(self) -> WorkerProcess:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
+        with self._errors, suppress(BrokenPipeError):  # of a request that was never read
+            self._process.__exit__(None, None, None)  # closes the pipes and waits
 
     def _death(self) -> EngineError:
         status = self._process.wait()

@@ -207,4 +207,5 @@ def test_noise_is_a_trend_in_one_of_twenty_runs() -> None:
 def test_few_or_equal_rates_show_no_trend() -> None:
     assert change_over_time([[100.0, 90.0, 80.0, 70.0]]) is None
     constant = change_over_time([[5.0] * 10])
-    assert constant is not None and (constant.low, constant.estimate, constant.high) == (0, 0, 0)
+    assert constant is not None
+    assert (constant.low, constant.estimate, constant.high) == pytest.approx((0, 0, 0), abs=1e-12)
