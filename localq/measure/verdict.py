@@ -6,11 +6,12 @@ in nearness to the baseline, or in size. Nothing is said of a difference that is
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from localq.measure.rates import format_coarsely, format_rate
-from localq.measure.reports import BenchReport, EvalReport, FormSpeed, Interval
+from localq.measure.reports import BenchReport, EvalReport, FormSpeed
 from localq.tables import format_bytes
 
 NEGLIGIBLE_SIZE_RATIO = 1.02
@@ -164,19 +165,23 @@ def _headline(beaten: Mapping[str, Sequence[str]], has_reason: bool, unknown: st
 
 
 def speed_lines(report: BenchReport, names: Names) -> list[str]:
-    """A sentence for every two formats in every test; for more than three formats one for each test, on the fastest.
+    """A sentence for every two formats in every test; of more than three formats, for each and the next slower one.
 
     None where nothing was compared.
     """
-    tests = dict.fromkeys(item.test for item in report.comparisons)
-    if len(report.results) > _MOST_FORMS_IN_PAIRS:
-        return [_fastest(report, test, names) for test in tests]
     lines = []
-    for item in (item for test in tests for item in report.comparisons if item.test == test):
-        found = f"no difference shown between {names[item.faster]} and {names[item.slower]}"
-        if item.differs:
-            found = f"{names[item.faster]} is {_times(item.ratio)} as fast as {names[item.slower]}"
-        lines.append(f"{item.test}: {found} ({_ends(item.ratio)})")
+    for test in dict.fromkeys(item.test for item in report.comparisons):
+        items = [item for item in report.comparisons if item.test == test]
+        beaten = Counter(item.faster for item in items)  # by their medians: the next one beats one less
+        for item in sorted(items, key=lambda item: -beaten[item.faster]):
+            if len(report.results) > _MOST_FORMS_IN_PAIRS and beaten[item.faster] - beaten[item.slower] > 1:
+                continue
+            found = f"no difference shown between {names[item.faster]} and {names[item.slower]}"
+            if item.differs:
+                times = f"{format_coarsely(item.ratio.estimate)} times"
+                found = f"{names[item.faster]} is {times} as fast as {names[item.slower]}"
+            ends = f"{format_coarsely(item.ratio.low)} to {format_coarsely(item.ratio.high)}"
+            lines.append(f"{test}: {found} ({ends}, {item.ratio.level:.0%} interval)")
     return lines
 
 
@@ -186,37 +191,16 @@ def nearness_lines(report: EvalReport, names: Names) -> list[str]:
     None where nothing was compared.
     """
     means = {result.name: result.mean_kl_divergence for result in report.results}
-    ranked = sorted(means, key=lambda name: means[name])
-    pairs = {(item.nearer, item.farther): item for item in report.comparisons}
+    beaten = Counter(item.nearer for item in report.comparisons)
     lines = []
-    for item in (pairs[pair] for pair in zip(ranked, ranked[1:], strict=False) if pair in pairs):
-        nearer, farther, baseline = names[item.nearer], names[item.farther], names[report.reference.name]
-        found = f"no difference in nearness shown between {nearer} and {farther}"
+    for item in sorted(report.comparisons, key=lambda item: -beaten[item.nearer]):
+        if beaten[item.nearer] - beaten[item.farther] > 1:
+            continue
+        found = f"no difference in nearness shown between {names[item.nearer]} and {names[item.farther]}"
         if item.differs:
             values = f"mean KL {means[item.nearer]:.3g} against {means[item.farther]:.3g}"
-            found = f"{nearer} is nearer to {baseline} than {farther}: {values}"
-        ends = item.difference
-        lines.append(f"{found} ({ends.low:.3g} to {ends.high:.3g} apart, {ends.level:.0%} interval)")
+            nearer, baseline = names[item.nearer], names[report.reference.name]
+            found = f"{nearer} is nearer to {baseline} than {names[item.farther]}: {values}"
+        ends = f"{item.difference.low:.3g} to {item.difference.high:.3g} apart"
+        lines.append(f"{found} ({ends}, {item.difference.level:.0%} interval)")
     return lines
-
-
-def _fastest(report: BenchReport, test: str, names: Names) -> str:
-    medians = {
-        form.name: item.tokens_per_second.median for form in report.results for item in form.tests if item.test == test
-    }
-    fastest, second, *_ = sorted(medians, key=lambda name: -medians[name])
-    beaten = {item.slower: item for item in report.comparisons if item.test == test and item.faster == fastest}
-    rivals = [name for name in medians if name != fastest and not (name in beaten and beaten[name].differs)]
-    if rivals:
-        *others, last = (names[name] for name in (fastest, *rivals))
-        return f"{test}: which format is the fastest is not shown; it is {', '.join(others)} or {last}"
-    ratio = beaten[second].ratio
-    return f"{test}: {names[fastest]} is the fastest, {_times(ratio)} as fast as {names[second]} ({_ends(ratio)})"
-
-
-def _times(ratio: Interval) -> str:
-    return f"{format_coarsely(ratio.estimate)} times"
-
-
-def _ends(ratio: Interval) -> str:
-    return f"{format_coarsely(ratio.low)} to {format_coarsely(ratio.high)}, {ratio.level:.0%} interval"
