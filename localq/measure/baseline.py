@@ -22,7 +22,6 @@ _SMALL_PARAMETERS = 1_000_000_000
 """The baseline of a smaller model is float32, that of a larger one has the precision of the checkpoint."""
 _UNQUANTIZED = ("f32", "bf16", "f16")
 _PRECISIONS = {"float32": "f32", "float16": "f16"}
-_OTHER_ENGINE = {"gguf": "mlx", "mlx": "gguf"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,7 +141,7 @@ def _require_same_revision(forms: Sequence[Form], baseline: Form) -> None:
 def _floor_reference(baseline: Form) -> str | None:
     """The unquantized artifact for the other engine; None if localq can't make or run one."""
     origin = _manifest(baseline)
-    other = _OTHER_ENGINE[baseline.format]
+    other = "mlx" if baseline.format == "gguf" else "gguf"
     precision = baseline.recipe.partition("-")[2]
     if origin is None or precision not in _UNQUANTIZED or not has_backend(other):
         return None

@@ -1,9 +1,11 @@
-"""The baseline's logits in a temporary file, for the forms that are compared with it: float32, a row per position.
+"""The logits of the baseline in a temporary file, with which the process of every other artifact compares its own.
 
 The file has no name: the operating system deletes it when no process has it open any more. So Ctrl-C, an error or a
-killed process leave nothing behind. Float32 is what the engines compute. In float16 the file is half as large, but
-then rounding alone gives a mean divergence of 1e-8 nats on the toys and 7e-7 on a vocabulary of 128,256, where the
-noise floor of the engines is 3e-12.
+killed process leave nothing behind. It is in float32, as engines compute. Float16 takes half of that, but its rounding
+alone gives a mean divergence of 1e-8 nats on the toys, and 7e-7 with 128,256 tokens; the noise floor is 3e-12.
+
+`record` and `compare` run in the worker process. Logits are in its memory one chunk at a time and never leave it: the
+parent gets a few numbers per position.
 """
 
 from __future__ import annotations
@@ -11,7 +13,8 @@ from __future__ import annotations
 import errno
 import shutil
 import tempfile
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,11 +22,16 @@ from typing import TYPE_CHECKING
 
 from localq.disk import ELSEWHERE_HINT, disk_errors
 from localq.errors import StoreError
+from localq.measure.divergence import Figures, compare_rows, negative_log_likelihoods
+from localq.model import Model
 from localq.tables import format_bytes
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+Answer = dict[str, list[float]]
+"""Figures of positions by name, and `engine_seconds` of every chunk: the time that the engine needed for it."""
 
 FLOAT32_BYTES = 4
 
@@ -58,10 +66,7 @@ class LogitsFile:
 
 @contextmanager
 def unnamed_file(folder: Path) -> Iterator[LogitsFile]:
-    """An empty file on the disk of `folder`, or of the system's temporary folder if `folder` is not writable.
-
-    Raises StoreError.
-    """
+    """An empty file in `folder`, or in the system's temporary folder if `folder` is not writable. Raises StoreError."""
     with disk_errors(folder):
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -87,3 +92,46 @@ def require_room(folder: Path, window_bytes: int, windows: int) -> None:
         f"{folder} has {format_bytes(free_bytes)} free",
         f"{less}remove something (`localq rm`), or {ELSEWHERE_HINT}",
     )
+
+
+def record(model: Model, tokens: Sequence[int], first: int, row: int, file: tuple[int, str]) -> Answer:
+    """Write the logits of a window, from its position `first` on, to the file from its row `row` on.
+
+    `file` has the fields of `LogitsFile`. Gives `negative_log_likelihood` of each position. Raises StoreError for a
+    full disk, EngineError for logits that are not finite.
+    """
+
+    def figures(done: int, logits: NDArray[np.float32], right: NDArray[np.intp]) -> Figures:
+        LogitsFile(*file).write(row + done, logits)
+        return {"negative_log_likelihood": negative_log_likelihoods(logits, right)}
+
+    return _answer(model, tokens, first, figures)
+
+
+def compare(model: Model, tokens: Sequence[int], first: int, row: int, file: tuple[int, str]) -> Answer:
+    """`compare_rows` for the logits of a window and those in the file. Arguments and errors are those of `record`."""
+
+    def figures(done: int, logits: NDArray[np.float32], right: NDArray[np.intp]) -> Figures:
+        return compare_rows(LogitsFile(*file).read(row + done, logits.shape), logits, right)
+
+    return _answer(model, tokens, first, figures)
+
+
+def _answer(model: Model, tokens: Sequence[int], first: int, figures: Callable[..., Figures]) -> Answer:
+    """`figures` of every chunk, called with the scored positions before it, its logits, and the tokens after them.
+
+    The last token is computed too, though nothing comes after it: passes have the length of llama-perplexity's, on
+    which the last digits depend.
+    """
+    import numpy as np
+
+    answer: Answer = {"engine_seconds": []}
+    after = np.array(tokens[first + 1 :], dtype=np.intp)
+    done, started = 0, time.perf_counter()
+    for logits in model.engine.logits_in_chunks(tokens, first):
+        answer["engine_seconds"].append(time.perf_counter() - started)
+        right = after[done : done + len(logits)]
+        for name, values in figures(done, logits[: len(right)], right).items():
+            answer.setdefault(name, []).extend(values.tolist())
+        done, started = done + len(logits), time.perf_counter()
+    return answer

@@ -7,7 +7,6 @@ At each scored position both models give a probability to every token of the voc
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from localq.errors import EngineError
@@ -19,16 +18,9 @@ if TYPE_CHECKING:
     from localq.measure.reports import Divergence
 
 
-@dataclass(frozen=True, slots=True)
-class Positions:
-    """Figures of single positions: arrays of one length."""
-
-    negative_log_likelihood: NDArray[np.float64]
-    """-ln Q(right token). The right token is the next one in the text."""
-    kl_divergence: NDArray[np.float64]
-    """Sum over the vocabulary of P (ln P - ln Q), in nats."""
-    same_top: NDArray[np.float64]
-    """1 if P and Q are largest for the same token, else 0."""
+Figures = dict[str, "NDArray[np.float64]"]
+"""Figures of single positions by name: arrays of one length. `same_top` is 1 if P and Q are largest for the same token,
+else 0; for the others see `negative_log_likelihoods` and `compare_rows`."""
 
 
 def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
@@ -47,17 +39,21 @@ def log_probabilities(logits: NDArray[np.float32]) -> NDArray[np.float64]:
 
 
 def negative_log_likelihoods(logits: NDArray[np.float32], right: NDArray[np.intp]) -> NDArray[np.float64]:
-    """-ln P(right token) at each position, from logits of shape (rows, vocabulary size)."""
+    """-ln P(right token) at each position, from logits of shape (rows, vocabulary size).
+
+    `right` has the id of the next token in the text.
+    """
     import numpy as np
 
     return np.array([-log_probabilities(row)[token] for row, token in zip(logits, right, strict=True)])
 
 
-def compare_rows(baseline: NDArray[np.float32], logits: NDArray[np.float32], right: NDArray[np.intp]) -> Positions:
-    """Compare the logits of a form with those of the baseline, both of shape (rows, vocabulary size).
+def compare_rows(baseline: NDArray[np.float32], logits: NDArray[np.float32], right: NDArray[np.intp]) -> Figures:
+    """`negative_log_likelihood` of the form, `kl_divergence` and `same_top` of each position.
 
-    `right` has a token id for each row. Row by row: what is in float64 stays in the processor's cache. Raises
-    EngineError for logits that are not finite.
+    The divergence is the sum over the vocabulary of P (ln P - ln Q), in nats. Logits are of shape (rows, vocabulary
+    size), and are taken row by row: what is in float64 then stays in the processor's cache. Raises EngineError for
+    logits that are not finite.
     """
     import numpy as np
 
@@ -65,10 +61,10 @@ def compare_rows(baseline: NDArray[np.float32], logits: NDArray[np.float32], rig
     for index, token in enumerate(right):
         log_p, log_q = log_probabilities(baseline[index]), log_probabilities(logits[index])
         likelihoods[index] = -log_q[token]
-        # No dot product: it would start as many threads as there are cores, for less than they cost.
+        # A dot product would start as many threads as there are cores, for less than they cost.
         divergences[index] = (np.exp(log_p) * (log_p - log_q)).sum()
-    same_top = baseline.argmax(axis=1) == logits.argmax(axis=1)
-    return Positions(likelihoods, divergences, same_top.astype(np.float64))
+    same_top = (baseline.argmax(axis=1) == logits.argmax(axis=1)).astype(np.float64)
+    return {"negative_log_likelihood": likelihoods, "kl_divergence": divergences, "same_top": same_top}
 
 
 def mean_of(values: NDArray[np.float64]) -> tuple[float, float | None]:
@@ -80,22 +76,22 @@ def mean_of(values: NDArray[np.float64]) -> tuple[float, float | None]:
 def perplexity_of(negative_log_likelihood: NDArray[np.float64]) -> tuple[float, float | None]:
     """exp(mean), and its standard error: that of the mean times exp(mean)."""
     mean, error = mean_of(negative_log_likelihood)
-    return math.exp(mean), _scaled(error, math.exp(mean))
+    return math.exp(mean), error and error * math.exp(mean)
 
 
-def divergence_of(form: Positions, baseline_negative_log_likelihood: NDArray[np.float64]) -> Divergence:
-    """The figures of a form over all positions, one at least. The baseline's -ln P(right token) is of the same ones."""
+def divergence_of(form: Figures, baseline: NDArray[np.float64]) -> Divergence:
+    """What `compare_rows` found at all positions, one at least, with the baseline's -ln P(right token) at the same."""
     import numpy as np
 
     from localq.measure.reports import Divergence  # its pydantic must not count in a worker's peak memory
 
-    baseline = baseline_negative_log_likelihood
-    mean, mean_error = mean_of(form.kl_divergence)
-    median, p90, p95, p99, p99_9, most = np.percentile(form.kl_divergence, [50, 90, 95, 99, 99.9, 100]).tolist()
-    same_top, same_top_error = mean_of(form.same_top)
-    perplexity, perplexity_error = perplexity_of(form.negative_log_likelihood)
-    log_ratio, log_ratio_error = mean_of(form.negative_log_likelihood - baseline)
-    change = np.exp(-form.negative_log_likelihood) - np.exp(-baseline)
+    likelihood, divergence = form["negative_log_likelihood"], form["kl_divergence"]
+    mean, mean_error = mean_of(divergence)
+    median, p90, p95, p99, p99_9, most = np.percentile(divergence, [50, 90, 95, 99, 99.9, 100]).tolist()
+    same_top, same_top_error = mean_of(form["same_top"])
+    perplexity, perplexity_error = perplexity_of(likelihood)
+    log_ratio, log_ratio_error = mean_of(likelihood - baseline)
+    change = np.exp(-likelihood) - np.exp(-baseline)
     mean_change, mean_change_error = mean_of(change)
     mean_square, mean_square_error = mean_of(change**2)
     rms = math.sqrt(mean_square)
@@ -120,10 +116,8 @@ def divergence_of(form: Positions, baseline_negative_log_likelihood: NDArray[np.
         mean_probability_change_standard_error=mean_change_error,
         rms_probability_change=rms,
         # The derivative of a square root, as llama-perplexity has it.
-        rms_probability_change_standard_error=_scaled(mean_square_error, 0.5 / rms) if rms else None,
+        rms_probability_change_standard_error=mean_square_error / (2 * rms)
+        if mean_square_error is not None and rms
+        else None,
         max_probability_change=float(np.abs(change).max()),
     )
-
-
-def _scaled(standard_error: float | None, factor: float) -> float | None:
-    return None if standard_error is None else standard_error * factor

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import astuple, dataclass, field
+from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,12 +17,19 @@ from localq.conversion.convert import ConversionListener
 from localq.demo.questions import read_held_out_text
 from localq.errors import OptionError
 from localq.measure.baseline import EvalForms, find_eval_forms
-from localq.measure.baseline_logits import FLOAT32_BYTES, LogitsFile, require_room, unnamed_file
-from localq.measure.divergence import Positions, divergence_of, perplexity_of
+from localq.measure.baseline_logits import (
+    FLOAT32_BYTES,
+    Answer,
+    LogitsFile,
+    compare,
+    record,
+    require_room,
+    unnamed_file,
+)
+from localq.measure.divergence import Figures, divergence_of, perplexity_of
 from localq.measure.forms import Form
 from localq.measure.limits import bytes_per_token
 from localq.measure.machine import describe_machine
-from localq.measure.predictions import compare, record
 from localq.measure.reports import (
     LARGEST_NOISE_FLOOR,
     BaselineQuality,
@@ -38,10 +45,8 @@ from localq.measure.statistics import paired_interval
 from localq.measure.steps import OnStep, Step
 from localq.measure.windows import (
     DEFAULT_MOST_WINDOWS,
-    DEFAULT_WINDOW_TOKENS,
     Text,
     Windows,
-    WindowSettings,
     cut_windows,
     decode_text,
     first_difference,
@@ -57,6 +62,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+DEFAULT_WINDOW_TOKENS = 512
 GENERATED_TOKENS = 32
 """Of the short reply that shows how long a token takes."""
 _LARGEST_NOISE_SHARE = 0.1
@@ -83,20 +89,45 @@ class EvalSettings:
     """Whether the engines are compared without quantization, if both are used."""
 
     def __post_init__(self) -> None:
-        self.windows()
+        if self.size < 2:
+            raise OptionError(f"--window is {self.size}; expected at least 2 tokens")
+        if self.most_windows < 1:
+            raise OptionError(f"--windows is {self.most_windows}; expected at least 1")
+        if not 0 <= self.first <= self.size - 2:
+            raise OptionError(
+                f"--score-from is {self.first}; expected between 0 and {self.size - 2}",
+                f"later positions of a window of {self.size} tokens predict nothing in it",
+            )
         if self.threads is not None and self.threads < 1:
             raise OptionError(f"threads is {self.threads}; expected at least 1")
 
-    def windows(self, most_context_tokens: int | None = None) -> WindowSettings:
-        """How the text is cut for models with such a longest context. Raises OptionError for a longer window."""
-        most, size = most_context_tokens, self.window_tokens
-        if size is None:
-            size = min(DEFAULT_WINDOW_TOKENS, most or DEFAULT_WINDOW_TOKENS)
-        elif most is not None and size > most:
-            raise OptionError(
-                f"--window is {size}; the longest context of these artifacts is {most}", f"give --window {most} or less"
-            )
-        return WindowSettings(size, self.first_scored, self.most_windows)
+    @property
+    def size(self) -> int:
+        """Tokens of a window."""
+        return DEFAULT_WINDOW_TOKENS if self.window_tokens is None else self.window_tokens
+
+    @property
+    def first(self) -> int:
+        """Index in a window of the first position that is scored."""
+        if self.first_scored is not None:
+            return self.first_scored
+        return min(self.size // 2, self.size - 2)  # the half of two tokens leaves nothing to score
+
+    @property
+    def scored_positions(self) -> int:
+        """Of one window."""
+        return self.size - self.first - 1
+
+    def fitted(self, most_context_tokens: int | None) -> EvalSettings:
+        """With a window for models with such a longest context. Raises OptionError for a chosen one that is longer."""
+        if most_context_tokens is None or self.size <= most_context_tokens:
+            return self
+        if self.window_tokens is None:
+            return replace(self, window_tokens=most_context_tokens)
+        raise OptionError(
+            f"--window is {self.size}; the longest context of these artifacts is {most_context_tokens}",
+            f"give --window {most_context_tokens} or less",
+        )
 
 
 def evaluate(
@@ -114,11 +145,11 @@ def evaluate(
     """
     text = find_text(references, settings)
     forms = find_eval_forms(references, settings.baseline, settings.noise_floor, models_dir, listener)
-    cut = settings.windows(forms.most_context_tokens)
+    cut = settings.fitted(forms.most_context_tokens)
     windows = _common_windows(forms, text, cut)
     machine, started = describe_machine(), datetime.now(UTC)
     with unnamed_file(Store(models_dir).folder) as file:
-        run = QualityRun(windows.tokens, cut, settings.threads, file, 1 + len(forms.compared), on_step)
+        run = QualityRun(windows.tokens, cut, file, 1 + len(forms.compared), on_step)
         baseline = run.record(forms.baseline)
         found = {form: run.compare(form) for form in forms.compared}
     floor = found[forms.noise_floor].quality if forms.noise_floor else None
@@ -129,7 +160,7 @@ def evaluate(
         settings=EvalText(
             text=text.name,
             text_sha256=text.sha256,
-            window_tokens=cut.window_tokens,
+            window_tokens=cut.size,
             first_scored=cut.first,
             windows=len(windows.tokens),
             begin_token_id=windows.begin_token,
@@ -142,27 +173,27 @@ def evaluate(
         noise_floor=floor,
         results=results,
         comparisons=compare_qualities(compared, floor),
-        warnings=(*_warnings(settings, machine, windows, cut), *forms.warnings, *noise_warnings(results, floor)),
+        warnings=(*_warnings(settings, cut, machine, windows), *forms.warnings, *noise_warnings(results, floor)),
     )
 
 
 def find_text(references: Sequence[str], settings: EvalSettings) -> Text:
     """The text to evaluate on, which needs no model. Raises OptionError."""
     if settings.text_file is not None:
-        return read_text(settings.text_file, settings.windows())
+        return read_text(settings.text_file, settings.size * settings.most_windows)
     if not all(parse_reference(reference).kind == "built-in" for reference in references):
         raise OptionError(
             "there is no text to evaluate on",
             "give a text file with --text FILE; published figures use the raw test file of WikiText-2",
         )
-    return decode_text("localq/demo/heldout.txt", read_held_out_text().encode(), settings.windows())
+    return decode_text("localq/demo/heldout.txt", read_held_out_text().encode(), settings.size * settings.most_windows)
 
 
-def _common_windows(forms: EvalForms, text: Text, cut: WindowSettings) -> Windows:
+def _common_windows(forms: EvalForms, text: Text, cut: EvalSettings) -> Windows:
     """The windows of the text, which must be the same with the tokenizer of every artifact. Raises OptionError."""
-    windows = cut_windows(text, _tokenizer(forms.baseline), cut)
+    windows = cut_windows(text, _tokenizer(forms.baseline), cut.size, cut.most_windows)
     for form in forms.compared:
-        difference = first_difference(windows, cut_windows(text, _tokenizer(form), cut))
+        difference = first_difference(windows, cut_windows(text, _tokenizer(form), cut.size, cut.most_windows))
         if difference is not None:
             raise OptionError(
                 f"{forms.baseline.name} and {form.name} tokenize {text.name} differently: {difference}", _SAME_MODEL
@@ -193,8 +224,7 @@ class QualityRun:
 
     windows: Sequence[Sequence[int]]
     """Token ids."""
-    cut: WindowSettings
-    threads: int | None
+    settings: EvalSettings
     file: LogitsFile
     form_count: int
     on_step: OnStep
@@ -219,18 +249,16 @@ class QualityRun:
         LocalqError for what its process could not do.
         """
         found, cost = self._compute(form, compare)
-        divergence = divergence_of(Positions(**found), self._baseline)
+        divergence = divergence_of(found, self._baseline)
         quality = FormQuality(**form.facts(), **divergence.model_dump(), **cost.model_dump())
         return ComparedForm(quality, found["kl_divergence"].reshape(len(self.windows), -1).mean(axis=1))
 
-    def _compute(
-        self, form: Form, function: Callable[..., dict[str, list[float]]]
-    ) -> tuple[dict[str, NDArray[np.float64]], Cost]:
+    def _compute(self, form: Form, function: Callable[..., Answer]) -> tuple[Figures, Cost]:
         """What `record` or `compare` finds of all windows, and what the artifact cost."""
         import numpy as np
 
-        size, count = self.cut.window_tokens, len(self.windows)
-        options = LoadOptions(size, self.threads if form.format == "gguf" else None)
+        settings, count = self.settings, len(self.windows)
+        options = LoadOptions(settings.size, settings.threads if form.format == "gguf" else None)
         answers, seconds = [], []
         with WorkerProcess(form, options, (self.file.descriptor,)) as worker:
             loaded = worker.load()
@@ -238,18 +266,18 @@ class QualityRun:
             for index, tokens in enumerate(self.windows):
                 self._done += 1
                 self.on_step(Step(form.name, f"window {index + 1} of {count}", self._done, self.form_count * count))
-                row = index * self.cut.scored_positions
-                answer = worker.ask(function, tokens, self.cut.first, row, astuple(self.file))
+                row = index * settings.scored_positions
+                answer = worker.ask(function, tokens, settings.first, row, astuple(self.file))
                 seconds.append(sum(answer.pop("engine_seconds")))
                 answers.append(answer)
-            generated = min(GENERATED_TOKENS, size - 1)
+            generated = min(GENERATED_TOKENS, settings.size - 1)
             rate = worker.ask(measure, 0, 0, 1, generated, 1)[0] if generated > 1 else None
             counted = seconds[1:] or seconds
             cost = Cost(
                 # Of weights alone: the context's part is the same for all artifacts of an engine.
                 bytes_read_per_token=bytes_per_token(form, LoadOptions(), 0),
                 load_seconds=loaded.load_seconds,
-                prompt_seconds_per_token=sum(counted) / (len(counted) * size),
+                prompt_seconds_per_token=sum(counted) / (len(counted) * settings.size),
                 generated_seconds_per_token=1 / rate if rate else None,
                 peak_memory_bytes=worker.peak_memory_bytes,
             )
@@ -258,7 +286,7 @@ class QualityRun:
     def _check_vocabulary(self, form: Form, size: int) -> None:
         if not self._vocabulary_size:
             self._vocabulary_size = size
-            window_bytes = self.cut.scored_positions * size * FLOAT32_BYTES
+            window_bytes = self.settings.scored_positions * size * FLOAT32_BYTES
             require_room(Path(self.file.folder), window_bytes, len(self.windows))
         elif size != self._vocabulary_size:
             raise OptionError(f"{form.name} gives {size:,} logits, the baseline {self._vocabulary_size:,}", _SAME_MODEL)
@@ -277,14 +305,8 @@ def compare_qualities(compared: Sequence[ComparedForm], floor: FormQuality | Non
         difference = paired_interval(far.window_divergences - near.window_divergences)
         crosses = near.quality.format != far.quality.format
         least = floor.mean_kl_divergence if floor and crosses else 0.0
-        found.append(
-            QualityComparison(
-                nearer=near.quality.name,
-                farther=far.quality.name,
-                difference=difference,
-                differs=difference.low > least,
-            )
-        )
+        names = {"nearer": near.quality.name, "farther": far.quality.name}
+        found.append(QualityComparison(**names, difference=difference, differs=difference.low > least))
     return tuple(found)
 
 
@@ -308,10 +330,10 @@ def noise_warnings(results: Sequence[FormQuality], floor: FormQuality | None) ->
     ]
 
 
-def _warnings(settings: EvalSettings, machine: Machine, windows: Windows, cut: WindowSettings) -> list[str]:
+def _warnings(settings: EvalSettings, cut: EvalSettings, machine: Machine, windows: Windows) -> list[str]:
     found = []
-    if settings.window_tokens is None and cut.window_tokens < DEFAULT_WINDOW_TOKENS:
-        found.append(f"windows have {cut.window_tokens} tokens, the longest context of these artifacts")
+    if cut.size < settings.size:
+        found.append(f"windows have {cut.size} tokens, the longest context of these artifacts")
     if len(windows.tokens) == 1:
         found.append("one window does not show how much figures vary with the text: give a longer text")
     if windows.special_tokens:

@@ -98,7 +98,7 @@ def _find_forms(request: ReportRequest, listener: ConversionListener | None) -> 
             check_same_forms(forms, [*settings.results, settings.reference])
         return forms
     found = find_eval_forms(request.references, settings.baseline, settings.noise_floor, request.models_dir, listener)
-    settings.windows(found.most_context_tokens)  # raises for a window that is longer
+    settings.fitted(found.most_context_tokens)  # raises for a window that is longer
     if isinstance(request.bench, BenchReport):
         check_same_forms(request.bench.results, [*found.forms, found.baseline])
     return found.forms

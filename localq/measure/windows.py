@@ -2,8 +2,8 @@
 
 The text is tokenized as a whole, with the special tokens that the tokenizer adds. Windows lie side by side; tokens
 left over at the end are not used. If the tokenizer puts a begin-of-text token in front of a text, that token replaces
-the first token of every window. Positions `first` to n - 2 of a window of n tokens are scored, each by how well it
-predicts the token after it; `first` is n // 2 by default. Perplexity and divergence use the same positions.
+the first token of every window. Positions n // 2 to n - 2 of a window of n tokens are scored, unless chosen otherwise:
+each by how well it predicts the token after it. Perplexity and divergence use the same positions.
 """
 
 from __future__ import annotations
@@ -18,44 +18,10 @@ from localq.disk import reason
 from localq.errors import OptionError
 from localq.text.tokenizer import Tokenizer
 
-DEFAULT_WINDOW_TOKENS = 512
 DEFAULT_MOST_WINDOWS = 32
 
 _MOST_BYTES_PER_TOKEN = 64
 """More than any text has on average: bytes beyond this many for each used token are not tokenized."""
-
-
-@dataclass(frozen=True, slots=True)
-class WindowSettings:
-    """How a text is cut."""
-
-    window_tokens: int = DEFAULT_WINDOW_TOKENS
-    first_scored: int | None = None
-    """Index in a window of the first position that is scored; None is half of the window."""
-    most_windows: int = DEFAULT_MOST_WINDOWS
-
-    def __post_init__(self) -> None:
-        if self.window_tokens < 2:
-            raise OptionError(f"--window is {self.window_tokens}; expected at least 2 tokens")
-        if self.most_windows < 1:
-            raise OptionError(f"--windows is {self.most_windows}; expected at least 1")
-        if not 0 <= self.first <= self.window_tokens - 2:
-            raise OptionError(
-                f"--score-from is {self.first}; expected between 0 and {self.window_tokens - 2}",
-                f"later positions of a window of {self.window_tokens} tokens predict nothing in it",
-            )
-
-    @property
-    def first(self) -> int:
-        """Index of the first position that is scored."""
-        if self.first_scored is not None:
-            return self.first_scored
-        return min(self.window_tokens // 2, self.window_tokens - 2)  # the half of two tokens leaves nothing to score
-
-    @property
-    def scored_positions(self) -> int:
-        """Of one window."""
-        return self.window_tokens - self.first - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,19 +48,19 @@ class Windows:
     """Special tokens that the text contains. llama-perplexity reads them as plain text."""
 
 
-def read_text(file: Path, settings: WindowSettings) -> Text:
+def read_text(file: Path, most_tokens: int) -> Text:
     """A UTF-8 file, or standard input for `-`. Raises OptionError."""
     try:
         if str(file) == "-":
-            return decode_text("standard input", sys.stdin.buffer.read(), settings)
-        return decode_text(str(file), file.read_bytes(), settings)
+            return decode_text("standard input", sys.stdin.buffer.read(), most_tokens)
+        return decode_text(str(file), file.read_bytes(), most_tokens)
     except OSError as error:
         raise OptionError(f"can't read {file}: {reason(error)}", "give a text file with --text") from error
 
 
-def decode_text(name: str, data: bytes, settings: WindowSettings) -> Text:
-    """As much of a text in UTF-8 as all windows need. Raises OptionError for bytes that are not UTF-8."""
-    most_bytes = settings.window_tokens * settings.most_windows * _MOST_BYTES_PER_TOKEN
+def decode_text(name: str, data: bytes, most_tokens: int) -> Text:
+    """As much of a text in UTF-8 as so many tokens need. Raises OptionError for bytes that are not UTF-8."""
+    most_bytes = most_tokens * _MOST_BYTES_PER_TOKEN
     try:
         content = codecs.getincrementaldecoder("utf-8")().decode(data[:most_bytes], final=len(data) <= most_bytes)
     except UnicodeDecodeError as error:
@@ -105,18 +71,17 @@ def decode_text(name: str, data: bytes, settings: WindowSettings) -> Text:
     return Text(name, content, hashlib.sha256(data).hexdigest())
 
 
-def cut_windows(text: Text, tokenizer: Tokenizer, settings: WindowSettings) -> Windows:
-    """The windows of a text. Raises OptionError for a text that is shorter than one window."""
+def cut_windows(text: Text, tokenizer: Tokenizer, size: int, most_windows: int) -> Windows:
+    """The windows of a text, each of `size` tokens. Raises OptionError for a text that is shorter than one."""
     # llama.cpp drops the newline at the end of a file.
     tokens = tokenizer.encode(text.content.removesuffix("\n"), add_special_tokens=True)
-    size = settings.window_tokens
     if len(tokens) < size:
         raise OptionError(
             f"{text.name} has {len(tokens):,} tokens; one window needs {size:,}",
             "give a longer text with --text, or smaller windows with --window",
         )
     begin_token = _begin_token(tokenizer)
-    count = min(len(tokens) // size, settings.most_windows)
+    count = min(len(tokens) // size, most_windows)
     windows = [tuple(tokens[number * size : (number + 1) * size]) for number in range(count)]
     if begin_token is not None:
         windows = [(begin_token, *window[1:]) for window in windows]

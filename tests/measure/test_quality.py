@@ -20,13 +20,11 @@ import pytest
 from localq.demo.questions import read_held_out_text
 from localq.errors import EngineError, LocalqError, OptionError, StoreError
 from localq.measure import worker
-from localq.measure.baseline_logits import unnamed_file
+from localq.measure.baseline_logits import compare, record, unnamed_file
 from localq.measure.forms import find_forms
-from localq.measure.predictions import compare, record
 from localq.measure.quality import EvalSettings, QualityRun, evaluate
 from localq.measure.reports import Divergence, EvalReport, FormQuality
 from localq.measure.steps import Step
-from localq.measure.windows import WindowSettings
 from localq.model import open_form
 from localq.options import LoadOptions
 from localq.store.layout import MANIFEST_NAME
@@ -261,7 +259,8 @@ def test_a_process_that_is_killed_is_named_with_its_form(toys: Path) -> None:
 def quality_run(tokens: list[int], folder: Path) -> Iterator[QualityRun]:
     """Of a single window."""
     with unnamed_file(folder) as file:
-        yield QualityRun([tokens], WindowSettings(len(tokens)), 1, file, 2, lambda step: None)
+        settings = EvalSettings(window_tokens=len(tokens), threads=1)
+        yield QualityRun([tokens], settings, file, 2, lambda step: None)
 
 
 def test_a_vocabulary_of_another_size_is_refused(toys: Path) -> None:
@@ -282,14 +281,39 @@ def test_a_model_that_is_no_toy_needs_a_text(checkpoint_folder: Path, tmp_path: 
 def test_windows_fit_the_longest_context(toys: Path) -> None:
     with pytest.raises(OptionError, match="--window is 1025; the longest context of these artifacts is 1024"):
         evaluate(["toy-phi:gguf-q8_0"], EvalSettings(window_tokens=1025), toys)
-    assert EvalSettings().windows(None).window_tokens == 512
-    assert EvalSettings().windows(300).window_tokens == 300
-    assert EvalSettings().windows(300).first == 150
+    assert EvalSettings().fitted(None).size == EvalSettings().fitted(512).size == 512
+    assert (EvalSettings().fitted(300).size, EvalSettings().fitted(300).first) == (300, 150)
+    assert EvalSettings(window_tokens=300).fitted(300).size == 300
 
 
-@pytest.mark.parametrize("settings", [{"window_tokens": 1}, {"most_windows": 0}, {"first_scored": 511}, {"threads": 0}])
-def test_settings_that_evaluate_nothing_are_refused(settings: dict[str, int]) -> None:
-    with pytest.raises(OptionError, match=f"{next(iter(settings.values()))}"):
+@pytest.mark.parametrize(
+    ("size", "chosen", "first", "positions"), [(512, None, 256, 255), (7, None, 3, 3), (8, 0, 0, 7), (8, 6, 6, 1)]
+)
+def test_the_scored_positions_are_those_of_llama_perplexity(
+    size: int, chosen: int | None, first: int, positions: int
+) -> None:
+    settings = EvalSettings(window_tokens=size, first_scored=chosen)
+    assert (settings.first, settings.scored_positions) == (first, positions)  # n_ctx/2, n_ctx - 1 - first
+
+
+@pytest.mark.parametrize("size", range(2, 20))
+def test_every_window_has_a_position_to_score(size: int) -> None:
+    assert EvalSettings(window_tokens=size).scored_positions >= 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"window_tokens": 1}, "--window is 1"),
+        ({"most_windows": 0}, "--windows is 0"),
+        ({"window_tokens": 16, "first_scored": 15}, "--score-from is 15; expected between 0 and 14"),
+        ({"first_scored": 511}, "--score-from is 511"),
+        ({"first_scored": -1}, "--score-from is -1"),
+        ({"threads": 0}, "threads is 0"),
+    ],
+)
+def test_settings_that_evaluate_nothing_are_refused(settings: dict[str, int], message: str) -> None:
+    with pytest.raises(OptionError, match=message):
         EvalSettings(**settings)
 
 

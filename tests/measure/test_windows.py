@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localq.errors import OptionError
-from localq.measure.windows import Text, WindowSettings, cut_windows, decode_text, first_difference, read_text
+from localq.measure.windows import Text, cut_windows, decode_text, first_difference, read_text
 from localq.reference import parse_reference
 from localq.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
 
@@ -49,10 +49,9 @@ def llama_perplexity_windows(ids: list[int], size: int, begin: int | None) -> li
 
 @pytest.mark.parametrize("size", [2, 7, 64])
 def test_windows_are_those_of_llama_perplexity(tokenizer: HuggingFaceTokenizer, size: int) -> None:
-    settings = WindowSettings(size, most_windows=10**6)
     begin = tokenizer.token_id(tokenizer.special_tokens["bos_token"])
     ids = tokenizer.encode(WORDS, add_special_tokens=True)
-    found = cut_windows(text_of(WORDS), tokenizer, settings)
+    found = cut_windows(text_of(WORDS), tokenizer, size, 10**6)
     assert [list(window) for window in found.tokens] == llama_perplexity_windows(ids, size, begin)
     assert found.begin_token == begin
     assert ids[0] == begin
@@ -61,77 +60,45 @@ def test_windows_are_those_of_llama_perplexity(tokenizer: HuggingFaceTokenizer, 
 def test_nothing_is_put_in_front_where_the_tokenizer_puts_nothing(tokenizer: HuggingFaceTokenizer) -> None:
     plain = PlainTokenizer(tokenizer)
     ids = plain.encode(WORDS, add_special_tokens=True)
-    found = cut_windows(text_of(WORDS), plain, WindowSettings(16))
+    found = cut_windows(text_of(WORDS), plain, 16, 32)
     assert [list(window) for window in found.tokens] == llama_perplexity_windows(ids, 16, None)[:32]
     assert found.begin_token is None
 
 
 def test_the_last_newline_is_dropped_as_by_llama_cpp(tokenizer: HuggingFaceTokenizer) -> None:
-    settings = WindowSettings(4, most_windows=10**6)
-    one, other, two = (cut_windows(text_of(WORDS + end), tokenizer, settings) for end in ("", "\n", "\n\n\n"))
+    one, other, two = (cut_windows(text_of(WORDS + end), tokenizer, 4, 10**6) for end in ("", "\n", "\n\n\n"))
     assert one == other
     assert len(two.tokens) >= len(one.tokens)
 
 
-@pytest.mark.parametrize(
-    ("size", "chosen", "first", "positions"), [(512, None, 256, 255), (7, None, 3, 3), (8, 0, 0, 7), (8, 6, 6, 1)]
-)
-def test_the_scored_positions_are_those_of_llama_perplexity(
-    size: int, chosen: int | None, first: int, positions: int
-) -> None:
-    settings = WindowSettings(size, chosen)
-    assert (settings.first, settings.scored_positions) == (first, positions)  # n_ctx/2, n_ctx - 1 - first
-
-
-@pytest.mark.parametrize("size", range(2, 20))
-def test_every_window_has_a_position_to_score(size: int) -> None:
-    assert WindowSettings(size).scored_positions >= 1
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"window_tokens": 1}, "--window is 1"),
-        ({"most_windows": 0}, "--windows is 0"),
-        ({"window_tokens": 16, "first_scored": 15}, "--score-from is 15; expected between 0 and 14"),
-        ({"first_scored": -1}, "--score-from is -1"),
-    ],
-)
-def test_windows_that_predict_nothing_are_refused(settings: dict[str, int], message: str) -> None:
-    with pytest.raises(OptionError, match=message):
-        WindowSettings(**settings)
-
-
 def test_windows_are_full_and_not_more_than_wanted(tokenizer: HuggingFaceTokenizer) -> None:
     count = len(tokenizer.encode(WORDS, add_special_tokens=True))
-    assert len(cut_windows(text_of(WORDS), tokenizer, WindowSettings(16, most_windows=3)).tokens) == 3
-    assert len(cut_windows(text_of(WORDS), tokenizer, WindowSettings(count)).tokens) == 1
+    assert len(cut_windows(text_of(WORDS), tokenizer, 16, 3).tokens) == 3
+    assert len(cut_windows(text_of(WORDS), tokenizer, count, 32).tokens) == 1
     with pytest.raises(OptionError, match=f"some text has {count:,} tokens; one window needs {count + 1:,}") as caught:
-        cut_windows(text_of(WORDS), tokenizer, WindowSettings(count + 1))
+        cut_windows(text_of(WORDS), tokenizer, count + 1, 32)
     assert "--text" in caught.value.hint and "--window" in caught.value.hint
 
 
 def test_special_tokens_in_the_text_are_found(tokenizer: HuggingFaceTokenizer) -> None:
     end = tokenizer.special_tokens["eos_token"]
-    settings = WindowSettings(16)
-    assert cut_windows(text_of(WORDS), tokenizer, settings).special_tokens == ()
-    assert cut_windows(text_of(f"The fox.{end} {WORDS}"), tokenizer, settings).special_tokens == (end,)
+    assert cut_windows(text_of(WORDS), tokenizer, 16, 32).special_tokens == ()
+    assert cut_windows(text_of(f"The fox.{end} {WORDS}"), tokenizer, 16, 32).special_tokens == (end,)
     # After the last window it does not matter.
-    assert cut_windows(text_of(f"{WORDS} {WORDS} {end}"), tokenizer, settings).special_tokens == ()
+    assert cut_windows(text_of(f"{WORDS} {WORDS} {end}"), tokenizer, 16, 32).special_tokens == ()
 
 
 def test_the_end_of_a_long_text_that_no_window_needs_is_not_read(tokenizer: HuggingFaceTokenizer) -> None:
-    settings = WindowSettings(8, most_windows=2)
     data = (WORDS * 50).encode()
-    text = decode_text("long", data + b"\xff", settings)
+    text = decode_text("long", data + b"\xff", 16)
     assert len(text.content) < len(data) / 10
     assert text.sha256 == hashlib.sha256(data + b"\xff").hexdigest()
-    assert cut_windows(text, tokenizer, settings) == cut_windows(text_of(WORDS * 50), tokenizer, settings)
+    assert cut_windows(text, tokenizer, 8, 2) == cut_windows(text_of(WORDS * 50), tokenizer, 8, 2)
 
 
 def test_a_character_that_is_cut_in_two_is_no_error() -> None:
     for length in range(1000, 1010):
-        text = decode_text("long", ("x" * length + "é" * 2000).encode(), WindowSettings(8, most_windows=2))
+        text = decode_text("long", ("x" * length + "é" * 2000).encode(), 16)
         assert set(text.content) == {"x", "é"}
 
 
@@ -139,34 +106,33 @@ def test_bytes_that_are_not_utf_8_are_named_with_their_place(tmp_path: Path) -> 
     file = tmp_path / "text.txt"
     file.write_bytes(b"abc\xff")
     with pytest.raises(OptionError, match=f"{file} is not UTF-8: byte 0xff at 3"):
-        read_text(file, WindowSettings())
+        read_text(file, 512)
     file.write_bytes("é".encode()[:1])
     with pytest.raises(OptionError, match="byte 0xc3 at 0"):
-        read_text(file, WindowSettings())
+        read_text(file, 512)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match=f"can't read {tmp_path / 'nothing'}: No such file") as caught:
-        read_text(tmp_path / "nothing", WindowSettings())
+        read_text(tmp_path / "nothing", 512)
     assert "--text" in caught.value.hint
     with pytest.raises(OptionError, match=f"can't read {tmp_path}: Is a directory"):
-        read_text(tmp_path, WindowSettings())
+        read_text(tmp_path, 512)
 
 
 def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
     file.write_text(WORDS, encoding="utf-8")
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(WORDS.encode())))
-    piped, read = read_text(Path("-"), WindowSettings()), read_text(file, WindowSettings())
+    piped, read = read_text(Path("-"), 512), read_text(file, 512)
     assert (piped.content, piped.sha256) == (read.content, read.sha256) == (WORDS, read.sha256)
     assert (piped.name, read.name) == ("standard input", str(file))
 
 
 def test_the_first_token_that_differs_is_named(tokenizer: HuggingFaceTokenizer) -> None:
-    settings = WindowSettings(16)
-    windows = cut_windows(text_of(WORDS), tokenizer, settings)
+    windows = cut_windows(text_of(WORDS), tokenizer, 16, 32)
     assert first_difference(windows, windows) is None
-    other = cut_windows(text_of(WORDS.replace("river", "bridge")), tokenizer, settings)
+    other = cut_windows(text_of(WORDS.replace("river", "bridge")), tokenizer, 16, 32)
     said = first_difference(windows, other)
     assert said is not None
     number, index = next(
@@ -177,7 +143,7 @@ def test_the_first_token_that_differs_is_named(tokenizer: HuggingFaceTokenizer) 
     )
     one, two = windows.tokens[number][index], other.tokens[number][index]
     assert said == f"token {index} of window {number + 1} is {one} in the one and {two} in the other"
-    fewer = cut_windows(text_of(WORDS), tokenizer, WindowSettings(16, most_windows=2))
+    fewer = cut_windows(text_of(WORDS), tokenizer, 16, 2)
     assert (
         first_difference(windows, fewer) == f"the text has {len(windows.tokens)} windows in the one and 2 in the other"
     )
