@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from localq.measure.rates import format_duration
 from localq.measure.reports import BaselineQuality, EvalReport, FormQuality
@@ -12,6 +12,7 @@ from localq.measure.tables import (
     Column,
     Document,
     TableStyle,
+    figure,
     format_time,
     labels,
     machine_facts,
@@ -56,13 +57,13 @@ def _quality_columns(report: EvalReport, names: Mapping[str, str]) -> list[Colum
     change = "√(mean squared change of the right token's probability) ± standard error"
     return [
         Column("format", lambda row: _label(report, row, names), is_text=True),
-        Column("mean KL", _figure("mean_kl_divergence", ".3g", "kl_divergence", ".2g"), _KL),
-        Column("99% KL", _figure("p99_kl_divergence", ".3g"), "one position in a hundred has more", 4),
-        Column("largest KL", _figure("max_kl_divergence", ".3g"), "of all positions", 6),
-        Column("same top", _figure("same_top_fraction", ".2%", "same_top", ".2%"), same_top, 1),
+        Column("mean KL", figure("mean_kl_divergence", ".3g", "kl_divergence", ".2g"), _KL),
+        Column("99% KL", figure("p99_kl_divergence", ".3g"), "one position in a hundred has more", 4),
+        Column("largest KL", figure("max_kl_divergence", ".3g"), "of all positions", 6),
+        Column("same top", figure("same_top_fraction", ".2%", "same_top", ".2%"), same_top, 1),
         Column("perplexity", _perplexity, _PERPLEXITY, 2),
-        Column("ln ratio", _figure("log_perplexity_ratio", "+z.4f", "log_perplexity_ratio", ".4f"), _LN, 3),
-        Column("RMS Δp", _figure("rms_probability_change", ".2%", "rms_probability_change", ".2%"), change, 5),
+        Column("ln ratio", figure("log_perplexity_ratio", "+z.4f", "log_perplexity_ratio", ".4f"), _LN, 3),
+        Column("RMS Δp", figure("rms_probability_change", ".2%", "rms_probability_change", ".2%"), change, 5),
     ]
 
 
@@ -78,11 +79,11 @@ def _cost_columns(report: EvalReport, names: Mapping[str, str]) -> list[Column[_
         Column("format", lambda row: _label(report, row, names), is_text=True),
         Column("size", lambda row: format_bytes(row.artifact_bytes), SIZE),
         Column("of baseline", lambda row: f"{row.artifact_bytes / whole:.1%}", "size / the baseline's size", 1),
-        Column("bits/weight", _figure("bits_per_weight", ".2f"), BITS, 3),
-        Column("read/token", _figure("bytes_read_per_token", format_bytes), "bytes of weights", 2),
-        Column("prompt token", _figure("prompt_seconds_per_token", format_duration), _INDICATIVE, 4),
-        Column("generated token", _figure("generated_seconds_per_token", format_duration), _INDICATIVE, 5),
-        Column("peak memory", _figure("peak_memory_bytes", format_bytes), "of the process that evaluates", 6),
+        Column("bits/weight", figure("bits_per_weight", ".2f"), BITS, 3),
+        Column("read/token", figure("bytes_read_per_token", format_bytes), "bytes of weights", 2),
+        Column("prompt token", figure("prompt_seconds_per_token", format_duration), _INDICATIVE, 4),
+        Column("generated token", figure("generated_seconds_per_token", format_duration), _INDICATIVE, 5),
+        Column("peak memory", figure("peak_memory_bytes", format_bytes), "of the process that evaluates", 6),
     ]
 
 
@@ -135,19 +136,4 @@ def _records(report: EvalReport) -> list[dict[str, object]]:
 
 def _perplexity(row: _Row) -> str | None:
     form = ".4f" if row.perplexity < 100 else ".1f"
-    return _figure("perplexity", form, "perplexity", form)(row)
-
-
-def _figure(
-    name: str, form: str | Callable[[float], str], error_of: str = "", error_form: str = ""
-) -> Callable[[_Row], str | None]:
-    """A cell with the figure of that name, and the standard error of another one; None for a row without it."""
-
-    def cell(row: _Row) -> str | None:
-        value, error = getattr(row, name, None), getattr(row, f"{error_of}_standard_error", None)
-        if value is None:
-            return None
-        text = form(value) if callable(form) else f"{value:{form}}"
-        return text if error is None else f"{text} ± {error:{error_form}}".replace("% ±", " ±")
-
-    return cell
+    return figure("perplexity", form, "perplexity", form)(row)

@@ -14,6 +14,7 @@ from localq.measure.tables import (
     Document,
     Table,
     TableStyle,
+    figure,
     format_time,
     labels,
     machine_facts,
@@ -60,55 +61,31 @@ def bench_document(report: BenchReport, names: Mapping[str, str] | None = None) 
 
 def speed_tables(report: BenchReport, names: Mapping[str, str]) -> tuple[Table, ...]:
     """A row for each format and test, then a row for each format; `names` has what formats are called."""
-    rates = [item.tokens_per_second for result in report.results for item in result.tests]
-    levels = {rate.confidence_level for rate in rates if rate.confidence_level}
-    level = levels.pop() if len(levels) == 1 else None
-
-    def interval(rate: Rate) -> str | None:
-        if rate.confidence_interval is None:
-            return None
-        ends = format_range(*rate.confidence_interval)
-        return ends if level else f"{ends} ({rate.confidence_level:.0%})"
-
-    tests = [(result, item) for result in report.results for item in result.tests]
-    columns: list[Column[tuple[FormSpeed, TestResult]]] = [
+    level = report.results[0].tests[0].tokens_per_second.confidence_level
+    tests: list[Column[tuple[FormSpeed, TestResult]]] = [
         Column("format", lambda row: names[row[0].name], is_text=True),
         Column("test", lambda row: row[1].test, _TEST, is_text=True),
         Column("t/s", lambda row: _rate(row[1].tokens_per_second), _RATE),
-        Column(
-            f"{level:.0%} interval" if level else "interval", lambda row: interval(row[1].tokens_per_second), _ENDS, 1
-        ),
+        Column(f"{level:.0%} interval" if level else "interval", lambda row: _interval(row[1]), _INTERVAL, 1),
         Column("of memory limit", lambda row: _limit(row[1]), _LIMIT, 2),
     ]
-    return (
-        make_table("Speed", columns, tests),
-        make_table("Size, loading and memory", _form_columns(names), report.results),
-    )
+    forms: list[Column[FormSpeed]] = [
+        Column("format", lambda form: names[form.name], is_text=True),
+        Column("size", figure("artifact_bytes", format_bytes), SIZE),
+        Column("bits/weight", figure("bits_per_weight", ".2f"), BITS, 2),
+        Column("load", figure("load_seconds", format_duration), _LOAD, 1),
+        Column("cold load", figure("cold_load_seconds", format_duration), "the same with no file in the cache", 4),
+        Column("first token", figure("time_to_first_token_seconds", format_duration), _FIRST, 3),
+        Column("peak memory", figure("peak_memory_bytes", format_bytes), "most memory of the process"),
+    ]
+    rows = [(result, item) for result in report.results for item in result.tests]
+    return make_table("Speed", tests, rows), make_table("Size, loading and memory", forms, report.results)
 
 
 _TEST = "ppN: process a prompt of N tokens; tgN: generate N tokens; @ dN: with N tokens in the cache before"
 _RATE = "tokens per second, median ± standard deviation of the repetitions"
-_ENDS = "confidence interval of the median: how far off it may be"
+_INTERVAL = "confidence interval of the median: how far off it may be"
 _LIMIT = "share of the speed at which reading the weights and the context from memory would take all the time"
-
-
-def _form_columns(names: Mapping[str, str]) -> list[Column[FormSpeed]]:
-    return [
-        Column("format", lambda form: names[form.name], is_text=True),
-        Column("size", lambda form: format_bytes(form.artifact_bytes), SIZE),
-        Column(
-            "bits/weight",
-            lambda form: None if form.bits_per_weight is None else f"{form.bits_per_weight:.2f}",
-            BITS,
-            rank=2,
-        ),
-        Column("load", lambda form: format_duration(form.load_seconds), _LOAD, 1),
-        Column("cold load", lambda form: _seconds(form.cold_load_seconds), "the same with no file in the cache", 4),
-        Column("first token", lambda form: _seconds(form.time_to_first_token_seconds), _FIRST, 3),
-        Column("peak memory", lambda form: format_bytes(form.peak_memory_bytes), "most memory of the process"),
-    ]
-
-
 _LOAD = "seconds until ready: import the library and load the files, from the operating system's cache"
 _FIRST = "seconds from the start of the first prompt to the first token, median"
 
@@ -184,8 +161,9 @@ def _rate(rate: Rate) -> str:
     return format_spread(rate.median, rate.stdev)
 
 
-def _seconds(value: float | None) -> str | None:
-    return None if value is None else format_duration(value)
+def _interval(item: TestResult) -> str | None:
+    ends = item.tokens_per_second.confidence_interval
+    return None if ends is None else format_range(*ends)
 
 
 def _limit(item: TestResult) -> str | None:

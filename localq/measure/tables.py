@@ -86,6 +86,21 @@ def make_table(caption: str, columns: Sequence[Column[_Item]], items: Iterable[_
     )
 
 
+def figure(
+    name: str, form: str | Callable[[float], str], error_of: str = "", error_form: str = ""
+) -> Callable[[object], str | None]:
+    """Cells with the attribute of that name, and the standard error of another one; None for an item without it."""
+
+    def cell(item: object) -> str | None:
+        value, error = getattr(item, name, None), getattr(item, f"{error_of}_standard_error", None)
+        if value is None:
+            return None
+        text = form(value) if callable(form) else f"{value:{form}}"
+        return text if error is None else f"{text} ± {error:{error_form}}".replace("% ±", " ±")
+
+    return cell
+
+
 def render(document: Document, style: Literal["text", "md"], width: int | None = None) -> str:
     """Text or Markdown, without a newline at the end. In text no line but a command is longer than `width`."""
     return _text(document, width) if style == "text" else _markdown(document)

@@ -57,23 +57,12 @@ def test_a_single_repetition_has_neither_spread_nor_interval() -> None:
     assert "1 repetition by turns" in text
 
 
-@pytest.mark.parametrize(("level", "header"), [(0.75, "75% interval"), (0.95, "95% interval")])
-def test_the_interval_has_its_true_level(level: float, header: str) -> None:
-    assert header in render_bench(_with_levels(REPORT, level, level))
-
-
-def test_intervals_of_several_levels_have_each_its_own() -> None:
-    text = render_bench(_with_levels(REPORT, 0.75, 0.95))
-    assert " interval  of" in text and "% interval  of" not in text
-    assert "9.00 to 12.00 (75%)" in text and "13.00 to 15.00 (95%)" in text
-
-
-def _with_levels(report: BenchReport, *levels: float) -> BenchReport:
-    value = report.model_dump()
-    for result, level in zip(value["results"], levels, strict=True):
-        for item in result["tests"]:
-            item["tokens_per_second"]["confidence_level"] = level
-    return BenchReport.model_validate(value)
+@pytest.mark.parametrize("level", [0.75, 0.95])
+def test_the_interval_has_its_true_level(level: float) -> None:
+    value = REPORT.model_dump()
+    for item in (item for result in value["results"] for item in result["tests"]):
+        item["tokens_per_second"]["confidence_level"] = level
+    assert f" {level:.0%} interval  of" in render_bench(BenchReport.model_validate(value))
 
 
 def test_forms_of_several_models_have_their_whole_names() -> None:
