@@ -60,7 +60,10 @@ class Page:
 
 def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Sequence[str] = ()) -> Page:
     """Both of the same formats, or speed alone; `commands` are the lines that repeat it, else those of the reports."""
-    forms = _forms(bench, evaluation)
+    unquantized: dict[str, FormFacts | None] = {}
+    if evaluation:
+        unquantized = {"noise floor": evaluation.noise_floor, "baseline": evaluation.reference}
+    forms = [*bench.results, *(evaluation.results if evaluation else ()), *filter(None, unquantized.values())]
     names = labels(forms)
     verdict = judge(bench, evaluation, names)
     document = bench_document(bench, names)
@@ -82,9 +85,10 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
     )
     roles = {choice.name: "" if choice.is_kept else "beaten" for choice in verdict.choices}
     roles |= {form.name: "" for form in forms if form.name not in roles}
-    if evaluation:
-        roles |= {form.name: "noise floor" for form in [evaluation.noise_floor] if form}
-        roles |= {evaluation.reference.name: "baseline"}
+    for role, form in unquantized.items():
+        if form:
+            roles.pop(form.name)  # what is not to choose comes last
+            roles[form.name] = role
     panels = tuple(
         Panel(name, note, tuple(_bars(figures, names, roles)))
         for name, note, figures in _figures(bench, evaluation, forms)
@@ -118,17 +122,6 @@ def differences(speed: Machine, quality: Machine) -> list[str]:
         versions = ", ".join(f"{name} {one.get(name, 'none')} and {other.get(name, 'none')}" for name in changed)
         found.append(f"speed and quality were measured with different versions: {versions}")
     return found
-
-
-def _forms(bench: BenchReport, evaluation: EvalReport | None) -> list[FormFacts]:
-    """Each once; what is not to choose comes last."""
-    forms: dict[str, FormFacts] = {form.name: form for form in bench.results}
-    if evaluation:
-        forms = {**{form.name: form for form in evaluation.results}, **forms}
-        for last in filter(None, [evaluation.noise_floor, evaluation.reference]):
-            forms.pop(last.name, None)
-            forms[last.name] = last
-    return list(forms.values())
 
 
 def _figures(
