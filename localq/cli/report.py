@@ -33,7 +33,7 @@ _Text = Annotated[
 ]
 _Windows = Annotated[
     int | None,
-    typer.Option("--windows", metavar="N", help=f"Most windows of the text (default: {DEFAULT_MOST_WINDOWS})."),
+    typer.Option("--windows", metavar="N", help=f"At most so many windows of the text (default: {DEFAULT_MOST_WINDOWS})."),
 ]
 _Bench = Annotated[
     Path | None, typer.Option("--bench", metavar="FILE", help="Read speed from what `bench --json` wrote.")
