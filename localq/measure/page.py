@@ -53,8 +53,6 @@ class Page:
     document: Document
     subtitle: str
     verdict: Verdict
-    names: Mapping[str, str]
-    """What formats are called."""
     panels: tuple[Panel, ...]
 
 
@@ -80,20 +78,20 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
     document = replace(
         document,
         title=title(forms, "speed and quality" if evaluation else "speed") + " (partial)" * bench.partial,
-        verdict=verdict.lines(names),
+        verdict=verdict.lines,
         commands=tuple(commands) or document.commands,
     )
     roles = {choice.name: "" if choice.is_kept else "beaten" for choice in verdict.choices}
-    roles |= {form.name: "" for form in forms if form.name not in roles}
+    roles |= {name: "" for name in names.values() if name not in roles}
     for role, form in unquantized.items():
         if form:
-            roles.pop(form.name)  # what is not to choose comes last
-            roles[form.name] = role
+            roles.pop(names[form.name])  # what is not to choose comes last
+            roles[names[form.name]] = role
     panels = tuple(
-        Panel(name, note, tuple(_bars(figures, names, roles)))
+        Panel(name, note, tuple(_bars({names[form]: figure for form, figure in figures.items()}, roles)))
         for name, note, figures in _figures(bench, evaluation, forms)
     )
-    return Page(document, f"{bench.machine.cpu}, {format_time(bench.started)}", verdict, names, panels)
+    return Page(document, f"{bench.machine.cpu}, {format_time(bench.started)}", verdict, panels)
 
 
 def render_html(page: Page) -> str:
@@ -151,10 +149,10 @@ def _figures(
         yield "Distance from the baseline", "mean KL in nats; less is better", figures
 
 
-def _bars(figures: Mapping[str, Figure], names: Mapping[str, str], roles: Mapping[str, str]) -> Iterator[Bar]:
+def _bars(figures: Mapping[str, Figure], roles: Mapping[str, str]) -> Iterator[Bar]:
     """In the order of the roles; of the baseline and the noise floor only what was measured."""
     for name, role in roles.items():
         if name in figures:
-            yield Bar(names[name], role, *figures[name])
+            yield Bar(name, role, *figures[name])
         elif role in ("", "beaten"):
-            yield Bar(names[name], role)
+            yield Bar(name, role)

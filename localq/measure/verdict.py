@@ -29,6 +29,7 @@ class Choice:
     """A format, and what speaks for it or against it."""
 
     name: str
+    """What it is called."""
     reason: str
     """What it is the best in, or which ones beat it; empty where nothing but the numbers can be said."""
     numbers: str
@@ -45,12 +46,11 @@ class Verdict:
     choices: tuple[Choice, ...] = ()
     """The beaten ones last; none where nothing can be said."""
 
-    def lines(self, names: Names) -> tuple[str, ...]:
+    @property
+    def lines(self) -> tuple[str, ...]:
         """The headline, the doubt, a line for each format."""
-        parts = [
-            (names[choice.name], "; ".join(filter(None, [choice.reason, choice.numbers]))) for choice in self.choices
-        ]
-        return (self.headline, *filter(None, [self.doubt]), *(f"{name}: {text}" for name, text in parts))
+        said = [(choice.name, "; ".join(filter(None, [choice.reason, choice.numbers]))) for choice in self.choices]
+        return (self.headline, *filter(None, [self.doubt]), *(f"{name}: {text}" for name, text in said))
 
 
 def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Verdict:
@@ -80,7 +80,7 @@ def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Ve
         for name, by in beaten.items()
     }
     choices = [
-        Choice(form.name, reasons[form.name], _numbers(form, evaluation), not beaten[form.name])
+        Choice(names[form.name], reasons[form.name], _numbers(form, evaluation), not beaten[form.name])
         for form in sorted(forms, key=lambda form: bool(beaten[form.name]))
     ]
     doubt = "The run was stopped early: more repetitions may change this." if bench.partial else ""

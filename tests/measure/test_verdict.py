@@ -42,7 +42,7 @@ def judged(bench: BenchReport, evaluation: EvalReport | None) -> tuple[str, ...]
     forms = [*bench.results, *([evaluation.reference, *evaluation.results] if evaluation else [])]
     floor = [evaluation.noise_floor] if evaluation and evaluation.noise_floor else []
     names = labels([*forms, *floor])
-    return judge(bench, evaluation, names).lines(names)
+    return judge(bench, evaluation, names).lines
 
 
 def test_a_format_that_beats_all_others_is_to_be_taken() -> None:
@@ -180,7 +180,7 @@ def test_the_kept_formats_are_those_that_no_other_one_dominates(found: list[tupl
         return all(x >= y for x, y in ranks) and any(x > y for x, y in ranks)
 
     kept = {name for name in names if not any(dominates(figures[other], figures[name]) for other in names)}
-    assert {choice.name for choice in verdict.choices if choice.is_kept} == kept
+    assert {f"toy:{choice.name}" for choice in verdict.choices if choice.is_kept} == kept
 
 
 def test_sizes_closer_than_two_percent_are_equal() -> None:
