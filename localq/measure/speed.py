@@ -60,11 +60,12 @@ def bench_tests(settings: BenchSettings) -> tuple[BenchTest, ...]:
 
 def complete_settings(settings: BenchSettings) -> BenchSettings:
     """With the context length that the tests need, where none is chosen. Raises OptionError for what can't be."""
-    least = {"prompt_tokens": 1, "generated_tokens": 2, "depth_tokens": 0}  # the rate counts tokens after the first one
-    for name, fewest in least.items():
-        for count in getattr(settings, name):
-            _require_at_least(fewest, name, count)
-    _require_at_least(1, "repetitions", settings.repetitions)
+    # The rate of a reply counts the tokens after the first one.
+    for name, least in (("prompt_tokens", 1), ("generated_tokens", 2), ("depth_tokens", 0), ("repetitions", 1)):
+        value = getattr(settings, name)
+        for count in value if isinstance(value, tuple) else (value,):
+            if count < least:
+                raise OptionError(f"{name} is {count}; expected at least {least}")
     if not 0 <= settings.delay_seconds <= _LONGEST_DELAY_SECONDS:
         expected = f"a number between 0 and {_LONGEST_DELAY_SECONDS}"
         raise OptionError(f"delay_seconds is {settings.delay_seconds}; expected {expected}")
@@ -258,8 +259,3 @@ def _warnings(machine: Machine, results: Sequence[FormSpeed]) -> Iterator[str]:
             else "other work ended, or the machine had not reached its speed; measure again"
         )
         yield f"rates {how} by {abs(change.estimate):.0%} from the first repetition to the last one: {why}"
-
-
-def _require_at_least(least: int, name: str, value: float) -> None:
-    if value < least:
-        raise OptionError(f"{name} is {value}; expected at least {least}")

@@ -9,7 +9,7 @@ import itertools
 import random
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from localq.errors import EngineError, UnsupportedOptionError
@@ -24,57 +24,59 @@ _WARM_UP_SECONDS = 0.1
 _WARM_UP_GENERATED_TOKENS = 8
 
 
-@dataclass(frozen=True, slots=True)
-class Run:
-    """What is computed: tokens that are in the cache before the clock starts, then a prompt, then a reply."""
-
-    depth_tokens: int
-    prompt_tokens: int
-    generated_tokens: int
-    """1 where the prompt is measured."""
-
-    @property
-    def measures_prompt(self) -> bool:
-        """The rate of a reply counts the tokens after the first one."""
-        return self.generated_tokens == 1
-
-
 def measure(
     model: Model, number: int, depth_tokens: int, prompt_tokens: int, generated_tokens: int, batch_tokens: int
 ) -> tuple[float, float]:
     """Warm up, then compute once: tokens per second, and seconds until the first token.
 
-    The prompt is the random one of this `number`; the reply is greedy, and end tokens don't end it. Raises
-    UnsupportedOptionError for a prompt at a depth where the engine computes what is in the cache again.
+    The rate is that of the prompt where one token is generated. The prompt is the random one of this `number`, behind
+    `depth_tokens` that are in the cache before the clock starts; the reply is greedy, and end tokens don't end it.
+    Raises UnsupportedOptionError for a prompt at a depth where the engine computes what is in the cache again.
+
+    Warming up is a batch of the prompt or some tokens of the reply: at least once, and for a tenth of a second. That
+    uses memory for the first time, which costs a prompt of 256 tokens 5% of its rate in a 1.2B model on a CPU; it
+    compiles what is to be compiled, and fills the processor's caches after another process ran.
     """
-    run = Run(depth_tokens, prompt_tokens, generated_tokens)
-    plain = plain_token_ids(model.tokenizer)
-    _warm_up(model, plain, run, number, batch_tokens)
-    found = compute(model, plain, run, number)
-    rate = found.prompt_tokens_per_second if run.measures_prompt else found.generated_tokens_per_second
+    smaller = min(prompt_tokens, batch_tokens), min(generated_tokens, _WARM_UP_GENERATED_TOKENS)
+    deadline = time.perf_counter() + _WARM_UP_SECONDS
+    # Two prompts in turn, neither of them that of `number`: none finds anything of itself in the cache.
+    for other in itertools.cycle((number + 1, number + 2)):
+        compute(model, other, depth_tokens, *smaller)
+        if time.perf_counter() > deadline:
+            break
+    found = compute(model, number, depth_tokens, prompt_tokens, generated_tokens)
+    rate = found.prompt_tokens_per_second if generated_tokens == 1 else found.generated_tokens_per_second
     first_token_seconds = found.time_to_first_token_seconds
     assert rate is not None and first_token_seconds is not None  # there was a first token, and one more
     return rate, first_token_seconds
 
 
-def compute(model: Model, plain: Sequence[int], run: Run, number: int) -> GenerationStatistics:
-    """One run, on ids of `plain`. Raises as `measure`."""
-    before = depth_ids(plain, run.depth_tokens)
+def compute(
+    model: Model, number: int, depth_tokens: int, prompt_tokens: int, generated_tokens: int
+) -> GenerationStatistics:
+    """What `measure` computes, once."""
+    plain = _plain_token_ids(model)
+    before = depth_ids(plain, depth_tokens)
     if before:
         model.engine.prefill(before)
-    prompt = [*before, *random_prompt(plain, run.prompt_tokens, number)]
-    options = GenerationOptions(max_tokens=run.generated_tokens)
+    prompt = [*before, *random_prompt(plain, prompt_tokens, number)]
+    options = GenerationOptions(max_tokens=generated_tokens)
     *_, last = stream(model.engine, TextRules(model.tokenizer), prompt, options)
     found = last.statistics
     assert found is not None  # the last chunk has them
-    if found.generated_tokens != run.generated_tokens:
-        raise EngineError(f"{found.generated_tokens} tokens came instead of {run.generated_tokens}")
-    if run.measures_prompt and found.cached_prompt_tokens != run.depth_tokens:
+    if found.generated_tokens != generated_tokens:
+        raise EngineError(f"{found.generated_tokens} tokens came instead of {generated_tokens}")
+    if generated_tokens == 1 and found.cached_prompt_tokens != depth_tokens:
         raise UnsupportedOptionError(
-            f"the cache of this model can't be kept at {run.depth_tokens} tokens while prompts come and go",
+            f"the cache of this model can't be kept at {depth_tokens} tokens while prompts come and go",
             "measure prompts without -d, or generation alone (-p 0)",
         )
     return found
+
+
+@lru_cache(maxsize=1)
+def _plain_token_ids(model: Model) -> list[int]:
+    return plain_token_ids(model.tokenizer)
 
 
 def plain_token_ids(tokenizer: Tokenizer) -> list[int]:
@@ -98,22 +100,3 @@ def depth_ids(plain: Sequence[int], count: int) -> list[int]:
     So an engine that keeps a prefix still has them after the run before.
     """
     return [plain[-1], *random.Random("depth").choices(plain, k=count - 1)] if count else []
-
-
-def _warm_up(model: Model, plain: Sequence[int], run: Run, number: int, batch_tokens: int) -> None:
-    """Compute a batch of the prompt, or generate some tokens: at least once, and for a tenth of a second.
-
-    That uses memory for the first time, which costs a prompt of 256 tokens 5% of its rate in a 1.2B model on a CPU; it
-    compiles what is to be compiled, and fills the processor's caches after another process ran.
-    """
-    smaller = replace(
-        run,
-        prompt_tokens=min(run.prompt_tokens, batch_tokens),
-        generated_tokens=min(run.generated_tokens, _WARM_UP_GENERATED_TOKENS),
-    )
-    deadline = time.perf_counter() + _WARM_UP_SECONDS
-    # Two prompts in turn, neither of them that of `number`: none finds anything of itself in the cache.
-    for other in itertools.cycle((number + 1, number + 2)):
-        compute(model, plain, smaller, other)
-        if time.perf_counter() > deadline:
-            return

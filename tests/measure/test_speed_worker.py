@@ -12,7 +12,7 @@ from localq.errors import EngineError, UnsupportedOptionError
 from localq.generation import GenerationStatistics
 from localq.measure import speed_worker
 from localq.measure.forms import Form
-from localq.measure.speed_worker import Run, compute, depth_ids, measure, plain_token_ids, random_prompt
+from localq.measure.speed_worker import compute, depth_ids, measure, plain_token_ids, random_prompt
 from localq.model import Model, open_form, open_gguf_file
 from localq.options import GenerationOptions, LoadOptions
 from localq.text.tokenizer import load_tokenizer
@@ -203,12 +203,11 @@ def test_the_rates_are_those_of_the_statistics(forms: list[Form], monkeypatch: p
 @pytest.mark.parametrize("index", [0, 1], ids=["mlx", "gguf"])
 def test_a_real_form_is_measured(forms: list[Form], index: int, depth: int) -> None:
     with open_form(forms[index].path, LoadOptions(context_length=128)) as model:
-        plain = plain_token_ids(model.tokenizer)
         for number in range(2):
             rate, first_token_seconds = _prompt(model, 2 * number, 20, depth)
             assert 0 < 20 / rate < first_token_seconds
             assert _reply(model, 2 * number + 1, 5, depth)[0] > 0
-        found = compute(model, plain, Run(depth, 20, 1), number=9)
+        found = compute(model, 9, depth, 20, 1)
         assert (found.prompt_tokens, found.cached_prompt_tokens) == (20 + depth, depth)
 
 
