@@ -7,7 +7,7 @@ runs in a process of its own, one after the other.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import astuple, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -152,9 +152,8 @@ def evaluate(
         run = QualityRun(windows.tokens, cut, file, 1 + len(forms.compared), on_step)
         baseline = run.record(forms.baseline)
         found = {form: run.compare(form) for form in forms.compared}
-    floor = found[forms.noise_floor].quality if forms.noise_floor else None
-    compared = [found[form] for form in forms.forms]
-    results = tuple(form.quality for form in compared)
+    floor = found[forms.noise_floor] if forms.noise_floor else None
+    results = tuple(found[form] for form in forms.forms)
     return EvalReport(
         machine=machine,
         settings=EvalText(
@@ -172,7 +171,7 @@ def evaluate(
         reference=baseline,
         noise_floor=floor,
         results=results,
-        comparisons=compare_qualities(compared, floor),
+        comparisons=compare_qualities(results, run.window_divergences, floor),
         warnings=(*_warnings(settings, cut, machine, windows), *forms.warnings, *noise_warnings(results, floor)),
     )
 
@@ -209,15 +208,6 @@ def _tokenizer(form: Form) -> Tokenizer:
     return load_gguf_tokenizer(form.path)
 
 
-@dataclass(frozen=True, slots=True)
-class ComparedForm:
-    """What was found of an artifact."""
-
-    quality: FormQuality
-    window_divergences: NDArray[np.float64]
-    """Mean KL divergence of each window."""
-
-
 @dataclass(slots=True)
 class QualityRun:
     """The artifacts of one evaluation, each in a process of its own: `record` comes first, then `compare`."""
@@ -228,6 +218,8 @@ class QualityRun:
     file: LogitsFile
     form_count: int
     on_step: OnStep
+    window_divergences: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """Mean KL divergence of each window, by the names of the artifacts."""
     _vocabulary_size: int = 0
     _done: int = 0
     _baseline: NDArray[np.float64] = field(init=False)
@@ -242,16 +234,16 @@ class QualityRun:
             **form.facts(), **cost.model_dump(), perplexity=perplexity, perplexity_standard_error=error
         )
 
-    def compare(self, form: Form) -> ComparedForm:
+    def compare(self, form: Form) -> FormQuality:
         """Compute an artifact and compare it with the baseline.
 
         Raises OptionError for a vocabulary of another size, EngineError naming the artifact whose process ended, and
         LocalqError for what its process could not do.
         """
         found, cost = self._compute(form, compare)
+        self.window_divergences[form.name] = found["kl_divergence"].reshape(len(self.windows), -1).mean(axis=1)
         divergence = divergence_of(found, self._baseline)
-        quality = FormQuality(**form.facts(), **divergence.model_dump(), **cost.model_dump())
-        return ComparedForm(quality, found["kl_divergence"].reshape(len(self.windows), -1).mean(axis=1))
+        return FormQuality(**form.facts(), **divergence.model_dump(), **cost.model_dump())
 
     def _compute(self, form: Form, function: Callable[..., Answer]) -> tuple[Figures, Cost]:
         """What `record` or `compare` finds of all windows, and what the artifact cost."""
@@ -292,21 +284,23 @@ class QualityRun:
             raise OptionError(f"{form.name} gives {size:,} logits, the baseline {self._vocabulary_size:,}", _SAME_MODEL)
 
 
-def compare_qualities(compared: Sequence[ComparedForm], floor: FormQuality | None) -> tuple[QualityComparison, ...]:
+def compare_qualities(
+    results: Sequence[FormQuality], windows: Mapping[str, NDArray[np.float64]], floor: FormQuality | None
+) -> tuple[QualityComparison, ...]:
     """Every two artifacts, by the mean divergences of their windows; none if there is a single window.
 
     Positions of one window depend on each other, so windows are what is counted.
     """
-    if any(len(form.window_divergences) < 2 for form in compared):
-        return ()
     found = []
-    for pair in itertools.combinations(compared, 2):
-        near, far = sorted(pair, key=lambda form: form.quality.mean_kl_divergence)
-        difference = paired_interval(far.window_divergences - near.window_divergences)
-        crosses = near.quality.format != far.quality.format
-        least = floor.mean_kl_divergence if floor and crosses else 0.0
-        names = {"nearer": near.quality.name, "farther": far.quality.name}
-        found.append(QualityComparison(**names, difference=difference, differs=difference.low > least))
+    for pair in itertools.combinations(results, 2):
+        near, far = sorted(pair, key=lambda result: result.mean_kl_divergence)
+        differences = windows[far.name] - windows[near.name]
+        if len(differences) < 2:
+            return ()
+        interval = paired_interval(differences)
+        noise = floor.mean_kl_divergence if floor and near.format != far.format else 0.0
+        names = {"nearer": near.name, "farther": far.name}
+        found.append(QualityComparison(**names, difference=interval, differs=interval.low > noise))
     return tuple(found)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from localq.measure.quality import ComparedForm, compare_qualities, noise_warnings
+from localq.measure.quality import compare_qualities, noise_warnings
 from localq.measure.reports import QualityComparison
 from tests.measure.report_examples import form_quality
 
@@ -18,8 +18,8 @@ def windows(mean: float, spread: float, seed: int, count: int = 12) -> np.ndarra
 
 def comparisons(forms: dict[str, np.ndarray], noise: float | None = None) -> tuple[QualityComparison, ...]:
     """Of forms by their names and windows."""
-    compared = [ComparedForm(form_quality(name, float(values.mean())), values) for name, values in forms.items()]
-    return compare_qualities(compared, None if noise is None else form_quality("model:mlx-f32", noise))
+    results = [form_quality(name, float(values.mean())) for name, values in forms.items()]
+    return compare_qualities(results, forms, None if noise is None else form_quality("model:mlx-f32", noise))
 
 
 def test_a_form_is_nearer_where_every_window_agrees() -> None:
