@@ -147,7 +147,7 @@ def evaluate(
     forms = find_eval_forms(references, settings.baseline, settings.noise_floor, models_dir, listener)
     cut = settings.fitted(forms.most_context_tokens)
     windows = _common_windows(forms, text, cut)
-    machine, started = describe_machine(), datetime.now(UTC)
+    machine, started = describe_machine(), datetime.now(UTC).replace(microsecond=0)
     with unnamed_file(Store(models_dir).folder) as file:
         run = QualityRun(windows.tokens, cut, file, 1 + len(forms.compared), on_step)
         baseline = run.record(forms.baseline)
