@@ -36,7 +36,6 @@ from localq.measure.forms import Form, form_of
 from localq.measure.shapes import Shape, shape_config
 from localq.memory import require_memory
 from localq.options import LoadOptions
-from localq.recipes import Recipe
 from localq.reference import ModelReference
 from localq.store.layout import MANIFEST_NAME
 from localq.store.manifest import Artifact, Manifest
@@ -87,12 +86,10 @@ def shape_forms(
             remove_leftovers(store)
             store.check_room(needed_bytes)
             # By name, so that two processes don't wait for each other.
-            folders = {
-                recipe.name: stack.enter_context(
-                    store.writing(found.reference, recipe, partial(_wait, recipe, on_step))
-                )
-                for recipe in sorted((plan.recipe for plan in found.plans.values()), key=lambda recipe: recipe.name)
-            }
+            folders = {}
+            for recipe in sorted((plan.recipe for plan in found.plans.values()), key=lambda recipe: recipe.name):
+                wait = partial(on_step, f"another localq measures this shape as {recipe.name}: waiting for it")
+                folders[recipe.name] = stack.enter_context(store.writing(found.reference, recipe, wait))
             on_step(f"writing {format_bytes(needed_bytes)} of random weights in the shape of {name}")
             files = {"config.json": shape, "tokenizer.json": _tokenizer(checkpoint.config.vocabulary_size)}
             for file, content in files.items():
@@ -100,10 +97,6 @@ def shape_forms(
             writers = Writers(_RepeatedGgufFile, _RepeatedMlxFolder)
             manifests = write_forms(found, folders, lambda recipes, done_bytes, total_bytes: None, writers)
         yield [_form(store, folders[recipe], manifests[recipe]) for recipe in found.plans]
-
-
-def _wait(recipe: Recipe, say: Say) -> None:
-    say(f"another localq measures this shape as {recipe.name}: waiting for it")
 
 
 def _form(store: Store, folder: Path, manifest: Manifest) -> Form:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import site
 import subprocess
 import sys
 import tempfile
@@ -28,6 +27,13 @@ from localq.options import LoadOptions
 if TYPE_CHECKING:
     from localq.measure.forms import Form
 
+_PROGRAM = """
+import sys
+if sys.argv[1] not in sys.path:  # else localq is installed, and other packages lie in the same folder
+    sys.path.insert(0, sys.argv[1])
+from localq.measure.worker import main
+main()
+"""
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
 
@@ -50,11 +56,11 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         self._options = options
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 (closed by __exit__)
         self._process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "localq.measure.worker"],  # -P: no module of the current folder
+            # -P: no module of the current folder
+            [sys.executable, "-P", "-c", _PROGRAM, str(Path(__file__).parents[2])],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env=_environment(Path(__file__).parents[2]),
             encoding="utf-8",
             # Ctrl-C in the terminal goes to localq alone, which ends its workers.
             start_new_session=True,
@@ -110,18 +116,6 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         return EngineError(f"the process that measured {self.form.name} {how}{reason}", hint)
 
 
-def _environment(package_root: Path) -> dict[str, str]:
-    """What the worker inherits. Its Python finds localq in the folder that this one runs from.
-
-    Nothing is added where Python looks there by itself: what stands on PYTHONPATH comes before the standard library,
-    and an installed package's folder is full of other packages.
-    """
-    if str(package_root) in (*site.getsitepackages(), site.getusersitepackages()):
-        return dict(os.environ)
-    paths = [str(package_root), os.environ.get("PYTHONPATH", "")]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
-
-
 def main() -> None:
     """The child: answer until the input ends."""
     model: Model | None = None
@@ -145,7 +139,3 @@ def main() -> None:
                 reply = {"error": error.message, "hint": error.hint}
             answers.write(json.dumps(reply) + "\n")
             answers.flush()
-
-
-if __name__ == "__main__":
-    main()

@@ -21,9 +21,9 @@ from localq.measure import speed
 from localq.measure.forms import Form
 from localq.measure.limits import bytes_per_token
 from localq.measure.reports import BenchReport, BenchSettings
-from localq.measure.speed import bench_forms, complete_settings, bench_tests
+from localq.measure.speed import bench_forms, bench_tests, complete_settings
 from localq.measure.steps import Step
-from localq.measure.worker import Loaded, WorkerProcess
+from localq.measure.worker import _PROGRAM, Loaded, WorkerProcess
 from localq.options import LoadOptions
 from tests.measure.report_examples import MACHINE, form_speed
 
@@ -47,7 +47,7 @@ def steps_and_report(forms: list[Form]) -> tuple[list[Step], BenchReport]:
 
 
 def _workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "localq.measure.worker" in child.cmdline()]
+    return [child for child in psutil.Process().children() if _PROGRAM in child.cmdline()]
 
 
 def test_forms_take_turns_test_by_test(steps_and_report: tuple[list[Step], BenchReport], forms: list[Form]) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
-import site
+import subprocess
+import sys
+import sysconfig
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.measure.forms import Form
-from localq.measure.worker import WorkerProcess, _environment
+from localq.measure.worker import _PROGRAM, WorkerProcess
 from localq.model import Model
 from localq.options import LoadOptions
 
@@ -92,12 +94,9 @@ def test_a_process_does_not_need_localq_to_be_installed(
         assert worker.load().vocabulary_size == 768
 
 
-def test_a_folder_of_installed_packages_is_not_put_before_the_standard_library(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PYTHONPATH", "/of/the/user")
-    assert _environment(tmp_path)["PYTHONPATH"] == f"{tmp_path}{os.pathsep}/of/the/user"
-    monkeypatch.setattr(site, "getsitepackages", lambda: [str(tmp_path)])
-    assert _environment(tmp_path)["PYTHONPATH"] == "/of/the/user"
-    monkeypatch.delenv("PYTHONPATH")
-    assert "PYTHONPATH" not in _environment(tmp_path)
+def test_a_folder_of_installed_packages_is_not_put_before_the_standard_library(tmp_path: Path) -> None:
+    program = _PROGRAM.partition("from localq")[0] + "print(sys.path.index(sys.argv[1]))"
+    for folder, is_first in ((str(tmp_path), True), (sysconfig.get_path("purelib"), False)):
+        command = [sys.executable, "-P", "-c", program, folder]
+        place = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+        assert (int(place) == 0) == is_first
