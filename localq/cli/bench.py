@@ -178,7 +178,7 @@ def _show(report: BenchReport, given: Mapping[str, Any]) -> None:
 
 def _show_history(refs: Sequence[str], chosen: Path | None, models_dir: Path | None, json: bool) -> None:
     """Write the runs of some models and artifacts, or of all of them, as tables or JSON."""
-    from localq.measure.history import history_file, history_tables, read_history, select_forms
+    from localq.measure.history import history_file, read_history, select_forms
     from localq.measure.speed_tables import render_history
 
     file = chosen or history_file(models_dir)
@@ -199,7 +199,7 @@ def _show_history(refs: Sequence[str], chosen: Path | None, models_dir: Path | N
     if json:
         emit_json([report.model_dump(mode="json") for report in reports])
     elif reports:
-        emit(render_history(history_tables(reports), output_width()))
+        emit(render_history(reports, output_width()))
 
 
 def _command(given: Mapping[str, Any], settings: BenchSettings) -> str:

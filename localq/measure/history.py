@@ -5,16 +5,15 @@ from __future__ import annotations
 import errno
 import json
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from localq.disk import reason, writing_errors
 from localq.errors import LocalqError
-from localq.measure.reports import BenchReport, BenchSettings, Rate
+from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate, TestResult
 from localq.measure.statistics import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.store.layout import models_folder
 from localq.tables import format_bytes
@@ -22,7 +21,6 @@ from localq.tables import format_bytes
 HISTORY_NAME = "bench-history.jsonl"
 _GIB = 1 << 30
 
-_ENGINE_LIBRARIES = {"mlx": ("mlx", "mlx-lm"), "gguf": ("llama-cpp-python",)}
 # What was chosen is no difference between versions: runs with other choices are kept apart. The context length is none
 # of them: by default it follows from the tests.
 _CHOICES = ("threads", "kv_cache_type", "flash_attention", "batch_tokens")
@@ -30,31 +28,28 @@ _CHOICES = ("threads", "kv_cache_type", "flash_attention", "batch_tokens")
 
 @dataclass(frozen=True, slots=True)
 class HistoryRun:
-    """One rate of one run, and how it differs from that of the run before."""
+    """A test of a form in one report, and its rate in the run before."""
 
-    test: str
-    started: datetime
-    """In UTC."""
-    versions: Mapping[str, str]
-    """Of localq and of the libraries of the form's engine; `-` where it is not known."""
-    rate: Rate
-    is_first: bool
-    """Whether no run of that test came before."""
-    change: float | None
-    """Median over the median before, less 1; None where no change is shown."""
-    busy: bool
-    """Whether other work kept the machine busy."""
+    report: BenchReport
+    form: FormSpeed
+    test: TestResult
+    before: Rate | None
+    """None for the first run of the test."""
 
+    @property
+    def change(self) -> float | None:
+        """Median over the median before, less 1; None where no change is shown.
 
-@dataclass(frozen=True, slots=True)
-class HistoryTable:
-    """The runs of one form on one machine with the same choices, by test and time."""
-
-    name: str
-    machine: str
-    choices: str
-    """`threads 1, flash_attention True`; empty for the defaults."""
-    runs: tuple[HistoryRun, ...]
+        It is where the intervals of the medians lie apart by more than what is negligible, with six samples or more.
+        """
+        if self.before is None:
+            return None
+        before, now = self.before, self.test.tokens_per_second
+        first, second = before.confidence_interval, now.confidence_interval
+        if not first or not second or min(len(before.samples), len(now.samples)) < FEWEST_FOR_95_PERCENT:
+            return None
+        apart = first[1] * NEGLIGIBLE_RATIO < second[0] or second[1] * NEGLIGIBLE_RATIO < first[0]
+        return now.median / before.median - 1 if apart else None
 
 
 def history_file(models_dir: Path | None = None) -> Path:
@@ -119,20 +114,19 @@ def select_forms(reports: Iterable[BenchReport], names: Sequence[str]) -> list[B
     return chosen
 
 
-def history_tables(reports: Iterable[BenchReport]) -> list[HistoryTable]:
-    """What changed, by form, machine and choices; sorted by the forms' names."""
-    found: dict[tuple[str, str, str], list[HistoryRun]] = {}
+def history_runs(reports: Iterable[BenchReport]) -> dict[str, list[HistoryRun]]:
+    """The runs of each form on each machine with the same choices, under a heading; by test and time."""
+    groups: dict[tuple[str, str, str], dict[str, list[HistoryRun]]] = {}
     for report in sorted(reports, key=lambda report: report.started):
-        for result in report.results:
-            runs = found.setdefault((result.name, _machine(report), _choices(report)), [])
-            libraries = ("localq", *_ENGINE_LIBRARIES.get(result.format, ()))
-            versions = {library: report.machine.versions.get(library, "-") for library in libraries}
-            for test in result.tests:
-                rate, started = test.tokens_per_second, report.started.astimezone(UTC)
-                before = next((run.rate for run in reversed(runs) if run.test == test.test), None)
-                change = _change(before, rate) if before else None
-                runs.append(HistoryRun(test.test, started, versions, rate, before is None, change, report.machine.busy))
-    return [HistoryTable(*kind, _by_test(found[kind])) for kind in sorted(found, key=lambda kind: kind[0])]
+        for form in report.results:
+            tests = groups.setdefault((form.name, _machine(report), _choices(report)), {})
+            for test in form.tests:
+                runs = tests.setdefault(test.test, [])
+                runs.append(HistoryRun(report, form, test, runs[-1].test.tokens_per_second if runs else None))
+    return {
+        "; ".join(filter(None, kind)): [run for runs in groups[kind].values() for run in runs]
+        for kind in sorted(groups, key=lambda kind: kind[0])
+    }
 
 
 def _machine(report: BenchReport) -> str:
@@ -145,17 +139,3 @@ def _choices(report: BenchReport) -> str:
     chosen, defaults = report.settings, BenchSettings()
     names = [name for name in _CHOICES if getattr(chosen, name) != getattr(defaults, name)]
     return ", ".join(f"{name} {getattr(chosen, name)}" for name in names)
-
-
-def _by_test(runs: Sequence[HistoryRun]) -> tuple[HistoryRun, ...]:
-    tests = [run.test for run in runs]
-    return tuple(sorted(runs, key=lambda run: tests.index(run.test)))
-
-
-def _change(before: Rate, now: Rate) -> float | None:
-    """Shown where the intervals of the medians lie apart by more than what is negligible, with six samples or more."""
-    first, second = before.confidence_interval, now.confidence_interval
-    if not first or not second or min(len(before.samples), len(now.samples)) < FEWEST_FOR_95_PERCENT:
-        return None
-    apart = first[1] * NEGLIGIBLE_RATIO < second[0] or second[1] * NEGLIGIBLE_RATIO < first[0]
-    return now.median / before.median - 1 if apart else None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
+from localq.measure.history import HistoryRun, history_runs
 from localq.measure.rates import format_coarsely, format_duration, format_range, format_spread
 from localq.measure.reports import BenchReport, FormSpeed, MemoryLimit, Rate, TestResult
 from localq.measure.tables import (
@@ -28,10 +28,8 @@ from localq.measure.tables import (
 from localq.measure.verdict import speed_lines
 from localq.tables import format_bytes
 
-if TYPE_CHECKING:
-    from localq.measure.history import HistoryRun, HistoryTable
-
 _LIBRARIES = ("localq", "mlx", "mlx-lm", "llama-cpp-python")
+_ENGINE_LIBRARIES = {"mlx": ("mlx", "mlx-lm"), "gguf": ("llama-cpp-python",)}
 _STOPPED = "stopped before the last repetition"
 
 
@@ -124,37 +122,33 @@ def _settings(report: BenchReport) -> str:
     return "; ".join(parts)
 
 
-def render_history(tables: Sequence[HistoryTable], width: int | None = None) -> str:
+def render_history(reports: Sequence[BenchReport], width: int | None = None) -> str:
     """A table for each format, machine and choice of settings, a row for each test and run."""
     parts = []
-    for table in tables:
-        heading = "; ".join(filter(None, [table.name, table.machine, table.choices]))
-        parts.append("\n".join([*wrapped(heading, width), *table_lines(_history_table(table), width)]))
+    for heading, runs in history_runs(reports).items():
+        columns: list[Column[HistoryRun]] = [
+            Column("test", lambda run: run.test.test, is_text=True),
+            Column(
+                "started (UTC)", lambda run: format_time(run.report.started).removesuffix(" UTC"), rank=1, is_text=True
+            ),
+            *map(_version, ("localq", *_ENGINE_LIBRARIES.get(runs[0].form.format, ()))),
+            Column("t/s", lambda run: _rate(run.test.tokens_per_second)),
+            Column("change", _change, is_text=True),
+        ]
+        parts.append("\n".join([*wrapped(heading, width), *table_lines(make_table(heading, columns, runs), width)]))
     return "\n\n".join(parts)
 
 
-def _history_table(table: HistoryTable) -> Table:
-    def version(library: str) -> Column[HistoryRun]:
-        return Column(library, lambda run: run.versions.get(library), rank=2, is_text=True)
-
-    libraries = dict.fromkeys(name for run in table.runs for name in run.versions)
-    columns: list[Column[HistoryRun]] = [
-        Column("test", lambda run: run.test, is_text=True),
-        Column("started (UTC)", lambda run: f"{run.started:%Y-%m-%d %H:%M}", rank=1, is_text=True),
-        *map(version, libraries),
-        Column("t/s", lambda run: _rate(run.rate)),
-        Column("change", _change, is_text=True),
-    ]
-    return make_table(table.name, columns, table.runs)
+def _version(library: str) -> Column[HistoryRun]:
+    return Column(library, lambda run: run.report.machine.versions.get(library), rank=2, is_text=True)
 
 
 def _change(run: HistoryRun) -> str:
     """Against the run before, where it is shown; and what makes a run less sure."""
-    change = "" if run.is_first else "~"
+    change = "" if run.before is None else "~"
     if run.change is not None:
         change = f"{run.change:+.1%} {'faster' if run.change > 0 else 'slower'}"
-    notes = ["machine busy"] * run.busy
-    return f"{change} ({', '.join(notes)})".strip() if notes else change
+    return f"{change} (machine busy)".strip() if run.report.machine.busy else change
 
 
 def _rate(rate: Rate) -> str:

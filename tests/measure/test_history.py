@@ -4,7 +4,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from localq.measure.history import (
     HistoryRun,
     append_report,
     history_file,
-    history_tables,
+    history_runs,
     read_history,
     select_forms,
 )
@@ -173,9 +173,9 @@ def _run(
     return report.model_copy(update={"results": (form.model_copy(update={"tests": tests}),), "started": started})
 
 
-def _only_runs(reports: Sequence[BenchReport]) -> tuple[HistoryRun, ...]:
-    (table,) = history_tables(reports)
-    return table.runs
+def _only_runs(reports: Sequence[BenchReport]) -> list[HistoryRun]:
+    (runs,) = history_runs(reports).values()
+    return runs
 
 
 def test_runs_are_ordered_by_date_and_a_change_is_given_where_it_is_shown() -> None:
@@ -188,15 +188,10 @@ def test_runs_are_ordered_by_date_and_a_change_is_given_where_it_is_shown() -> N
         _run(5, [7.0], **newer),
     ]
     runs = _only_runs(reports)
-    assert [run.started.day for run in runs] == [1, 2, 3, 4, 5]
-    assert [run.rate.median for run in runs] == [21.0, 21.5, 23.65, 9.0, 7.0]
+    assert [run.report.started.day for run in runs] == [1, 2, 3, 4, 5]
+    assert [run.test.tokens_per_second.median for run in runs] == [21.0, 21.5, 23.65, 9.0, 7.0]
     assert [run.change for run in runs] == [None, None, pytest.approx(0.1), pytest.approx(9 / 23.65 - 1), None]
-    assert [run.is_first for run in runs] == [True, False, False, False, False]
-    assert [run.busy for run in runs] == [False, False, True, False, False]
-    assert [dict(run.versions) for run in runs[1:3]] == [
-        {"localq": "9.9", "llama-cpp-python": "0.3"},
-        newer["versions"],
-    ]
+    assert [run.before and run.before.median for run in runs] == [None, 21.0, 21.5, 23.65, 9.0]
 
 
 @pytest.mark.parametrize("samples", [2 * [20.2, 20.2, 20.3], [30.0, 30.1, 30.2]])
@@ -207,7 +202,7 @@ def test_small_differences_and_few_repetitions_show_no_change(samples: list[floa
 
 def test_tests_are_compared_with_themselves_and_machines_kept_apart() -> None:
     both = SETTINGS.model_copy(update={"threads": None})
-    tables = history_tables(
+    groups = history_runs(
         [
             _run(1, [20.0], settings=both),
             _run(2, [20.0], "toy:mlx-4bit", both),
@@ -216,30 +211,26 @@ def test_tests_are_compared_with_themselves_and_machines_kept_apart() -> None:
             _run(5, [20.0], memory_bytes=(16 << 30) - 5_000_000, os="TestOS 2"),
         ]
     )
-    assert [(table.name, table.machine, [run.test for run in table.runs]) for table in tables] == [
-        ("toy:gguf-q8_0", "Test CPU, 4 cores, 17.18 GB", ["pp64", "tg16", "tg16"]),
-        ("toy:gguf-q8_0", "Other CPU, 4 cores, 17.18 GB", ["tg16"]),
-        ("toy:gguf-q8_0", "Test CPU, 4 cores, 34.36 GB", ["tg16"]),
-        ("toy:mlx-4bit", "Test CPU, 4 cores, 17.18 GB", ["pp64", "tg16"]),
-    ]
-    assert [run.is_first for run in tables[0].runs] == [True, True, False]
-    assert dict(tables[3].runs[0].versions) == {"localq": "9.9", "mlx": "0.1", "mlx-lm": "-"}
+    assert {heading: [run.test.test for run in runs] for heading, runs in groups.items()} == {
+        "toy:gguf-q8_0; Test CPU, 4 cores, 17.18 GB": ["pp64", "tg16", "tg16"],
+        "toy:gguf-q8_0; Other CPU, 4 cores, 17.18 GB": ["tg16"],
+        "toy:gguf-q8_0; Test CPU, 4 cores, 34.36 GB": ["tg16"],
+        "toy:mlx-4bit; Test CPU, 4 cores, 17.18 GB": ["pp64", "tg16"],
+    }
+    first, *_ = groups.values()
+    assert [run.before is None for run in first] == [True, True, False]
 
 
 def test_a_chosen_setting_is_no_change_of_speed() -> None:
     rates = 2 * [10.0, 11.0, 12.0]
-    tables = history_tables(
+    groups = history_runs(
         [
             _run(1, 2 * [20.0, 21.0, 22.0]),
             _run(2, rates, settings=_ONE_TEST.model_copy(update={"threads": 1})),
             _run(3, rates, settings=_ONE_TEST.model_copy(update={"kv_cache_type": "q8_0", "flash_attention": True})),
         ]
     )
-    assert [table.choices for table in tables] == ["", "threads 1", "kv_cache_type q8_0, flash_attention True"]
-    assert all(run.is_first for table in tables for run in table.runs)
-
-
-def test_times_of_other_zones_are_given_in_utc() -> None:
-    started = datetime(2026, 11, 21, 5, 5, 6, tzinfo=timezone(timedelta(hours=1)))
-    (run,) = _only_runs([_run(1, [20.0]).model_copy(update={"started": started})])
-    assert run.started == started and run.started.utcoffset() == timedelta(0)
+    assert [heading.partition("17.18 GB")[2] for heading in groups] == [
+        *("", "; threads 1", "; kv_cache_type q8_0, flash_attention True")
+    ]
+    assert all(run.before is None for runs in groups.values() for run in runs)

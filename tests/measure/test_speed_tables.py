@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import csv
 import io
-from datetime import UTC, datetime
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from localq.measure.history import HistoryRun, HistoryTable
 from localq.measure.reports import BenchReport
 from localq.measure.speed_tables import render_bench, render_history
 from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, rate
@@ -168,48 +167,39 @@ def test_csv_has_the_same_columns_for_every_report() -> None:
     assert len({render_bench(each, "csv").splitlines()[0] for each in (REPORT, other)}) == 1
 
 
-def run(day: int, median: float, change: float | None = None, *, busy: bool = False) -> HistoryRun:
-    return HistoryRun(
-        test="tg16",
-        started=datetime(2026, 11, day, 4, 5, 6, tzinfo=UTC),
-        versions={"localq": "9.9" if day < 3 else "10.0", "llama-cpp-python": "-"},
-        rate=rate((median - 1, median, median + 1)),
-        is_first=day == 1,
-        change=change,
-        busy=busy,
+def run(day: int, median: float, name: str = "toy:gguf-q8_0", busy: bool = False, **chosen: object) -> BenchReport:
+    """At two hours past UTC."""
+    versions = {"localq": "9.9" if day < 3 else "10.0", "mlx": "0.1"}
+    settings = SETTINGS.model_copy(update={"prompt_tokens": (), "threads": None, "repetitions": 6, **chosen})
+    return bench_report(
+        {name: 2 * (median - 1, median, median + 1)},
+        settings=settings,
+        machine=MACHINE.model_copy(update={"versions": versions, "busy": busy}),
+        started=datetime(2026, 11, day, 6, 5, 6, tzinfo=timezone(timedelta(hours=2))),
     )
 
 
 HISTORY = [
-    HistoryTable(
-        "toy:gguf-q8_0",
-        "Test CPU, 4 cores",
-        "",
-        (run(1, 21), run(2, 21.5), run(3, 24, 0.1), run(4, 9, -0.62, busy=True)),
-    ),
-    HistoryTable(
-        "toy:mlx-4bit",
-        "Test CPU, 4 cores, 17.18 GB",
-        "threads 1, kv_cache_type q8_0, batch_tokens 64",
-        (run(1, 20, busy=True),),
-    ),
+    run(4, 9, busy=True),
+    *(run(1, 21), run(2, 21.5), run(3, 25)),
+    run(1, 20, "toy:mlx-4bit", busy=True, threads=1, kv_cache_type="q8_0", batch_tokens=64),
 ]
 
 
 def test_the_history_names_a_change_where_it_is_shown_and_a_busy_machine() -> None:
     assert render_history(HISTORY).splitlines() == [
-        "toy:gguf-q8_0; Test CPU, 4 cores",
-        "test  started (UTC)     localq  llama-cpp-python           t/s  change",
-        "----  ----------------  ------  ----------------  ------------  ----------------------------",
-        "tg16  2026-11-01 04:05  9.9     -                 21.00 ± 1.00",
-        "tg16  2026-11-02 04:05  9.9     -                 21.50 ± 1.00  ~",
-        "tg16  2026-11-03 04:05  10.0    -                 24.00 ± 1.00  +10.0% faster",
-        "tg16  2026-11-04 04:05  10.0    -                  9.00 ± 1.00  -62.0% slower (machine busy)",
+        "toy:gguf-q8_0; Test CPU, 4 cores, 17.18 GB",
+        "test  started (UTC)     localq           t/s  change",
+        "----  ----------------  ------  ------------  ----------------------------",
+        "tg16  2026-11-01 04:05  9.9     21.00 ± 0.89",
+        "tg16  2026-11-02 04:05  9.9     21.50 ± 0.89  ~",
+        "tg16  2026-11-03 04:05  10.0    25.00 ± 0.89  +16.3% faster",
+        "tg16  2026-11-04 04:05  10.0     9.00 ± 0.89  -64.0% slower (machine busy)",
         "",
         "toy:mlx-4bit; Test CPU, 4 cores, 17.18 GB; threads 1, kv_cache_type q8_0, batch_tokens 64",
-        "test  started (UTC)     localq  llama-cpp-python           t/s  change",
-        "----  ----------------  ------  ----------------  ------------  --------------",
-        "tg16  2026-11-01 04:05  9.9     -                 20.00 ± 1.00  (machine busy)",
+        "test  started (UTC)     localq  mlx           t/s  change",
+        "----  ----------------  ------  ---  ------------  --------------",
+        "tg16  2026-11-01 04:05  9.9     0.1  20.00 ± 0.89  (machine busy)",
     ]
 
 
@@ -217,4 +207,4 @@ def test_the_history_names_a_change_where_it_is_shown_and_a_busy_machine() -> No
 def test_the_history_fits_the_width_and_keeps_the_change(width: int) -> None:
     text = render_history(HISTORY, width)
     assert max(map(len, text.splitlines())) <= width
-    assert "-62.0% slower (machine busy)" in text and "no room for: " in text
+    assert "-64.0% slower (machine busy)" in text and ("no room for: " in text) == (width < 75)
