@@ -124,7 +124,7 @@ def _records(report: EvalReport) -> list[dict[str, object]]:
     rows = [("reference", report.reference), *floor, *(("form", result) for result in report.results)]
     machine, started = report.machine, report.started.isoformat()
     shared = {
-        **report.settings.model_dump(mode="json", exclude={"positions"}),
+        **report.settings.model_dump(mode="json"),
         "started": started,
         "cpu": machine.cpu,
         "os": machine.os,
