@@ -150,7 +150,7 @@ def _measure(given: Mapping[str, Any], settings: BenchSettings) -> BenchReport:
         listener = TerminalListener(bar, tell_reused=False)
         found = forms.find_forms(given["refs"] or [], given["models_dir"], listener)
         found += _random_forms(stack, given, settings)
-        return speed.bench_forms(found, settings, steps.tell)
+        return speed.bench_forms(found, settings, steps.show)
 
 
 def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSettings) -> list[Form]:

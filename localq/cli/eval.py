@@ -75,7 +75,7 @@ def eval(
         noise_floor=not no_noise_floor,
     )
     with ByteBar() as bar, measuring.StepLine(bar) as steps:
-        report = evaluate(refs, settings, models_dir, TerminalListener(bar, tell_reused=False), steps.tell)
+        report = evaluate(refs, settings, models_dir, TerminalListener(bar, tell_reused=False), steps.show)
     report = report.model_copy(update={"command": _command(given, report)})
     if json:
         emit_json(report.model_dump(mode="json"))

@@ -107,7 +107,7 @@ class StepLine:
         self._part = ""
         self._started = 0.0
 
-    def tell(self, step: Step) -> None:
+    def show(self, step: Step) -> None:
         """What begins now. The time left is that of the steps so far, on average, for each one that is left."""
         self._bar.close()  # of the conversions, which come before
         if not stderr_is_terminal():

@@ -33,7 +33,9 @@ _Text = Annotated[
 ]
 _Windows = Annotated[
     int | None,
-    typer.Option("--windows", metavar="N", help=f"At most so many windows of the text (default: {DEFAULT_MOST_WINDOWS})."),
+    typer.Option(
+        "--windows", metavar="N", help=f"At most so many windows (default: {DEFAULT_MOST_WINDOWS})."
+    ),
 ]
 _Bench = Annotated[
     Path | None, typer.Option("--bench", metavar="FILE", help="Read speed from what `bench --json` wrote.")
@@ -71,6 +73,8 @@ def report(
     if html is not None:
         from localq.disk import check_writable
 
+        if html.suffix.lower() not in (".html", ".htm"):
+            raise OptionError(f"--html is '{html}'; expected a name that ends in .html", "for example report.html")
         check_writable(html, "--html", replaced=True)
 
     from localq.measure.page import make_page
@@ -128,7 +132,7 @@ def _measure(given: Mapping[str, Any]) -> tuple[BenchReport, EvalReport | None]:
         measuring.append_to_history(report.model_copy(update={"command": command}), None, given["models_dir"])
 
     with ByteBar() as bar, measuring.StepLine(bar) as steps:
-        return measure(request, on_bench, TerminalListener(bar, tell_reused=False), steps.tell)
+        return measure(request, on_bench, TerminalListener(bar, tell_reused=False), steps.show)
 
 
 def _commands(given: Mapping[str, Any], speed: BenchReport, quality: EvalReport | None) -> list[str]:

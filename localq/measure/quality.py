@@ -259,11 +259,11 @@ class QualityRun:
                 self._done += 1
                 self.on_step(Step(form.name, f"window {index + 1} of {count}", self._done, self.form_count * count))
                 row = index * settings.scored_positions
-                answer = worker.ask(function, tokens, settings.first, row, astuple(self.file))
+                answer = worker.run(function, tokens, settings.first, row, astuple(self.file))
                 seconds.append(sum(answer.pop("engine_seconds")))
                 answers.append(answer)
             generated = min(GENERATED_TOKENS, settings.size - 1)
-            rate = worker.ask(measure, 0, 0, 1, generated, 1)[0] if generated > 1 else None
+            rate = worker.run(measure, 0, 0, 1, generated, 1)[0] if generated > 1 else None
             counted = seconds[1:] or seconds
             cost = Cost(
                 # Of weights alone: the context's part is the same for all artifacts of an engine.

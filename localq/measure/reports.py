@@ -18,13 +18,13 @@ from localq.errors import OptionError
 from localq.options import KvCacheType
 
 DECODE_PROMPT_TOKENS = 1
-"""Prompt of the runs that measure generation: as llama-bench does, from a context that is all but empty."""
+"""Prompt of the runs that measure generation: as llama-bench does, from an almost empty context."""
 
 LARGEST_NOISE_FLOOR = 1e-3
 """Mean divergence between the engines' unquantized formats, in nats, above which they don't compute the same model.
 8-bit quantization costs that much (llama.cpp's table for an 8B Llama 3 has 0.0014 for Q8_0, half of it from storing
 logits in 16 bits); bfloat16 against float16 costs 0.000025. The share of same top tokens does not count: where two
-tokens are all but equally likely, it falls without anything being wrong."""
+tokens are almost equally likely, it falls without anything being wrong."""
 
 _MOST_BYTES = 64 << 20
 """A report of a hundred forms has a hundredth of that."""
@@ -50,7 +50,7 @@ class Machine(Data):
     metal: bool
     """Whether MLX can compute on a GPU through Metal."""
     busy_cores: float
-    """Logical cores that other work kept busy when this was asked, over half a second."""
+    """Logical cores that other work kept busy, over half a second before the measurement."""
     busy: bool
     """Whether that is more than half of the physical cores: figures will be too low and will vary."""
 
@@ -238,10 +238,10 @@ class Cost(Data):
     """What it took to run a form in an evaluation. Indicative: `localq bench` measures it properly."""
 
     bytes_read_per_token: int | None
-    """Of weights, as the form lies in memory here; None where its files don't tell."""
+    """Of weights, as the form lies in memory here; None where its files don't say."""
     load_seconds: float
     prompt_seconds_per_token: float
-    """Of the windows, all but the first where there are more."""
+    """Of the windows, without the first one where there are more."""
     generated_seconds_per_token: float | None
     """Of a short reply to one token; None where the context has no room for it."""
     peak_memory_bytes: int
@@ -321,13 +321,13 @@ class EvalText(Data):
     first_scored: int
     windows: int
     begin_token_id: int | None
-    """That stands in each window's first place, where the tokenizer puts one in front of texts."""
+    """In each window's first place, where the tokenizer puts one before texts."""
     positions: int
     """That were scored in all."""
     threads: int | None
     """For the GGUF forms; None is llama.cpp's default here."""
     generated_tokens: int
-    """Of the short reply that tells how long a token takes."""
+    """Of the short reply that shows how long a token takes."""
 
 
 class EvalReport(Data):

@@ -1,7 +1,6 @@
 """The shapes of public Llama and Phi models: what their `config.json` says, kept in `shapes.json` beside this file.
 
-Facts of the repositories that `_name_or_path` names; a shape stands for every fine-tune of the same model. Knows no
-weights and no tokenizers.
+Facts of the repositories that `_name_or_path` names; a shape stands for every fine-tune of the same model.
 """
 
 from __future__ import annotations

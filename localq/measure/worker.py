@@ -68,10 +68,10 @@ class WorkerProcess(AbstractContextManager["WorkerProcess"]):
         )
 
     def load(self) -> Loaded:
-        """Open the form. Raises as `ask`."""
+        """Open the form. Raises as `run`."""
         return Loaded(*self._request(path=str(self.form.path), options=asdict(self._options)))
 
-    def ask(
+    def run(
         self,
         function: Callable[Concatenate[Model, _Arguments], _Answer],
         *args: _Arguments.args,

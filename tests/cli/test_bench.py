@@ -313,7 +313,7 @@ def test_on_a_terminal_one_line_says_what_runs_and_how_long_it_will_take(monkeyp
             (3, "tg128"),
             (301, "a name that is longer than what the terminal has room for"),
         ):
-            line.tell(Step("repetition 1 of 9", what, number, 2000))
+            line.show(Step("repetition 1 of 9", what, number, 2000))
     assert written.getvalue().split("\r\x1b[K") == [
         "",
         "1/2000 repetition 1 of 9: load",

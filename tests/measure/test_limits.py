@@ -10,8 +10,8 @@ from safetensors import safe_open
 
 from localq.conversion.convert import convert
 from localq.json_files import read_json
-from localq.measure.forms import Form, find_forms, form_of
 from localq.measure import limits
+from localq.measure.forms import Form, find_forms, form_of
 from localq.measure.limits import bytes_per_token
 from localq.model import load
 from localq.options import LoadOptions

@@ -23,8 +23,8 @@ from localq.checkpoint.safetensors_header import read_header
 from localq.conversion.convert import convert
 from localq.errors import EngineError, OptionError, StoreError
 from localq.generation import TextRules, complete
-from localq.measure.forms import Form
 from localq.measure import shapes
+from localq.measure.forms import Form
 from localq.measure.random_form import shape_forms
 from localq.memory import RUNTIME_BYTES
 from localq.model import open_form

@@ -192,7 +192,7 @@ class _FakeWorker:
     def load(self) -> Loaded:
         return Loaded(2.0, 768)
 
-    def ask(self, *_: object) -> tuple[float, float]:
+    def run(self, *_: object) -> tuple[float, float]:
         if next(self.runs) == self.interrupted_at:
             raise KeyboardInterrupt
         return self._rate * self.draw.gauss(1, 0.01), 1.0

@@ -141,7 +141,7 @@ def test_the_depth_is_computed_once_and_kept(forms: list[Form], monkeypatch: pyt
     model = _model_with(engine, forms[0], monkeypatch)
     _prompt(model, 0, 8, depth=40)
     _reply(model, 1, 3, depth=40)
-    # Warm-up and test of each: all but the newest token, which gives the logits; then the whole depth.
+    # Warm-up and test of each: the depth without its newest token, which gives the logits; then the whole depth.
     assert engine.reused == [0, 40, 39, 40, 39, 40, 39, 40]
     assert len({tuple(prompt[:40]) for prompt in engine.prompts}) == 1
     _reply(model, 2, 3, depth=70)

@@ -1,4 +1,4 @@
-"""A process of its own for a form: what it is asked, and how it ends."""
+"""A process of its own for a form: what it runs, and how it ends."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ def test_functions_run_in_another_process_with_the_open_model(forms: list[Form])
         with WorkerProcess(form, _OPTIONS) as worker:
             loaded = worker.load()
             assert loaded.load_seconds > 0 and loaded.vocabulary_size == 768
-            assert worker.ask(double, 4, name="é") == {"double": 8, "context": 128, "name": "é"}
-            assert worker.ask(shout) == len("a library writes this")  # which disturbs no answer
-            assert worker.ask(double, 1)["double"] == 2
+            assert worker.run(double, 4, name="é") == {"double": 8, "context": 128, "name": "é"}
+            assert worker.run(shout) == len("a library writes this")  # which disturbs no answer
+            assert worker.run(double, 1)["double"] == 2
 
 
 def test_the_peak_memory_is_that_of_the_process(forms: list[Form]) -> None:
     with WorkerProcess(forms[1], _OPTIONS) as worker:
         worker.load()
         before = worker.peak_memory_bytes
-        worker.ask(take_memory, 200_000_000)
+        worker.run(take_memory, 200_000_000)
         assert before > forms[1].artifact_bytes
         assert worker.peak_memory_bytes == pytest.approx(before + 200_000_000, rel=0.1)
 
@@ -64,16 +64,16 @@ def test_an_error_comes_over_with_its_form_and_hint(forms: list[Form]) -> None:
     with WorkerProcess(forms[1], _OPTIONS) as worker:
         worker.load()
         with pytest.raises(LocalqError, match=r"^local/tiny:gguf-q4_k_m: no luck$") as caught:
-            worker.ask(fail, "luck")
+            worker.run(fail, "luck")
         assert caught.value.hint == "take another"
-        assert worker.ask(double, 3)["double"] == 6
+        assert worker.run(double, 3)["double"] == 6
 
 
 def test_a_process_that_crashes_is_reported_with_its_last_words(forms: list[Form]) -> None:
     with WorkerProcess(forms[1], _OPTIONS) as worker:
         worker.load()
         with pytest.raises(EngineError, match=r"gguf-q4_k_m ended with exit status 1: RuntimeError: no such luck"):
-            worker.ask(leave)
+            worker.run(leave)
 
 
 def test_a_process_that_is_killed_is_reported_with_its_form(forms: list[Form]) -> None:
