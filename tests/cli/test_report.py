@@ -187,6 +187,7 @@ def test_a_half_that_was_measured_before_is_repeated_by_its_own_line(
         (["toy-llama", "--bench", "BENCH", "--eval", "EVAL"], ["all was measured before", "leave out REF"]),
         (["--bench", "EVAL", "--no-eval"], ["eval.json is no report", "localq bench REF... --json"]),
         (["--bench", "none.json", "--no-eval"], ["can't read none.json"]),
+        (["toy-llama", "--html", "page.txt"], ["--html is 'page.txt'", ".html"]),
         (["toy-llama", "--html", "none/page.html"], ["--html is 'none/page.html'", "no folder"]),
         (["toy-llama", "-p", "x"], ["-p has 'x'"]),
         (["toy-llama", "-r", "0"], ["repetitions is 0"]),
