@@ -77,7 +77,7 @@ def results(steps_and_report: tuple[list[Step], EvalReport]) -> dict[str, FormQu
 
 
 def workers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if worker.__name__ in child.cmdline()]
+    return [child for child in psutil.Process().children() if worker.__name__ in " ".join(child.cmdline())]
 
 
 @pytest.mark.parametrize("toy", ["toy-llama", "toy-phi"])
