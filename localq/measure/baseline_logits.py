@@ -2,7 +2,8 @@
 
 The file has no name: the operating system deletes it when no process has it open any more. So Ctrl-C, an error or a
 killed process leave nothing behind. It is in float32, as engines compute. Float16 takes half of that, but its rounding
-alone gives a mean divergence of 1e-8 nats on the toys, and 7e-7 with 128,256 tokens; the noise floor is 3e-12.
+alone gives a mean divergence of 7e-9 nats on the toys, and 7e-7 with 128,256 tokens; the engines differ by 3e-12 and
+1e-10 there.
 
 `record` and `compare` run in the worker process. Logits are in its memory one chunk at a time and never leave it: the
 parent gets a few numbers per position.
