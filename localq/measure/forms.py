@@ -14,7 +14,7 @@ from localq.gguf_file import model_name, part_names, read_model_header
 from localq.json_files import read_config
 from localq.measure.reports import FormFacts
 from localq.model import chosen_recipe, ready_form
-from localq.recipes import Recipe, parse_recipe
+from localq.recipes import parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.manifest import Artifact, read_artifact
 
@@ -53,7 +53,7 @@ def find_forms(
         if ready is not None:
             forms.append(_existing_form(ready, reference))
             continue
-        recipes = _recipes(reference)
+        recipes = [chosen_recipe(reference)] if reference.recipe else [*map(parse_recipe, default_recipe_names())]
         artifacts = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
         forms += [form_of(artifact) for artifact in artifacts]
     found = list(dict.fromkeys(forms))
@@ -77,12 +77,6 @@ def form_files(path: Path) -> list[Path]:
 def context_limits(form: Form) -> ContextLimits:
     """How long a context the form may have, by its headers."""
     return gguf_limits(read_model_header(form.path)) if form.path.is_file() else config_limits(read_config(form.path))
-
-
-def _recipes(reference: ModelReference) -> list[Recipe]:
-    if reference.recipe is not None:
-        return [chosen_recipe(reference)]
-    return [parse_recipe(name) for name in default_recipe_names()]
 
 
 def _existing_form(path: Path, reference: ModelReference) -> Form:

@@ -67,15 +67,12 @@ def append_report(report: BenchReport, file: Path) -> None:
     data = text.encode(errors="replace") + b"\n"  # a file name in it may be no UTF-8
     with writing_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(file, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o666)
-        try:
-            nbytes = os.fstat(descriptor).st_size
-            if nbytes and os.pread(descriptor, 1, nbytes - 1) != b"\n":
+        with file.open("a+b", buffering=0) as opened:
+            nbytes = opened.seek(0, os.SEEK_END)
+            if nbytes and os.pread(opened.fileno(), 1, nbytes - 1) != b"\n":
                 data = b"\n" + data
-            if os.write(descriptor, data) != len(data):
+            if opened.write(data) != len(data):
                 raise LocalqError(f"can't write {file}: {os.strerror(errno.ENOSPC)}")
-        finally:
-            os.close(descriptor)
 
 
 def read_history(file: Path) -> tuple[list[BenchReport], list[int]]:

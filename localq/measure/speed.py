@@ -243,19 +243,17 @@ def _warnings(machine: Machine, results: Sequence[FormSpeed]) -> Iterator[str]:
     rates = [test.tokens_per_second for result in results for test in result.tests]
     if machine.busy:
         yield f"other work kept {machine.busy_cores:.1f} cores busy at the start: close it and measure again"
-    intervals = [(rate.confidence_interval, rate.median) for rate in rates]
-    wide = [ends for ends, middle in intervals if ends is not None and ends[1] - ends[0] > _WIDE_INTERVAL * middle]
+    ends = [(rate.confidence_interval or (0.0, 0.0), rate.median) for rate in rates]
+    wide = sum(high - low > _WIDE_INTERVAL * middle for (low, high), middle in ends)
     if wide:
         yield (
-            f"{len(wide)} of {len(rates)} rates have intervals wider than {_WIDE_INTERVAL:.0%} of themselves: close "
-            "other programs and measure again, or longer (-r, -g)"
+            f"{wide} of {len(rates)} rates have intervals wider than {_WIDE_INTERVAL:.0%} of themselves: close other "
+            "programs and measure again, or longer (-r, -g)"
         )
     change = change_over_time([rate.samples for rate in rates])
     if change is not None and change.low * change.high > 0 and abs(change.estimate) >= _LEAST_TREND:
         how = "fell" if change.estimate < 0 else "rose"
-        why = (
-            "the machine gets hot or has other work; a pause before each measurement (--delay) lets it cool down"
-            if change.estimate < 0
-            else "other work ended, or the machine had not reached its speed; measure again"
+        yield (
+            f"rates {how} by {abs(change.estimate):.0%} from the first repetition to the last one: other work began or "
+            "ended, or the machine got hot; a pause before each measurement (--delay) lets it cool down"
         )
-        yield f"rates {how} by {abs(change.estimate):.0%} from the first repetition to the last one: {why}"
