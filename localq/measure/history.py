@@ -16,7 +16,6 @@ from localq.errors import LocalqError
 from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate, TestResult
 from localq.measure.statistics import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.store.layout import models_folder
-from localq.tables import format_bytes
 
 HISTORY_NAME = "bench-history.jsonl"
 _GIB = 1 << 30
@@ -128,8 +127,8 @@ def history_runs(reports: Iterable[BenchReport]) -> dict[str, list[HistoryRun]]:
 
 def _machine(report: BenchReport) -> str:
     machine = report.machine
-    memory_bytes = round(machine.memory_bytes / _GIB) * _GIB  # what a system reports changes a little with its kernel
-    return f"{machine.cpu}, {machine.physical_cores} cores, {format_bytes(memory_bytes)}"
+    # Rounded: the memory that a system reports changes a little with its kernel.
+    return f"{machine.cpu}, {machine.physical_cores} cores, {round(machine.memory_bytes / _GIB)} GiB"
 
 
 def _choices(report: BenchReport) -> str:

@@ -212,10 +212,10 @@ def test_tests_are_compared_with_themselves_and_machines_kept_apart() -> None:
         ]
     )
     assert {heading: [run.test.test for run in runs] for heading, runs in groups.items()} == {
-        "toy:gguf-q8_0; Test CPU, 4 cores, 17.18 GB": ["pp64", "tg16", "tg16"],
-        "toy:gguf-q8_0; Other CPU, 4 cores, 17.18 GB": ["tg16"],
-        "toy:gguf-q8_0; Test CPU, 4 cores, 34.36 GB": ["tg16"],
-        "toy:mlx-4bit; Test CPU, 4 cores, 17.18 GB": ["pp64", "tg16"],
+        "toy:gguf-q8_0; Test CPU, 4 cores, 16 GiB": ["pp64", "tg16", "tg16"],
+        "toy:gguf-q8_0; Other CPU, 4 cores, 16 GiB": ["tg16"],
+        "toy:gguf-q8_0; Test CPU, 4 cores, 32 GiB": ["tg16"],
+        "toy:mlx-4bit; Test CPU, 4 cores, 16 GiB": ["pp64", "tg16"],
     }
     first, *_ = groups.values()
     assert [run.before is None for run in first] == [True, True, False]
@@ -230,7 +230,7 @@ def test_a_chosen_setting_is_no_change_of_speed() -> None:
             _run(3, rates, settings=_ONE_TEST.model_copy(update={"kv_cache_type": "q8_0", "flash_attention": True})),
         ]
     )
-    assert [heading.partition("17.18 GB")[2] for heading in groups] == [
+    assert [heading.partition("16 GiB")[2] for heading in groups] == [
         *("", "; threads 1", "; kv_cache_type q8_0, flash_attention True")
     ]
     assert all(run.before is None for runs in groups.values() for run in runs)

@@ -188,7 +188,7 @@ HISTORY = [
 
 def test_the_history_names_a_change_where_it_is_shown_and_a_busy_machine() -> None:
     assert render_history(HISTORY).splitlines() == [
-        "toy:gguf-q8_0; Test CPU, 4 cores, 17.18 GB",
+        "toy:gguf-q8_0; Test CPU, 4 cores, 16 GiB",
         "test  started (UTC)     localq           t/s  change",
         "----  ----------------  ------  ------------  ----------------------------",
         "tg16  2026-11-01 04:05  9.9     21.00 ± 0.89",
@@ -196,7 +196,7 @@ def test_the_history_names_a_change_where_it_is_shown_and_a_busy_machine() -> No
         "tg16  2026-11-03 04:05  10.0    25.00 ± 0.89  +16.3% faster",
         "tg16  2026-11-04 04:05  10.0     9.00 ± 0.89  -64.0% slower (machine busy)",
         "",
-        "toy:mlx-4bit; Test CPU, 4 cores, 17.18 GB; threads 1, kv_cache_type q8_0, batch_tokens 64",
+        "toy:mlx-4bit; Test CPU, 4 cores, 16 GiB; threads 1, kv_cache_type q8_0, batch_tokens 64",
         "test  started (UTC)     localq  mlx           t/s  change",
         "----  ----------------  ------  ---  ------------  --------------",
         "tg16  2026-11-01 04:05  9.9     0.1  20.00 ± 0.89  (machine busy)",
