@@ -105,8 +105,8 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
 
 
 def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
-    monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     found = record()
     assert found["free_memory_bytes"] <= found["memory_bytes"]
     assert found["memory_bandwidth_bytes_per_second"] > 0 and found["free_disk_bytes"] > 0
