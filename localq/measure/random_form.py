@@ -23,7 +23,7 @@ from localq.checkpoint.weights import Weights
 from localq.context_length import config_limits
 from localq.conversion.gguf import GgufFile, Rows
 from localq.conversion.mlx import MlxFolder
-from localq.conversion.plan import ConversionPlan, Plan, Recipes, Request, memory_use
+from localq.conversion.plan import ConversionPlan, Plan, Recipes, Request, memory_use, plan_conversion
 from localq.conversion.plan_mlx import MlxTensor
 from localq.conversion.writing import Writers, write_forms
 from localq.disk import disk_errors, temporary_folder
