@@ -33,9 +33,7 @@ _Text = Annotated[
 ]
 _Windows = Annotated[
     int | None,
-    typer.Option(
-        "--windows", metavar="N", help=f"At most so many windows (default: {DEFAULT_MOST_WINDOWS})."
-    ),
+    typer.Option("--windows", metavar="N", help=f"At most so many windows (default: {DEFAULT_MOST_WINDOWS})."),
 ]
 _Bench = Annotated[
     Path | None, typer.Option("--bench", metavar="FILE", help="Read speed from what `bench --json` wrote.")
