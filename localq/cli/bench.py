@@ -26,7 +26,7 @@ _MOST_LINES_NAMED = 8
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Models or artifacts; without :RECIPE, both default formats are measured."),
+    typer.Argument(metavar="REF", help="Models or artifacts; without :FORMAT, both default formats are measured."),
 ]
 _Delay = Annotated[
     float | None, typer.Option("--delay", metavar="SECONDS", help="Pause before each run, to cool down (default: 0).")
@@ -37,7 +37,7 @@ _Shapes = Annotated[
         "--shape", metavar="NAME", help="Random weights at a public model's shape; a wrong name lists all (repeatable)."
     ),
 ]
-_To = Annotated[list[str] | None, typer.Option("--to", metavar="RECIPE", help="A format for --shape (repeatable).")]
+_To = Annotated[list[str] | None, typer.Option("--to", metavar="FORMAT", help="A format for --shape (repeatable).")]
 _ContextLength = Annotated[
     int | None,
     typer.Option("-c", "--context-length", metavar="N", help="Of each artifact (default: what the tests need)."),
@@ -90,7 +90,10 @@ def bench(
     jsonl: _Jsonl = None,
     history: _History = False,
 ) -> None:
-    """Measure prompt and generation speed, load time and memory; formats take turns, each in its own process."""
+    """Measure speed, load time and memory.
+
+    Formats take turns, and each runs in a process of its own.
+    """
     given = locals()
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")

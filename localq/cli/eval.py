@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _References = Annotated[
     list[str],
     typer.Argument(
-        metavar="REF...", help="Artifacts of one model; without :RECIPE, the formats that `convert` makes by default."
+        metavar="REF", help="Artifacts of one model; without :FORMAT, the formats that `convert` makes by default."
     ),
 ]
 _Text = Annotated[
@@ -53,7 +53,9 @@ def eval(
     csv: _Csv = False,
     md: _Md = False,
 ) -> None:
-    """Compare quantized artifacts with the unquantized one on a text: KL divergence, same top token, perplexity.
+    """Measure what quantization costs in quality.
+
+    Compares artifacts with the unquantized one on a text: KL divergence, same top token, perplexity.
 
     The baseline's predictions are in a temporary file in the models folder, 4 bytes for each token of the vocabulary
     at each scored position: 4.2 GB for 32 windows of 512 tokens and a vocabulary of 128,256.

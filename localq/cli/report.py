@@ -23,7 +23,7 @@ _EXAMPLE = "for example: localq report toy-llama --html toy-llama.html"
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Artifacts of one model; without :RECIPE, both default formats are measured."),
+    typer.Argument(metavar="REF", help="Artifacts of one model; without :FORMAT, both default formats are measured."),
 ]
 _Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page in HTML.")]
 _Md = Annotated[bool, typer.Option("--md", help="Write Markdown to stdout.")]
@@ -65,7 +65,10 @@ def report(
     no_eval: _NoEval = False,
     models_dir: flags.ModelsDir = None,
 ) -> None:
-    """Measure speed and quality of a model's formats, and show which of them to take, and why."""
+    """Measure speed and quality, and show which format to take.
+
+    Speed first, then quality of the same formats, in the terminal or on one page.
+    """
     given = locals()
     _check_flags(given)
     if html is not None:
