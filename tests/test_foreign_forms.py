@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localq.demo.questions import read_held_out_text
 from localq.errors import ChatTemplateError, CheckpointError, OptionError
 from localq.measure.forms import find_forms
+from localq.measure.quality import EvalSettings, evaluate
+from localq.measure.reports import BenchSettings
+from localq.measure.speed import bench_forms
 from localq.model import Model, load
 from tests.contracts.replies import all_logits
 from tests.foreign_forms import CONTEXT_LENGTH, GGUF_ARCHITECTURES, MLX_CONFIGS, TEMPLATE, write_gguf, write_mlx
@@ -163,3 +168,20 @@ def test_an_mlx_folder_of_any_model_runs_with_its_own_tokenizer_and_template(
         check_talks(model)
     with pytest.raises(OptionError, match=str(CONTEXT_LENGTH)):
         load(folder, context_length=CONTEXT_LENGTH + 1)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_an_mlx_folder_whose_text_config_is_null_runs_and_is_measured(bits: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    folder = write_mlx(tmp_path / "Some-Model", "qwen2", bits)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    with load(folder) as model:
+        check_talks(model)
+    settings = BenchSettings(prompt_tokens=(4,), generated_tokens=(4,), repetitions=1)
+    (speed,) = bench_forms(find_forms([str(folder)]), settings).results
+    assert [test.tokens_per_second.median > 0 for test in speed.tests] == [True, True]
+    text = tmp_path / "text.txt"
+    text.write_text(read_held_out_text(), encoding="utf-8")
+    report = evaluate([str(folder)], EvalSettings(str(folder), text, window_tokens=32, most_windows=1), tmp_path)
+    assert report.results[0].mean_kl_divergence == 0
