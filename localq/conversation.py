@@ -129,8 +129,11 @@ class Conversation:
     def ask(self, question: str, *, keep: bool = True) -> Reply:
         """Begin a reply; iterate over it, or `read` it whole. With `keep` false only `Reply.keep` keeps the exchange.
 
-        Raises PromptTooLongError where the question alone does not fit, else as `Model.stream`.
+        Raises OptionError for a question that is not text, else as `Model.stream`; reading raises PromptTooLongError
+        where the question alone does not fit.
         """
+        if not isinstance(question, str):
+            raise OptionError(f"question is {question!r}; expected text")
         return Reply(self, question, self._stream(question), keep=keep)
 
     def retry(self, *, keep: bool = True) -> Reply:
@@ -234,9 +237,12 @@ class Conversation:
         ids = self._ids(self._first, question)
         if len(ids) + begun_tokens + room <= context:
             return ids
-        while self._first < len(self.exchanges) and len(ids) + begun_tokens > context // 2:
-            self._first += 1
-            ids = self._ids(self._first, question)
+        first = self._first
+        while first < len(self.exchanges) and len(ids) + begun_tokens > context // 2:
+            first += 1
+            ids = self._ids(first, question)
+        if len(ids) + begun_tokens < context:  # else the engine will refuse it: nothing is forgotten in vain
+            self._first = first
         return ids
 
     def _ids(self, first: int, question: str | None) -> list[int]:
@@ -313,7 +319,7 @@ class Reply(Iterator[Chunk]):
         return "".join(self._texts)
 
     def __repr__(self) -> str:
-        return f"<Reply {first_words(self.text)!r}, {self.finish_reason or repr(self._stream)}>"
+        return f"<Reply {first_words(self.text)!r}, {self.finish_reason or self._stream.state}>"
 
     def __str__(self) -> str:
         return self.text

@@ -97,14 +97,17 @@ class ReplyStream(Iterator["Chunk"]):
             raise StopIteration
         return chunk
 
-    def __repr__(self) -> str:
+    @property
+    def state(self) -> str:
+        """For people: not begun, being read, ended, or cut off."""
         if self._was_cut_off:
-            state = "cut off: the model was used for something else"
-        elif self._over.is_set():
-            state = "ended"
-        else:
-            state = "being read" if self._chunks is not None else "not begun: read it with `for chunk in stream`"
-        return f"<ReplyStream, {state}>"
+            return "cut off: the model was used for something else"
+        if self._over.is_set():
+            return "ended"
+        return "being read" if self._chunks is not None else "not begun: read it with a for loop"
+
+    def __repr__(self) -> str:
+        return f"<ReplyStream, {self.state}>"
 
     def _read(self) -> Chunk:
         if self._was_cut_off:

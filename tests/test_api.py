@@ -137,7 +137,7 @@ def test_a_closed_model_says_so() -> None:
         ([{"role": "narrator", "content": "Hi"}], r"messages\[0\] has the unknown role 'narrator'$"),
         ([{"content": "Hi"}], r"messages\[0\] has no role"),
         ([USER, {"role": "assistant"}], r"messages\[1\] has no content"),
-        ([{"role": "user", "content": 5}], r"messages\[0\] has no text, but a int, as content"),
+        ([{"role": "user", "content": 5}], r"messages\[0\] has content that is not text"),
         ([{"role": "user", "content": [{"type": "text", "text": "Hi"}]}], r"messages\[0\] has content in parts"),
         (["Hi"], r"messages\[0\] is 'Hi', not an object"),
         ([], "expected at least one message"),
@@ -209,7 +209,7 @@ def test_a_conversation_is_had_saved_and_taken_up(model: localq.Model, tmp_path:
     conversation.save(str(tmp_path / "talk.jsonl"))
     again = localq.Conversation.load(str(tmp_path / "talk.jsonl"), model, max_tokens=3)
     assert (again.messages, again.options.max_tokens) == (conversation.messages, 3)
-    with pytest.raises(LocalqError, match="has no text, but a int"):
+    with pytest.raises(LocalqError, match="question is 5; expected text"):
         conversation.ask(5)  # type: ignore[arg-type]
     with pytest.raises(LocalqError, match="nothing"):
         localq.Conversation.load(tmp_path / "nothing.jsonl", model)

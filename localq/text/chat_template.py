@@ -160,11 +160,11 @@ def _checked_message(position: int, message: object) -> dict[str, Any]:
         raise ChatTemplateError(f"messages[{position}] is {message!r}, not an object", _MESSAGE_HINT)
     fault, content = None, message.get("content")
     if not isinstance(message.get("role"), str):
-        fault = "role"
+        fault = "no role"
     elif not isinstance(content, (str, list)) and not message.get("tool_calls"):
-        fault = "content" if content is None else f"text, but a {type(content).__name__}, as content"
+        fault = "no content" if content is None else "content that is not text"
     if fault is not None:
-        raise ChatTemplateError(f"messages[{position}] has no {fault}: {dict(message)!r}", _MESSAGE_HINT)
+        raise ChatTemplateError(f"messages[{position}] has {fault}: {dict(message)!r}", _MESSAGE_HINT)
     # transformers removes keys without a value, so that a template can test `'tool_calls' in message`.
     present = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((present[key] for key in _REASONING_KEYS if key in present), None)
