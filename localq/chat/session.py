@@ -124,7 +124,9 @@ class Session:
 
     def tell(self, error: LocalqError) -> None:
         """An error and what helps."""
-        hint = "/clear begins a new conversation" if isinstance(error, PromptTooLongError) else error.hint
+        # Earlier questions leave the context by themselves: what is left is too long.
+        is_long = isinstance(error, PromptTooLongError)
+        hint = "ask a shorter question, or leave and give a larger context with -c" if is_long else error.hint
         self.say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
 
     def change(self, function: Callable[[Conversation], _Result]) -> _Result:
