@@ -97,6 +97,8 @@ class Session:
                 message = self._prompt.ask(default=default)
                 self._take(message)
             except EOFError:
+                if self._prompt.source is None and sys.stdin.isatty():
+                    self.say("")
                 return
             except KeyboardInterrupt:
                 if self._prompt.source is None:
