@@ -97,6 +97,8 @@ class Session:
                 message = self._prompt.ask(default=default)
                 self._take(message)
             except EOFError:
+                if self._prompt.source is None and sys.stdin.isatty():
+                    self.say("")
                 return
             except KeyboardInterrupt:
                 if self._prompt.source is None:
@@ -124,7 +126,9 @@ class Session:
 
     def tell(self, error: LocalqError) -> None:
         """An error and what helps."""
-        hint = "/clear begins a new conversation" if isinstance(error, PromptTooLongError) else error.hint
+        # Earlier questions leave the context by themselves: what is left is too long.
+        is_long = isinstance(error, PromptTooLongError)
+        hint = "ask a shorter question, or leave and give a larger context with -c" if is_long else error.hint
         self.say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
 
     def change(self, function: Callable[[Conversation], _Result]) -> _Result:
