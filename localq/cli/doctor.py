@@ -182,6 +182,7 @@ def _record(found: Examination) -> dict[str, Any]:
 def _machine(json: bool) -> None:
     import psutil
 
+    from localq.conversion.quantizer import describe_quantizer
     from localq.engines.availability import BACKENDS, default_recipe_name, has_backend
     from localq.hardware import available_cores
     from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
@@ -195,6 +196,7 @@ def _machine(json: bool) -> None:
         "free_memory_bytes": psutil.virtual_memory().available,
         "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),
         "backends": {form: has_backend(form) for form in BACKENDS},
+        "quantizer": describe_quantizer() if has_backend("gguf") else None,
         "default_recipe": default_recipe_name(),
         "models_folder": str(models_folder()),
         "free_disk_bytes": _free_disk_bytes(str(models_folder())),
@@ -226,6 +228,7 @@ def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
         f"read at {bandwidth}",
         "system": f"{machine.os}, Python {machine.python}",
         **backends,
+        **({"quantizer": record["quantizer"]} if record["quantizer"] else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         "models": f"{record['models_folder']}, {format_bytes(record['free_disk_bytes'])} free",
         "default": record["default_recipe"],

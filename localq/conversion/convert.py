@@ -142,7 +142,8 @@ class _Job:
                 else:
                     stagings[name] = staging
             if stagings:
-                manifests = write_forms(self.survey, stagings, self.listener.on_progress)
+                listener = self.listener
+                manifests = write_forms(self.survey, stagings, listener.on_progress, on_caveat=listener.on_caveat)
                 for name, staging in stagings.items():
                     artifact = self.survey.store.publish(staging, manifests[name])
                     made[name] = Converted(artifact, manifests[name].seconds, reused=False)

@@ -18,6 +18,7 @@ from localq.conversion.mlx import MlxFolder
 from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
 from localq.conversion.pieces import worker_pool, write_pieces
 from localq.conversion.plan_gguf import GgufPlan
+from localq.conversion.quantizer import OtherBytesFound
 from localq.conversion.survey import Plan, Survey, main_file
 from localq.recipes import Recipe
 from localq.store.manifest import FileRecord, Manifest
@@ -48,25 +49,44 @@ class Writers:
         return self.mlx(checkpoint, plan, folder)
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    files: list[WrittenFile]
+    quantizer: str | None
+    """For a GGUF file."""
+
+
 def write_forms(
-    survey: Survey, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers | None = None
+    survey: Survey,
+    folders: Mapping[str, Path],
+    on_progress: OnProgress,
+    writers: Writers | None = None,
+    on_caveat: Callable[[str], None] | None = None,
 ) -> dict[str, Manifest]:
     """Make the planned forms that `folders` has an empty folder for, by the recipe's name, and tell what they hold.
 
     The manifests are not written yet. Raises errors of the tree in `localq.errors`.
     """
     started = time.perf_counter()
-    files = _write(survey, folders, on_progress, writers or Writers())
+    try:
+        written = _write(survey, folders, on_progress, writers or Writers())
+    except OtherBytesFound:  # ggml does the work from here on
+        for folder in folders.values():
+            for file in folder.iterdir():
+                file.unlink()
+        written = _write(survey, folders, on_progress, writers or Writers())
+        if on_caveat:
+            on_caveat("localq's own quantizer gave other bytes than ggml's: the conversion was made again by ggml")
     seconds = time.perf_counter() - started
     return {
-        name: _manifest(survey, survey.plans[name], seconds, files[name], shown_name(folder))
+        name: _manifest(survey, survey.plans[name], seconds, written[name], shown_name(folder))
         for name, folder in folders.items()
     }
 
 
 def _write(
     survey: Survey, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers
-) -> dict[str, list[WrittenFile]]:
+) -> dict[str, _Written]:
     checkpoint, plans = survey.checkpoint, [survey.plans[name] for name in folders]
     total = sum(checkpoint.tensor(layout).nbytes for layout in checkpoint.layouts)
     recipes = [plan.recipe for plan in plans]
@@ -87,7 +107,10 @@ def _write(
     # The tokenizer's authority is the checkpoint's own files, for every form, which is given tokenizer.json also
     # where the checkpoint has older files.
     return {
-        plan.recipe.name: form.written + _copies(checkpoint, plan, folders[plan.recipe.name])
+        plan.recipe.name: _Written(
+            form.written + _copies(checkpoint, plan, folders[plan.recipe.name]),
+            form.quantizer.name if isinstance(form, GgufFile) else None,
+        )
         for plan, form in zip(plans, forms, strict=True)
     }
 
@@ -103,7 +126,7 @@ def _copies(checkpoint: Checkpoint, plan: Plan, folder: Path) -> list[WrittenFil
     return copies
 
 
-def _manifest(survey: Survey, plan: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
+def _manifest(survey: Survey, plan: Plan, seconds: float, written: _Written, model: str) -> Manifest:
     checkpoint = survey.checkpoint
     return Manifest(
         model=model,
@@ -116,7 +139,8 @@ def _manifest(survey: Survey, plan: Plan, seconds: float, files: list[WrittenFil
         weight_bytes=plan.weight_bytes,
         seconds=round(seconds, 3),
         main_file=main_file(checkpoint, plan.recipe),
-        files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in files),
+        files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in written.files),
         fallbacks=plan.fallbacks,
         pre_tokenizer=survey.request.pre_tokenizer if isinstance(plan, GgufPlan) else None,
+        quantizer=written.quantizer,
     )
