@@ -79,15 +79,9 @@ class Kernels:
         return result if given_to_ggml >= 0 else None
 
 
-def open_kernels(lanes: int) -> Kernels | None:
-    """The kernels for vectors of `lanes` floats; None where they were not compiled."""
-    spec = find_spec(f"localq.conversion._kquants_{lanes}")
-    if spec is None or spec.origin is None:
-        return None
-    try:
-        library = ctypes.CDLL(spec.origin)
-    except OSError:  # compiled for another processor
-        return None
+def open_kernels(file: Path, lanes: int) -> Kernels:
+    """A library compiled from kquants.c for vectors of `lanes` floats. Raises OSError."""
+    library = ctypes.CDLL(str(file))
     library.localq_quantize.restype = ctypes.c_int64
     library.localq_quantize.argtypes = [
         ctypes.c_int,
@@ -99,17 +93,20 @@ def open_kernels(lanes: int) -> Kernels | None:
         ctypes.c_void_p,
         ctypes.c_void_p,
     ]
-    return Kernels(Path(spec.origin), lanes, library)
+    return Kernels(file, lanes, library)
 
 
 @cache
 def widest_kernels() -> Kernels | None:
-    """Of those that were compiled, the ones for the widest vectors that this processor has."""
-    smallest = open_kernels(4)
-    if smallest is None:
-        return None
-    widest = smallest.library.localq_lanes()
-    return next(filter(None, (open_kernels(lanes) for lanes in (16, 8) if lanes <= widest)), smallest)
+    """For the widest vectors that this processor has, of the kernels that were compiled with localq."""
+    found = None
+    for lanes in (4, 8, 16):
+        spec = find_spec(f"localq.conversion._kquants_{lanes}")
+        if spec is None or spec.origin is None or (found and lanes > found.library.localq_lanes()):
+            break
+        with suppress(OSError):  # compiled for another processor
+            found = open_kernels(Path(spec.origin), lanes)
+    return found
 
 
 class Quantizer:
