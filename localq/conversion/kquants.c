@@ -76,7 +76,7 @@ static inline Floats rounded(Floats a) { return (a + 12582912.0f) - 12582912.0f;
 static Ints to_half(Floats a)
 {
     Floats base = (magnitude(a) * 0x1.0p+112f) * 0x1.0p-110f;
-    Ints exponent = limited((Ints)a & 0x7f800000, 0x38800000, 0x7f800000);
+    Ints exponent = limited((Ints)a & 0x7f800000, 0x38800000, 0x77800000);
     Ints bits = (Ints)((Floats)(exponent + 0x07800000) + base);
     return (((Ints)a >> 16) & 0x8000) | (((bits >> 13) & 0x7c00) + (bits & 0x0fff));
 }
@@ -465,7 +465,7 @@ static void q8_0(const Format *format, const Floats *x, const Floats *w, Ints *b
     Floats d = most / 127.0f, inverse = where(d > 0, 1 / d);
     put_half(to_half(d), bytes);
     for (int i = 0; i < 32; ++i) {
-        Floats value = magnitude(x[i] * inverse);
+        Floats value = smaller(magnitude(x[i] * inverse), all(127));
         Ints whole = __builtin_convertvector(value, Ints);
         whole -= value - to_floats(whole) >= 0.5f; /* a mask is -1 */
         bytes[i + 2] = choose_ints(x[i] < 0, -whole, whole) & 255;
