@@ -4,9 +4,10 @@
 
 CHECKPOINT is a folder in Hugging Face format. LLAMA_CPP_SOURCE is llama.cpp's source folder, for its
 `convert_hf_to_gguf.py`; PYTHON is an interpreter that has what that script needs (torch, transformers, gguf).
-Without --llama-cpp only MLX is compared. --form chooses what is made: any GGUF recipe, mlx-4bit, both (repeatable). With --cold (Linux) the checkpoint is dropped from the system's cache before
-each run. "both" is localq making both forms in one pass, against all the other tools. The tools take turns, each run
-is a process of its own, and the ratios are taken turn by turn.
+Without --llama-cpp only MLX is compared. --form chooses what is made (repeatable): any GGUF recipe, mlx-4bit, or both,
+which is localq making gguf-q4_k_m and mlx-4bit in one pass, against all the other tools. With --cold (Linux) the
+checkpoint is dropped from the system's cache before each run. The tools take turns, each run is a process of its own,
+and the ratios are taken turn by turn. Seconds of the processor hold also where other work slows all of them down.
 """
 
 from __future__ import annotations
