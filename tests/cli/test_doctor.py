@@ -111,5 +111,8 @@ def test_the_machine_is_told_of_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert found["memory_bandwidth_bytes_per_second"] > 0 and found["free_disk_bytes"] > 0
     assert found["backends"] == {"mlx": True, "gguf": True}
     assert found["default_recipe"] in RECIPES
+    assert found["quantizer"].startswith(("localq (", "ggml: "))
+    monkeypatch.setenv("LOCALQ_QUANTIZER", "ggml")
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
+    assert "quantizer   ggml, because LOCALQ_QUANTIZER says so" in text
