@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import threading
 from collections import deque
 from collections.abc import Iterator
 from functools import partial
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_STREAMS = 4
+_of_this_thread = threading.local()  # MLX's streams serve the thread that made them, and are never given back
 
 _MX_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -44,7 +46,7 @@ class MlxFolder:
         names = [SINGLE_NAME]
         if len(shards) > 1:
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-        self._streams = _streams()
+        self._streams = deque(_streams())
         self._computing: deque[tuple[_Shard, bool, list[Any]]] = deque()
         self._shards = [_Shard(folder / name, tensors) for name, tensors in zip(names, shards, strict=True)]
 
@@ -153,12 +155,15 @@ class _Shard:
             self._output.__exit__(kind, error, trace)
 
 
-def _streams() -> deque[Any]:
+def _streams() -> list[Any]:
     import mlx.core as mx
 
     if mlx_runs_on_gpu():
-        return deque([mx.default_stream(mx.default_device())])
-    return deque(mx.new_stream(mx.cpu) for _ in range(min(available_logical_cores(), _MOST_STREAMS)))
+        return [mx.default_stream(mx.default_device())]
+    if not hasattr(_of_this_thread, "streams"):
+        count = min(available_logical_cores(), _MOST_STREAMS)
+        _of_this_thread.streams = [mx.new_stream(mx.cpu) for _ in range(count)]
+    return list(_of_this_thread.streams)
 
 
 def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> list[Any]:
