@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-$(VENV)/ready: pyproject.toml
+$(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c
 	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) \
 		|| { echo "localq needs Python 3.11 or newer, and finds none. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
@@ -39,4 +39,4 @@ $(VENV)/ready: pyproject.toml
 	@touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) build localq/conversion/_kquants_*.so

@@ -3,10 +3,11 @@
     python benchmarks/conversion.py CHECKPOINT --llama-cpp LLAMA_CPP_SOURCE [--converter-python PYTHON] [-r 3] [--cold]
 
 CHECKPOINT is a folder in Hugging Face format. LLAMA_CPP_SOURCE is llama.cpp's source folder, for its
-`convert_hf_to_gguf.py`; PYTHON is an interpreter with the packages of that script (torch, transformers, gguf).
-Without --llama-cpp only MLX is compared. With --cold (Linux) the checkpoint is dropped from the system's cache before
-each run. "both" compares localq, which makes both formats in one pass, with all the other tools together. The tools
-take turns, each run is a process of its own, and each ratio is of two runs of the same turn.
+`convert_hf_to_gguf.py`; PYTHON is an interpreter that has what that script needs (torch, transformers, gguf).
+Without --llama-cpp only MLX is compared. --form chooses what is made (repeatable): any GGUF recipe, mlx-4bit, or both,
+which is localq making gguf-q4_k_m and mlx-4bit in one pass, against all the other tools. With --cold (Linux) the
+checkpoint is dropped from the system's cache before each run. The tools take turns, each run is a process of its own,
+and the ratios are taken turn by turn. Seconds of the processor hold also where other work slows all of them down.
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from localq.recipes import GgufRecipe, parse_recipe
+
 _QUANTIZE = """
 import ctypes, sys
 from llama_cpp import llama_cpp as api
 parameters = api.llama_model_quantize_default_params()
-parameters.ftype = api.LLAMA_FTYPE_MOSTLY_Q4_K_M
+parameters.ftype = int(sys.argv[3])
 sys.exit(api.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), ctypes.byref(parameters)))
 """
 
@@ -75,30 +78,25 @@ def run(commands: list[list[str]], folder: Path, environment: dict[str, str] | N
     return Run(seconds, cpu_seconds, peak, written, read)
 
 
-def tools(arguments: argparse.Namespace, folder: Path) -> dict[str, list[tuple[str, list[list[str]]]]]:
-    """For each format the tools that make it: (name, commands), localq first."""
+def tools(arguments: argparse.Namespace, folder: Path, form: str) -> list[tuple[str, list[list[str]]]]:
+    """The tools that make a form: (name, commands), localq first."""
     checkpoint, python = str(arguments.checkpoint), sys.executable
-    forms = {}
-    for recipe in ("gguf-q4_k_m", "mlx-4bit"):
-        command = [python, "-m", "localq", "convert", checkpoint, "--to", recipe, "--models-dir", str(folder)]
-        forms[recipe] = [("localq", [command])]
-    mlx = [python, "-m", "mlx_lm", "convert", "--hf-path", checkpoint, "--mlx-path", str(folder / "mlx"), "-q"]
-    forms["mlx-4bit"].append(("mlx_lm.convert", [mlx]))
-    if arguments.llama_cpp is None:
-        del forms["gguf-q4_k_m"]
-    else:
-        script, whole, quantized = (
-            arguments.llama_cpp / "convert_hf_to_gguf.py",
-            folder / "bf16.gguf",
-            folder / "q.gguf",
-        )
-        convert = [arguments.converter_python, str(script), checkpoint, "--outtype", "bf16", "--outfile", str(whole)]
-        quantize = [python, "-c", _QUANTIZE, str(whole), str(quantized)]
-        forms["gguf-q4_k_m"].append(("converter + quantizer", [convert, quantize]))
-        both = [python, "-m", "localq", "convert", checkpoint, "--models-dir", str(folder)]
-        both += ["--to", "gguf-q4_k_m", "--to", "mlx-4bit"]
-        forms["both"] = [("localq", [both]), ("converter + quantizer, mlx_lm.convert", [convert, quantize, mlx])]
-    return forms
+    recipes = ["gguf-q4_k_m", "mlx-4bit"] if form == "both" else [form]
+    own = [python, "-m", "localq", "convert", checkpoint, "--models-dir", str(folder)]
+    peers, names = [], []
+    for recipe in map(parse_recipe, recipes):
+        own += ["--to", recipe.name]
+        if isinstance(recipe, GgufRecipe):
+            script, whole, made = arguments.llama_cpp / "convert_hf_to_gguf.py", folder / "bf16.gguf", folder / "q.gguf"
+            convert = [arguments.converter_python, script, checkpoint, "--outtype", "bf16", "--outfile", whole]
+            peers += [convert, [python, "-c", _QUANTIZE, whole, made, recipe.file_type_number]]
+            names.append("converter + quantizer")
+        else:
+            peers.append(
+                [python, "-m", "mlx_lm", "convert", "--hf-path", checkpoint, "--mlx-path", folder / "mlx", "-q"]
+            )
+            names.append("mlx_lm.convert")
+    return [("localq", [own]), (", ".join(names), [[str(word) for word in command] for command in peers])]
 
 
 def median_and_range(values: list[float], form: str) -> str:
@@ -114,15 +112,17 @@ def main() -> None:
     parser.add_argument("--converter-python", default=sys.executable)
     parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--cold", action="store_true")
-    parser.add_argument("--form", action="append", help="gguf-q4_k_m, mlx-4bit or both (default: all)")
+    parser.add_argument("--form", action="append", help="default: gguf-q4_k_m, mlx-4bit and both")
     arguments = parser.parse_args()
     environment = {"PYTHONPATH": str(arguments.llama_cpp / "gguf-py")} if arguments.llama_cpp else {}
-    print("| format | tool | seconds | of the peer's time | peak resident MB | written MB | read MB |")
-    print("|---|---|---|---|---|---|---|")
+    default_forms = ["gguf-q4_k_m", "mlx-4bit", "both"] if arguments.llama_cpp else ["mlx-4bit"]
+    print(
+        "| format | tool | seconds | of the peer's time | processor seconds | peak resident MB | written MB | read MB |"
+    )
+    print("|---|---|---|---|---|---|---|---|")
     with tempfile.TemporaryDirectory(dir=arguments.checkpoint.parent) as scratch:
-        for form, contenders in tools(arguments, Path(scratch)).items():
-            if arguments.form and form not in arguments.form:
-                continue
+        for form in arguments.form or default_forms:
+            contenders = tools(arguments, Path(scratch), form)
             runs: dict[str, list[Run]] = {name: [] for name, _ in contenders}
             for _ in range(arguments.repetitions):
                 for name, commands in contenders:
@@ -136,6 +136,7 @@ def main() -> None:
                 print(
                     f"| {form} | {name} | {median_and_range([r.wall_seconds for r in measured], '.1f')} "
                     f"| {median_and_range(ratios, '.2f')} "
+                    f"| {statistics.median(r.cpu_seconds for r in measured):.1f} "
                     f"| {max(r.peak_resident_bytes for r in measured) / 1e6:,.0f} "
                     f"| {measured[0].written_bytes / 1e6:,.0f} "
                     f"| {max(r.read_bytes for r in measured) / 1e6:,.0f} |",

@@ -189,6 +189,7 @@ def _machine(models_dir: Path | None, json: bool) -> None:
     import psutil
 
     from localq.backends import BACKENDS, default_recipe_name, has_backend
+    from localq.conversion.quantizer import describe_quantizer
     from localq.hardware import available_cores
     from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
     from localq.store.layout import models_folder
@@ -200,6 +201,7 @@ def _machine(models_dir: Path | None, json: bool) -> None:
         "free_memory_bytes": psutil.virtual_memory().available,
         "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),
         "backends": {form: has_backend(form) for form in BACKENDS},
+        "quantizer": describe_quantizer() if has_backend("gguf") else None,
         "default_recipe": default_recipe_name(),
         "models_folder": str(folder),
         "free_disk_bytes": _free_disk_bytes(folder),
@@ -229,6 +231,7 @@ def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
         f"read at {bandwidth}",
         "system": f"{machine.os}, Python {machine.python}",
         **backends,
+        **({"quantizer": record["quantizer"]} if record["quantizer"] else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         "models": f"{record['models_folder']}, {format_bytes(record['free_disk_bytes'])} free",
         "default": record["default_recipe"],

@@ -149,7 +149,7 @@ def _make(plan: ConversionPlan, listener: ConversionListener) -> dict[str, Conve
             else:
                 stagings[name] = staging
         if stagings:
-            manifests = write_forms(plan, stagings, listener.on_progress)
+            manifests = write_forms(plan, stagings, listener.on_progress, on_caveat=listener.on_caveat)
             for name, staging in stagings.items():
                 artifact = plan.store.publish(staging, manifests[name])
                 made[name] = Converted(artifact, manifests[name].seconds, reused=False)

@@ -54,7 +54,19 @@ def _library() -> Any:
     libggml.ggml_type_name.argtypes = [ctypes.c_int]
     libggml.ggml_row_size.restype = ctypes.c_size_t
     libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
+    libggml.ggml_blck_size.restype = ctypes.c_int64
+    libggml.ggml_blck_size.argtypes = [ctypes.c_int]
     return libggml
+
+
+def library_files() -> list[Path]:
+    """ggml's shared libraries."""
+    return sorted(Path(_library()._name).parent.glob("*ggml*"))
+
+
+def quantize_chunk_address() -> ctypes.c_void_p:
+    """Of the function `ggml_quantize_chunk`, for C code that calls it."""
+    return ctypes.cast(_library().ggml_quantize_chunk, ctypes.c_void_p)
 
 
 @cache
@@ -76,17 +88,28 @@ def row_bytes(ggml_type: int, columns: int) -> int:
     return int(_library().ggml_row_size(ggml_type, columns))
 
 
-def quantize_rows(ggml_type: int, values: NDArray[np.float32]) -> NDArray[np.uint8]:
+def block_weights(ggml_type: int) -> int:
+    """Weights in a block of the type."""
+    return int(_library().ggml_blck_size(ggml_type))
+
+
+def quantize_rows(
+    ggml_type: int, values: NDArray[np.float32], importance: NDArray[np.float32] | None = None
+) -> NDArray[np.uint8]:
     """Quantize (rows, columns) of float32 to the bytes of a GGUF file, shape (rows, bytes per row).
 
-    Source of the calling convention: `ggml_quantize_chunk` in ggml.h. No importance matrix.
+    `importance` is a row of an importance matrix, shape (columns,).
+    Source of the calling convention: `ggml_quantize_chunk` in ggml.h.
     """
     import numpy as np
 
     rows, columns = values.shape
     values = np.ascontiguousarray(values)
     result = np.empty((rows, row_bytes(ggml_type, columns)), dtype=np.uint8)
-    written = _library().ggml_quantize_chunk(ggml_type, values.ctypes.data, result.ctypes.data, 0, rows, columns, None)
+    weights = None if importance is None else importance.ctypes.data
+    written = _library().ggml_quantize_chunk(
+        ggml_type, values.ctypes.data, result.ctypes.data, 0, rows, columns, weights
+    )
     if written != result.nbytes:
         raise ConversionError(f"ggml wrote {written} bytes instead of {result.nbytes}")
     return result

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
-from localq.conversion import ggml
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
 from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor, header
+from localq.conversion.quantizer import Quantizer
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,6 +42,7 @@ class GgufFile:
         self._metadata = metadata
         self._plan = plan
         self._output = HashedOutput(file)
+        self.quantizer = Quantizer({tensor.type_number for tensor in plan.tensors})
 
     def pieces(self) -> Iterator[Piece]:
         """The whole file, in file order."""
@@ -57,7 +58,7 @@ class GgufFile:
     def encoded(self, rows: Rows) -> NDArray[np.uint8]:
         """The bytes of a range of rows, shape (rows, bytes per row); called in several threads."""
         values = self._values(rows).reshape(-1, rows.tensor.columns)
-        return ggml.quantize_rows(rows.tensor.type_number, values)
+        return self.quantizer.quantize(rows.tensor.type_number, values)
 
     @property
     def written(self) -> list[WrittenFile]:
@@ -80,13 +81,13 @@ class GgufFile:
         if rows.stop == rows.tensor.rows:
             self._output.write(bytes(-self._output.position % GGUF_ALIGNMENT_BYTES))
 
-    def _values(self, rows: Rows) -> NDArray[np.float32]:
+    def _values(self, rows: Rows) -> NDArray[Any]:
         tensor = rows.tensor
         if tensor.layout is None:
             assert tensor.values is not None
             return tensor.values
         start, stop = (rows.start, rows.stop) if len(tensor.shape) > 1 else (0, tensor.columns)
-        values = self._checkpoint.weights.read_rows_float32(tensor.layout.name, start, stop)
+        values = self._checkpoint.weights.read_rows(tensor.layout.name, start, stop)
         if tensor.layout.rope_head_count is None:
             return values
         return _neighbours_rotated(values, tensor.shape[0] // tensor.layout.rope_head_count)
@@ -99,7 +100,7 @@ class GgufFile:
         return nbytes * rows.stop // total - nbytes * rows.start // total  # adds up to `nbytes`
 
 
-def _neighbours_rotated(values: NDArray[np.float32], head_dim: int) -> NDArray[np.float32]:
+def _neighbours_rotated(values: NDArray[Any], head_dim: int) -> NDArray[Any]:
     """Rows of each head from [first half, second half] to [first of each half, second of each half, ...]."""
     halves = values.reshape(-1, 2, head_dim // 2, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)

@@ -1,14 +1,16 @@
 """One MLX folder in one pass: `model*.safetensors` and config, as stock `mlx_lm.load` reads them.
 
-Worker threads read pieces ahead; MLX quantizes them in the caller's thread, on its default device.
-The packed weights of a tensor are written at once; its scales and biases (an eighth of that) are kept until the
-weights are written, because files are written from front to back.
+Worker threads read pieces ahead; MLX quantizes them on its default device, on a CPU a few side by side: each of its
+streams computes in a thread of its own. The packed weights of a tensor are written at once; its scales and biases (an
+eighth of that) are kept until the weights are written, because files are written from front to back.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import threading
+from collections import deque
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -21,9 +23,13 @@ from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
 from localq.conversion.output import HashedOutput, WrittenFile, hashed_text
 from localq.conversion.pieces import Piece
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor, stored_bytes
+from localq.hardware import available_logical_cores, mlx_runs_on_gpu
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+_MOST_STREAMS = 4
+_of_this_thread = threading.local()  # MLX's streams serve the thread that made them, and are never given back
 
 _MX_DTYPES = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
 
@@ -39,6 +45,8 @@ class MlxFolder:
         names = [SINGLE_NAME]
         if len(shards) > 1:
             names = [f"model-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+        self._streams = deque(_streams())
+        self._computing: deque[tuple[_Shard, bool, list[Any]]] = deque()
         self._shards = [_Shard(folder / name, tensors) for name, tensors in zip(names, shards, strict=True)]
 
     def pieces(self) -> Iterator[Piece]:
@@ -53,9 +61,12 @@ class MlxFolder:
                     write = partial(self._write, shard, tensor, stop == rows)
                     yield Piece(nbytes * stop // rows - nbytes * start // rows, read, write)
 
-    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[bytes]:
-        """Bytes of some rows: the weights, and where they are quantized their scales and biases."""
-        return _encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype)
+    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[Any]:
+        """The weight, and its scales and biases where it is quantized, of some rows: arrays that are being computed."""
+        import mlx.core as mx
+
+        with mx.stream(self._streams[0]):
+            return _encoded(rows, tensor, self._checkpoint.tensor(tensor.layout).dtype)
 
     @property
     def written(self) -> list[WrittenFile]:
@@ -74,11 +85,20 @@ class MlxFolder:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        while self._computing and error is None:
+            self._write_next()
         for shard in self._shards:
             shard.close(kind, error, trace)
 
     def _write(self, shard: _Shard, tensor: MlxTensor, ends_tensor: bool, rows: NDArray[Any]) -> None:
-        shard.write(self.encoded(tensor, rows), ends_tensor)
+        self._computing.append((shard, ends_tensor, self.encoded(tensor, rows)))
+        self._streams.rotate()
+        if len(self._computing) > len(self._streams):
+            self._write_next()
+
+    def _write_next(self) -> None:
+        shard, ends_tensor, parts = self._computing.popleft()
+        shard.write([_to_bytes(part) for part in parts], ends_tensor)
 
     def _config(self) -> dict[str, Any]:
         config = self._checkpoint.family.mlx_config(self._checkpoint.config)
@@ -134,21 +154,32 @@ class _Shard:
             self._output.__exit__(kind, error, trace)
 
 
-def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> list[bytes]:
+def _streams() -> list[Any]:
+    import mlx.core as mx
+
+    if mlx_runs_on_gpu():
+        return [mx.default_stream(mx.default_device())]
+    if not hasattr(_of_this_thread, "streams"):
+        count = min(available_logical_cores(), _MOST_STREAMS)
+        _of_this_thread.streams = [mx.new_stream(mx.cpu) for _ in range(count)]
+    return list(_of_this_thread.streams)
+
+
+def _encoded(rows: NDArray[Any], tensor: MlxTensor, source_dtype: str) -> list[Any]:
     if tensor.quantization is None and tensor.dtype == source_dtype:
-        return [rows.tobytes()]
+        return [rows]
     import mlx.core as mx
 
     array = mx.array(rows)
     if source_dtype == "BF16":
         array = array.view(mx.bfloat16)
     array = array.astype(getattr(mx, _MX_DTYPES[tensor.dtype]))
-    if tensor.quantization is None:
-        return [_to_bytes(array)]
     how = tensor.quantization
-    parts = mx.quantize(array, group_size=how.group_size, bits=how.bits, mode=how.mode)
-    mx.eval(*parts)
-    return [_to_bytes(part) for part in parts]
+    parts: list[Any] = [array]
+    if how is not None:
+        parts = list(mx.quantize(array, group_size=how.group_size, bits=how.bits, mode=how.mode))
+    mx.async_eval(*parts)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _to_bytes(array: Any) -> bytes:
@@ -157,7 +188,7 @@ def _to_bytes(array: Any) -> bytes:
 
     # numpy has no bfloat16: its bits are taken as uint16.
     plain = array.view(mx.uint16) if array.dtype == mx.bfloat16 else array
-    return np.asarray(plain).tobytes()
+    return np.asarray(plain).tobytes()  # waits until it is computed
 
 
 def _safetensors_header(tensors: list[MlxTensor]) -> bytes:

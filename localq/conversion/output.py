@@ -1,9 +1,14 @@
-"""A file that is hashed while it is written, so that it is not read again for the manifest."""
+"""A file that is hashed while it is written, so that it is not read again for the manifest.
+
+Both happen in a thread of the file's own: whoever computes the next bytes does not wait for them.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import os
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +27,9 @@ class WrittenFile:
     sha256: str
 
 
+_MOST_WAITING = 4  # pieces; the memory that they take is bounded with them
+
+
 class HashedOutput:
     """Sequential writes to a new file; `written` has size and SHA-256 after the `with` block."""
 
@@ -31,13 +39,20 @@ class HashedOutput:
         self._digest = hashlib.sha256()
         with disk_errors(path.parent):
             self._stream = path.open("xb")
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="localq-write")
+        self._waiting: deque[Future[None]] = deque()
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
-        """Append bytes."""
+        """Append bytes, which must not change any more. An error of the disk is raised here or by a later call."""
+        if len(self._waiting) >= _MOST_WAITING:
+            self._waiting.popleft().result()
+        self._waiting.append(self._writer.submit(self._append, data))
+        self.position += len(data)
+
+    def _append(self, data: bytes | bytearray | memoryview) -> None:
         with disk_errors(self.path.parent):
             self._stream.write(data)
         self._digest.update(data)
-        self.position += len(data)
 
     @property
     def written(self) -> WrittenFile:
@@ -54,10 +69,13 @@ class HashedOutput:
             return
         try:
             if error is None:
+                while self._waiting:
+                    self._waiting.popleft().result()
                 with disk_errors(self.path.parent):
                     self._stream.flush()
                     os.fsync(self._stream.fileno())
         finally:
+            self._writer.shutdown(cancel_futures=True)
             with suppress(OSError):  # a failed flush was raised above
                 self._stream.close()
 

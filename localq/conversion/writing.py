@@ -18,6 +18,7 @@ from localq.conversion.output import WrittenFile, hashed_copy, hashed_text
 from localq.conversion.pieces import worker_pool, write_pieces
 from localq.conversion.plan import ConversionPlan, Plan, main_file
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
+from localq.conversion.quantizer import OtherBytesFound
 from localq.recipes import Recipe
 from localq.store.manifest import FileRecord, Manifest
 from localq.store.store import shown_name, source_of
@@ -46,25 +47,44 @@ class Writers:
         return self.mlx(checkpoint, plan, folder)
 
 
+@dataclass(frozen=True, slots=True)
+class _Written:
+    files: list[WrittenFile]
+    quantizer: str | None
+    """For a GGUF file."""
+
+
 def write_forms(
-    plan: ConversionPlan, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers | None = None
+    plan: ConversionPlan,
+    folders: Mapping[str, Path],
+    on_progress: OnProgress,
+    writers: Writers | None = None,
+    on_caveat: Callable[[str], None] | None = None,
 ) -> dict[str, Manifest]:
     """Make the planned artifacts for which `folders` has an empty folder, by the recipe's name; returns manifests.
 
     The manifests are not written yet. Raises errors of the tree in `localq.errors`.
     """
     started = time.perf_counter()
-    files = _write(plan, folders, on_progress, writers or Writers())
+    try:
+        written = _write(plan, folders, on_progress, writers or Writers())
+    except OtherBytesFound:  # ggml does the work from here on
+        for folder in folders.values():
+            for file in folder.iterdir():
+                file.unlink()
+        written = _write(plan, folders, on_progress, writers or Writers())
+        if on_caveat:
+            on_caveat("localq's own quantizer gave other bytes than ggml's: the conversion was made again by ggml")
     seconds = time.perf_counter() - started
     return {
-        name: _manifest(plan, plan.plans[name], seconds, files[name], shown_name(folder))
+        name: _manifest(plan, plan.plans[name], seconds, written[name], shown_name(folder))
         for name, folder in folders.items()
     }
 
 
 def _write(
     plan: ConversionPlan, folders: Mapping[str, Path], on_progress: OnProgress, writers: Writers
-) -> dict[str, list[WrittenFile]]:
+) -> dict[str, _Written]:
     checkpoint, plans = plan.checkpoint, [plan.plans[name] for name in folders]
     total = sum(checkpoint.tensor(layout).nbytes for layout in checkpoint.layouts)
     recipes = [planned.recipe for planned in plans]
@@ -83,7 +103,10 @@ def _write(
             outputs.enter_context(form)
         write_pieces([form.pieces() for form in forms], pool, advance)
     return {
-        planned.recipe.name: form.written + _copies(plan, planned, folders[planned.recipe.name])
+        planned.recipe.name: _Written(
+            form.written + _copies(plan, planned, folders[planned.recipe.name]),
+            form.quantizer.name if isinstance(form, GgufFile) else None,
+        )
         for planned, form in zip(plans, forms, strict=True)
     }
 
@@ -102,7 +125,7 @@ def _copies(plan: ConversionPlan, planned: Plan, folder: Path) -> list[WrittenFi
     return copies
 
 
-def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, files: list[WrittenFile], model: str) -> Manifest:
+def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, written: _Written, model: str) -> Manifest:
     checkpoint = plan.checkpoint
     return Manifest(
         model=model,
@@ -115,7 +138,8 @@ def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, files: list[W
         weight_bytes=planned.weight_bytes,
         seconds=round(seconds, 3),
         main_file=main_file(checkpoint, planned.recipe),
-        files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in files),
+        files=tuple(FileRecord(file.path.name, file.bytes, file.sha256) for file in written.files),
         fallbacks=planned.fallbacks,
         pre_tokenizer=plan.request.pre_tokenizer if isinstance(planned, GgufPlan) else None,
+        quantizer=written.quantizer,
     )

@@ -157,9 +157,9 @@ class _RepeatedMlxFolder(MlxFolder):
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._pieces: dict[tuple[object, ...], list[bytes]] = {}
+        self._pieces: dict[tuple[object, ...], list[Any]] = {}
 
-    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[bytes]:
+    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[Any]:
         """Quantized where there was none of this type and size before."""
         if rows.ndim < 2:
             return super().encoded(tensor, rows)

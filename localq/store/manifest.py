@@ -60,6 +60,8 @@ class Manifest:
     fallbacks: tuple[Fallback, ...] = ()
     pre_tokenizer: str | None = None
     """What the user gave instead of the tokenizer's own rule (GGUF)."""
+    quantizer: str | None = None
+    """What computed the quantized blocks (GGUF): ggml, or localq with the same bytes."""
 
     @property
     def bits_per_weight(self) -> float:

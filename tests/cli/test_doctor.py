@@ -112,8 +112,11 @@ def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPat
     assert found["memory_bandwidth_bytes_per_second"] > 0 and found["free_disk_bytes"] > 0
     assert found["backends"] == {"mlx": True, "gguf": True}
     assert found["default_recipe"] in RECIPES
+    assert found["quantizer"].startswith(("localq (", "ggml: "))
+    monkeypatch.setenv("LOCALQ_QUANTIZER", "ggml")
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
+    assert "quantizer   ggml, because LOCALQ_QUANTIZER says so" in text
 
 
 def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

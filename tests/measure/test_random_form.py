@@ -137,9 +137,9 @@ def test_each_type_and_row_length_is_quantized_once(tmp_path: Path, monkeypatch:
     quantized = []
     plain = ggml.quantize_rows
 
-    def counting(ggml_type: int, values: np.ndarray) -> np.ndarray:
+    def counting(ggml_type: int, values: np.ndarray, importance: None = None) -> np.ndarray:
         quantized.append((ggml_type, *values.shape))
-        return plain(ggml_type, values)
+        return plain(ggml_type, values, importance)
 
     monkeypatch.setattr(ggml, "quantize_rows", counting)
     monkeypatch.setattr(tensors, "PIECE_ELEMENTS", 4096)

@@ -1,0 +1,26 @@
+"""The one part of the build that pyproject.toml can't say: compiled kernels, which localq also works without."""
+
+import platform
+import sysconfig
+
+from setuptools import Extension, setup
+
+# Float operations must stay as they are written: none fused, none reordered. -march=native would end in pip's cache.
+FLAGS = ["-O2", "-ffp-contract=off", "-fno-fast-math", "-fwrapv", "-Wno-psabi"]
+WIDTHS = {4: []}
+if platform.machine().lower() in ("x86_64", "amd64") and "arm64" not in sysconfig.get_platform():
+    WIDTHS |= {8: ["-mavx2"], 16: ["-mavx512f"]}
+
+
+def kernels(lanes: int, flags: list[str]) -> Extension:
+    """kquants.c for vectors of so many floats: a plain shared library, opened with ctypes. No compiler, no library."""
+    return Extension(
+        f"localq.conversion._kquants_{lanes}",
+        ["localq/conversion/kquants.c"],
+        define_macros=[("LANES", str(lanes))],
+        extra_compile_args=[*FLAGS, *flags],
+        optional=True,
+    )
+
+
+setup(ext_modules=[kernels(lanes, flags) for lanes, flags in WIDTHS.items()])
