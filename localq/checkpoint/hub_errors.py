@@ -50,6 +50,7 @@ def _offline(failure: Failure) -> LocalqError:
     return DownloadError(
         f"{variable} is set, and {failure.repo}@{failure.revision} is not complete in {failure.cache}",
         f"unset it and run `localq pull {failure.repo}`",
+        missing_model=failure.repo,
     )
 
 
@@ -85,10 +86,12 @@ def _no_repository(failure: Failure) -> LocalqError:
         return ModelNotFoundError(
             f"{failure.endpoint} has no repository {failure.repo} that your token may read",
             "check the spelling, and that the token's account has access to it",
+            missing_model=failure.repo,
         )
     return ModelNotFoundError(
         f"{failure.endpoint} has no public repository {failure.repo}",
         "check the spelling; for a private one `hf auth login` or set HF_TOKEN",
+        missing_model=failure.repo,
     )
 
 

@@ -88,7 +88,7 @@ def bench(
     plot: _Plot = None,
     history: _History = False,
 ) -> None:
-    """Measure prompt and generation speed, load time and memory; forms take turns, each in its own process."""
+    """Measure prompt and generation speed, load time and memory. Formats take turns, each in its own process."""
     given = locals()
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")

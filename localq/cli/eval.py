@@ -54,7 +54,7 @@ def eval(
     csv: _Csv = False,
     md: _Md = False,
 ) -> None:
-    """Compare forms with the unquantized original on a text: KL divergence, same top token, perplexity."""
+    """Measure on a text what quantization cost in quality. Prints KL divergence, same top token and perplexity."""
     given = locals()
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")

@@ -12,9 +12,12 @@ from localq.reference import parse_reference
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(metavar="REPO[@REV][:FORM]", help="org/name, and a branch, tag or commit.")],
+    repo: Annotated[str, typer.Argument(metavar="REPO[@REV][:FORMAT]", help="org/name, and a branch, tag or commit.")],
 ) -> None:
-    """Download a checkpoint or an MLX folder into the Hugging Face cache, with :FORM a .gguf file; print its path."""
+    """Download a checkpoint or an MLX folder; print its path.
+
+    It goes into the Hugging Face cache, which other tools share. With :FORMAT, download a .gguf file alone.
+    """
     from localq.checkpoint.hub import pull as pull_snapshot
     from localq.checkpoint.source import pull_ready_form
     from localq.cli.progress import ByteBar, TerminalListener

@@ -70,7 +70,7 @@ def report(
     no_eval: _NoEval = False,
     models_dir: flags.ModelsDir = None,
 ) -> None:
-    """Measure speed and quality of a model's forms, and write a page that says which to take, and why."""
+    """Measure speed and quality of formats, and show which to take. The page says why, with all figures."""
     given = locals()
     _check_flags(given)
     if html is not None:

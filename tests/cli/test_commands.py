@@ -81,7 +81,7 @@ def test_ls_show_and_rm_tell_of_what_is_there(tmp_path: Path) -> None:
     assert shown["files"][0]["bytes"] == Path(shown["path"]).stat().st_size
     assert "removed toy-phi:gguf-q8_0" in localq("rm", "toy-phi:gguf-q8_0", *models).stdout
     assert [item["recipe"] for item in data(localq("ls", "--json", *models))] == ["mlx-8bit"]
-    localq("rm", "toy-phi", *models)
+    localq("rm", "toy-phi", "--yes", *models)
     assert data(localq("ls", "--json", *models)) == []
     assert_fails(localq("rm", "toy-phi", *models), "toy-phi", "localq ls")
 
@@ -213,7 +213,12 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:gguf-q4_k_n", "hi"], ["gguf-q4_k_n", "gguf-q4_k_m"]),
         (["generate", "./nowhere", "hi"], ["./nowhere", "localq ls"]),
         (["generate", "nonsense", "hi"], ["nonsense", "toy-llama"]),
-        (["generate", "toy-llama:gguf-q4_k_m"], ["no prompt"]),
+        (["generate", "toy-llama:gguf-q4_k_m"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", ""], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", " \t\n"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "-"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "--no-stdin"], ["there is no prompt", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "-", "--no-stdin"], ["--no-stdin", "-"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "-1"], ["temperature", "-1"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
         *(
@@ -229,7 +234,10 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:mlx-4bit", "hi", "--batch-tokens", "513"], ["batch_tokens", "513", "512"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "-c", "999999"], ["999999", "--context-length"]),
         (["generate", "toy-phi:gguf-q4_k_m", "word " * 400], ["tokens", "256", "--context-length"]),
-        (["convert", "toy-llama", "--to", "q4_k_m"], ["q4_k_m", "gguf-q4_k_m"]),
+        (["convert", "toy-llama", "--to", "q4km"], ["q4km", "gguf-q4_k_m", "localq recipes"]),
+        (["convert", "toy-llama", "--to", "bf16"], ["mlx-bf16 or gguf-bf16"]),
+        (["generate", "toy-lama", "hi"], ["toy-lama", "did you mean toy-llama?"]),
+        (["show", "toy-phy"], ["did you mean toy-phi?"]),
         (["convert", "toy-llama:mlx-4bit"], ["--to mlx-4bit"]),
         (["pull", "toy-llama"], ["toy-llama", "org/name"]),
         (["show", "toy-llama:gguf-q5_k_m"], ["toy-llama:gguf-q5_k_m", "localq convert"]),
