@@ -16,6 +16,7 @@ import typer
 from localq.cli import arguments as flags
 from localq.cli import measuring
 from localq.cli.bench_history import append_run, show_history
+from localq.cli.completion import complete_recipe, complete_reference, complete_shape
 from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, LoadOptions
@@ -29,7 +30,11 @@ _EXAMPLE = "for example: localq bench toy-llama; or: localq bench --shape phi-4-
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Models or forms; a model without :RECIPE is measured in both default ones."),
+    typer.Argument(
+        metavar="REF",
+        help="Models or artifacts; without :FORMAT, both default formats are measured.",
+        autocompletion=complete_reference,
+    ),
 ]
 _Delay = Annotated[
     float | None, typer.Option("--delay", metavar="SECONDS", help="Pause before each run, to cool down (default: 0).")
@@ -37,10 +42,16 @@ _Delay = Annotated[
 _Shapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--shape", metavar="NAME", help="Random weights at a public model's shape; a wrong name lists all (repeatable)."
+        "--shape",
+        metavar="NAME",
+        help="Random weights at a public model's shape; a wrong name lists all (repeatable).",
+        autocompletion=complete_shape,
     ),
 ]
-_To = Annotated[list[str] | None, typer.Option("--to", metavar="RECIPE", help="A form for --shape (repeatable).")]
+_To = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="FORMAT", help="A format for --shape (repeatable).", autocompletion=complete_recipe),
+]
 _Csv = Annotated[bool, typer.Option("--csv", help="Write CSV to stdout.")]
 _Md = Annotated[bool, typer.Option("--md", help="Write Markdown tables to stdout.")]
 _Jsonl = Annotated[

@@ -24,18 +24,18 @@ def complete_reference(ctx: typer.Context, incomplete: str) -> list[str]:
     from localq.store.names import made_recipe_names, model_names
 
     models_dir = ctx.params.get("models_dir")
-    model, colon, _ = incomplete.rpartition(":")
+    model, colon, start = incomplete.rpartition(":")
     if not colon:
         return _matching(incomplete, model_names(models_dir))
-    recipes = made_recipe_names(model, models_dir) if ctx.info_name in _OF_ARTIFACTS else RECIPES
-    return _matching(incomplete, [f"{model}:{recipe}" for recipe in recipes])
+    recipes = made_recipe_names(model, models_dir) if ctx.info_name in _OF_ARTIFACTS else list(RECIPES)
+    return [f"{model}:{recipe}" for recipe in _matching_recipes(start, recipes)]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
     """Formats."""
     from localq.recipes import RECIPES
 
-    return _matching(incomplete, list(RECIPES))
+    return _matching_recipes(incomplete, list(RECIPES))
 
 
 def complete_shape(incomplete: str) -> list[str]:
@@ -63,6 +63,11 @@ def bash_words_joined(run: Callable[[], None]) -> None:
     finally:
         known = head[0] + head[1]
         sys.stdout.write("".join(line.removeprefix(known) for line in printed.getvalue().splitlines(keepends=True)))
+
+
+def _matching_recipes(start: str, recipes: list[str]) -> list[str]:
+    """In full; short, such as `q4_k_m`, where they are typed so."""
+    return _matching(start, recipes) or _matching(start, [recipe.partition("-")[2] for recipe in recipes])
 
 
 def _matching(incomplete: str, names: list[str]) -> list[str]:

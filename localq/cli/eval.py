@@ -13,6 +13,7 @@ import typer
 
 from localq.cli import arguments as flags
 from localq.cli import measuring
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, emit_json
 from localq.errors import OptionError
 from localq.measure.quality.windows import DEFAULT_MOST_WINDOWS
@@ -23,7 +24,11 @@ if TYPE_CHECKING:
 
 _References = Annotated[
     list[str],
-    typer.Argument(metavar="REF...", help="Forms of one model; one without :RECIPE stands for both default forms."),
+    typer.Argument(
+        metavar="REF",
+        help="Artifacts of one model; without :FORMAT, both default formats.",
+        autocompletion=complete_reference,
+    ),
 ]
 _Text = Annotated[
     Path | None,

@@ -11,6 +11,7 @@ import typer
 
 from localq.cli import arguments as flags
 from localq.cli import measuring
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, say
 from localq.errors import LocalqError, OptionError
 from localq.measure.quality.windows import DEFAULT_MOST_WINDOWS
@@ -28,7 +29,11 @@ _SUFFIXES = (".html", ".htm")
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Forms of one model; one without :RECIPE stands for both default forms."),
+    typer.Argument(
+        metavar="REF",
+        help="Artifacts of one model; without :FORMAT, both default formats.",
+        autocompletion=complete_reference,
+    ),
 ]
 _Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write the page as HTML, with plots.")]
 _Md = Annotated[bool, typer.Option("--md", help="Write it to stdout as Markdown (default without --html).")]

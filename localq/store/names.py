@@ -49,7 +49,7 @@ def _nearest(wanted: str, names: Iterable[str]) -> list[str]:
     for name in names:
         for spelling in {name.lower(), name.lower().rpartition("/")[2]}:
             spellings.setdefault(spelling, []).append(name)
-    close = difflib.get_close_matches(wanted.lower(), spellings, 3, 0.7)
+    close = difflib.get_close_matches(wanted.lower(), spellings, 3, 0.65)
     found = [name for spelling in close for name in spellings[spelling] if name != wanted]
     return list(dict.fromkeys(found))[:3]
 

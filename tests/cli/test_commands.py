@@ -34,7 +34,7 @@ def data(result: Result) -> Any:
 def assert_fails(result: Result, *words: str) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "error: " in result.stderr
+    assert "error: " in result.stderr or json.loads(result.stderr.splitlines()[-1])["code"] == 1
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
