@@ -18,6 +18,7 @@ from localq.chat.terminal import HeldKeys
 from localq.conversation import Conversation, Reply
 from localq.errors import LocalqError, PromptTooLongError
 from localq.options import GenerationOptions
+from localq.store.names import hint_with_nearest
 from localq.transcript import Record, Transcript, new_transcript
 
 if TYPE_CHECKING:
@@ -124,7 +125,8 @@ class Session:
 
     def tell(self, error: LocalqError) -> None:
         """An error and what helps."""
-        hint = "/clear begins a new conversation" if isinstance(error, PromptTooLongError) else error.hint
+        is_full = isinstance(error, PromptTooLongError)
+        hint = "/clear begins a new conversation" if is_full else hint_with_nearest(error, self.models_dir)
         self.say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
 
     def change(self, function: Callable[[Conversation], _Result]) -> _Result:

@@ -56,8 +56,10 @@ def test_formats_have_their_short_names_everywhere(tmp_path: Path) -> None:
 
 
 def test_the_chat_understands_short_names_too() -> None:
-    result = localq("chat", TOY, "--no-save", stdin=f"{QUESTION}\n/format q8_0\n/format bf16\n/format q8\n/show\n")
+    lines = f"{QUESTION}\n/format q8_0\n/format bf16\n/format q8\n/model toy-lama\n"
+    result = localq("chat", TOY, "--no-save", stdin=lines)
     assert "(toy-llama:gguf-q8_0," in result.stderr
+    assert "did you mean toy-llama?" in result.stderr
     assert "did you mean mlx-bf16 or gguf-bf16?" in result.stderr
     assert "unknown format 'q8'" in result.stderr and "gguf-q8_0" in result.stderr
     compared = localq("chat", TOY, "--no-save", stdin=f"{QUESTION}\n/compare q4_k_m q8_0\n\n")
