@@ -3,14 +3,14 @@
     python benchmarks/bench_against_peers.py --gguf FILE.gguf --llama-bench LLAMA_BENCH [-p 512] [-n 128] [-r 5]
     python benchmarks/bench_against_peers.py --mlx FOLDER [-p 512] [-n 128] [-r 5]
 
-FILE.gguf and FOLDER are forms that localq made, or any others. The tools take turns, in an order that changes from
+FILE.gguf and FOLDER are artifacts of localq, or any others. The tools take turns, in an order that changes from
 turn to turn; each loads the model, warms up and measures once. Ratios are taken turn by turn.
 
 llama-bench, built from the same source as llama-cpp-python, gets localq's threads, batch (-b and -ub), flash attention
 and sizes. It does not sample, which localq does.
 
 mlx_lm.benchmark measures generation behind the prompt, so localq does too (`-d`). It counts n + 1 tokens over n
-intervals, which is put right here: its rate times n / (n + 1), n being one less than -n. On a CPU localq computes in
+intervals, which is corrected here: its rate times n / (n + 1), n being one less than -n. On a CPU localq computes in
 float32, so mlx_lm is told to.
 """
 
@@ -28,8 +28,8 @@ from pathlib import Path
 from localq.hardware import available_cores
 from localq.measure.forms import Form, find_forms
 from localq.measure.machine import describe_machine
-from localq.measure.speed.bench import bench_forms
-from localq.measure.speed.results import BenchSettings
+from localq.measure.reports import BenchSettings
+from localq.measure.speed import bench_forms
 from localq.options import MOST_BATCH_TOKENS
 
 Rates = dict[str, float]
@@ -79,7 +79,7 @@ def llama_bench_rates(arguments: argparse.Namespace) -> Rates:
 
 
 def mlx_lm_rates(arguments: argparse.Namespace) -> Rates:
-    """What mlx_lm.benchmark measures, its counting put right."""
+    """What mlx_lm.benchmark measures, its counting corrected."""
     sizes = ["-p", str(arguments.prompt), "-g", str(arguments.tokens), "-n", "1"]
     said = _output([sys.executable, "-c", _MLX_LM, "--model", str(arguments.mlx), *sizes])
     found = re.search(r"Averages: prompt_tps=([\d.]+), generation_tps=([\d.]+)", said)

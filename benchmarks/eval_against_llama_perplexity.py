@@ -1,12 +1,12 @@
 """`localq eval` against llama-perplexity: the same GGUF files, the same text, figure by figure.
 
-    python benchmarks/eval_against_llama_perplexity.py --llama-perplexity LLAMA_PERPLEXITY --reference REF \\
+    python benchmarks/eval_against_llama_perplexity.py --llama-perplexity LLAMA_PERPLEXITY --baseline REF \\
         --text FILE [--windows N] [--window N] [--models-dir DIR] REF...
 
-The forms must be GGUF. llama-perplexity, built from the same source as llama-cpp-python, is given the settings that
-localq computes with: a float32 file with keys and values in float32 and without flash attention, any other as llama.cpp
-does by default. It stores what the reference foretells in 16 bits, from the largest logit down to 16 below; the last
-column is what localq's logits of the form give against those stored ones, in place of exact ones.
+The artifacts must be GGUF. llama-perplexity, built from the same source as llama-cpp-python, gets the settings that
+localq computes with: for a float32 file keys and values in float32 and no flash attention, for any other file the
+defaults of llama.cpp. It stores the predictions of the baseline in 16 bits, from the largest logit down to 16 below.
+The last column is what localq's logits give with these stored predictions instead of exact ones.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from localq.gguf_file import read_header
 from localq.measure.forms import Form, find_forms
-from localq.measure.quality.evaluate import evaluate
-from localq.measure.quality.results import EvalResult, EvalSettings
+from localq.measure.quality import EvalSettings, evaluate
+from localq.measure.reports import FormQuality
 from localq.model import open_form, open_gguf_file
 from localq.options import LoadOptions
 from localq.store.manifest import read_artifact
@@ -49,7 +49,7 @@ QUANTITIES = {
     "same_top_fraction": (r"Same top p: +(\S+)", 0.01),
     "same_top_standard_error": (r"Same top p: +\S+ ± +(\S+)", 0.01),
 }
-"""How llama-perplexity prints what localq calls so, and in which unit."""
+"""The figures of localq: how llama-perplexity prints each, and in which unit."""
 
 
 def gguf_path(form: Form) -> Path:
@@ -104,24 +104,22 @@ def divergences(rows: np.ndarray, logits: np.ndarray) -> list[float]:
     for index, row in enumerate(logits[: len(rows)].astype(np.float64)):
         log_p = (scale[index] * rows[index, 4 : 4 + len(row)] + low[index]).astype(np.float64)
         log_q = row - row.max() - np.log(np.exp(row - row.max()).sum())
-        counted = log_p > -16  # what is less likely is left out there
+        counted = log_p > -16  # llama-perplexity leaves out what is less likely
         found.append(float((np.exp(log_p) * (log_p - log_q))[counted].sum()))
     return found
 
 
-def compared(result: EvalResult, printed: str, stored: dict[str, float]) -> list[list[str]]:
+def compared(result: FormQuality, printed: str, stored: dict[str, float]) -> list[list[str]]:
     rows = []
     for name, (pattern, unit) in QUANTITIES.items():
         match = re.search(pattern, printed)
         text = match[1].rstrip("%") if match else "nan"
-        theirs, ours = float(text) * unit, getattr(result.divergence, name)
+        theirs, ours = float(text) * unit, getattr(result, name)
         digit = unit * 10.0 ** -len(text.partition(".")[2])  # what is printed is rounded to it
         off = max(0.0, abs(ours - theirs) - digit / 2)
         within = off <= (1e-3 if "same_top_fraction" in name else 1e-3 * abs(theirs))
         last = f"{stored[name]:.7g}" if name in stored else ""
-        rows.append(
-            [result.form.name, name, f"{ours:.7g}", f"{theirs:.7g}", f"{off:.1e}", "yes" if within else "no", last]
-        )
+        rows.append([result.name, name, f"{ours:.7g}", f"{theirs:.7g}", f"{off:.1e}", "yes" if within else "no", last])
     return rows
 
 
@@ -129,7 +127,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("refs", nargs="+")
     parser.add_argument("--llama-perplexity", required=True)
-    parser.add_argument("--reference", required=True)
+    parser.add_argument("--baseline", required=True)
     parser.add_argument("--text", required=True, type=Path)
     parser.add_argument("--window", type=int, default=512)
     parser.add_argument("--windows", type=int, default=32)
@@ -137,31 +135,31 @@ def main() -> None:
     parser.add_argument("--models-dir", type=Path, default=None)
     given = parser.parse_args()
     settings = EvalSettings(
-        reference=given.reference,
+        baseline=given.baseline,
         text_file=given.text,
         window_tokens=given.window,
         most_windows=given.windows,
         threads=given.threads,
     )
     report = evaluate(given.refs, settings, given.models_dir)
-    (reference,) = find_forms([given.reference], given.models_dir)
+    forms = {form.name: form for form in find_forms([given.baseline, *given.refs], given.models_dir)}
     command = [given.llama_perplexity, *(["-t", str(given.threads)] if given.threads else [])]
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder) / "base"
         text = ["-f", str(given.text), "-c", str(given.window), "--chunks", str(given.windows)]
-        ran(command, gguf_path(reference), [*text, "--kl-divergence-base", str(base)])
+        ran(command, gguf_path(forms[report.reference.name]), [*text, "--kl-divergence-base", str(base)])
         for result in report.results:
-            path = gguf_path(result.form)
+            form = forms[result.name]
+            path = gguf_path(form)
             printed = ran(command, path, [*text, "--kl-divergence-base", str(base), "--kl-divergence"])
-            rows += compared(result, printed, stored_divergence(result.form, base, given.threads))
-    header = ["form", "quantity", "localq", "llama-perplexity", "off", "within 1e-3", "on its stored reference"]
+            rows += compared(result, printed, stored_divergence(form, base, given.threads))
+    header = ["artifact", "quantity", "localq", "llama-perplexity", "off", "within 1e-3", "on its stored baseline"]
     print(format_table(header, rows, 2))
-    print(
-        f"\nreference {reference.name}; {report.text.windows} windows of {report.text.window_tokens} tokens of", end=" "
-    )
-    print(f"{report.text.text}, {report.text.positions:,} positions. `off`: beyond the rounding of what is printed;")
-    print("within 1e-3: relative, or 0.1 points of same top.")
+    used = report.settings
+    print(f"\nbaseline {report.reference.name}; {used.windows} windows of {used.window_tokens} tokens of {used.text},")
+    print(f"{used.positions:,} positions. `off`: beyond the rounding of what is printed; within 1e-3: relative, or 0.1")
+    print("points of same top.")
 
 
 if __name__ == "__main__":

@@ -3,8 +3,8 @@
     python benchmarks/generation.py --gguf FILE.gguf [--llama-bench LLAMA_BENCH] [-n 128] [-r 5]
     python benchmarks/generation.py --mlx FOLDER [-n 128] [-r 5]
 
-FILE.gguf and FOLDER are forms that localq made, or any others. Contenders take turns in processes of their own,
-each loads the model and generates once to warm up; the ratios are taken turn by turn. llama-bench, built from the
+FILE.gguf and FOLDER may be made by localq or by another program. The tools take turns, each run in its own process:
+it loads the model and generates once to warm up. Ratios are computed for each turn. llama-bench, built from the
 same source as llama-cpp-python, does not sample. mlx_lm computes in the checkpoint's dtype, localq on a CPU in
 float32, so mlx_lm is also measured in float32.
 """
@@ -31,7 +31,7 @@ from localq.text.tokenizer import load_tokenizer
 module, path, count, sampling = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3]), json.loads(sys.argv[4])
 folder = path if path.is_dir() else path.parent
 rules = TextRules(load_tokenizer(folder))
-engine = import_module(module).open_engine(path, LoadOptions(context_length=2048), 2048)
+engine = import_module(module).open_engine(path, LoadOptions(), 2048)
 for tokens in (8, count):
     options = GenerationOptions(max_tokens=tokens, seed=1, **sampling)
     last = list(stream(engine, rules, {prompt}, options))[-1]
@@ -103,16 +103,16 @@ _SAMPLINGS: dict[str, dict[str, float]] = {
 
 
 def rate(script: str, *arguments: str) -> float:
-    """Tokens per second that a process of its own prints last."""
+    """Tokens per second: the last line that the script prints, run in its own process."""
     command = [sys.executable, "-c", script.replace("{prompt}", _PROMPT), *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
-        sys.exit(f"a contender failed:\n{done.stderr[-2000:]}")
+        sys.exit(f"a tool failed:\n{done.stderr[-2000:]}")
     return float(done.stdout.split()[-1])
 
 
 def llama_bench_rate(program: Path, file: Path, count: int, threads: int) -> float:
-    """What llama-bench measures after as long a prompt: decoding alone."""
+    """Decoding only, as llama-bench measures it, after a prompt of the same length."""
     command = [str(program), "-m", str(file), "-p", "0", "-n", str(count), "-d", "32", "-t", str(threads)]
     done = subprocess.run([*command, "-r", "1", "-o", "json"], capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout)[0]["avg_ts"])
@@ -136,12 +136,12 @@ def compare(arguments: argparse.Namespace) -> None:
                 for dtype in ("float32", *(() if arguments.float32_only else ("own",))):
                     label = f"mlx_lm, {dtype} dtype" if dtype == "own" else f"mlx_lm, {dtype}"
                     found[label] = rate(_MLX_LM, "-", str(arguments.mlx), str(count), given, dtype)
-            for contender, value in found.items():
-                runs.setdefault(contender, []).append(value)
-        for contender, values in runs.items():
+            for tool, value in found.items():
+                runs.setdefault(tool, []).append(value)
+        for tool, values in runs.items():
             ratios = [own / value for own, value in zip(runs["localq"], values, strict=True)]
             print(
-                f"| {name} | {contender} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) "
+                f"| {name} | {tool} | {statistics.median(values):.2f} ({min(values):.2f} to {max(values):.2f}) "
                 f"| {statistics.median(ratios):.3f} ({min(ratios):.3f} to {max(ratios):.3f}) |",
                 flush=True,
             )

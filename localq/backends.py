@@ -15,7 +15,7 @@ class Backend:
     """What runs the artifacts of `mlx` or `gguf`."""
 
     engine_module: str
-    """Has `open_engine(path, options, default_context_length)`."""
+    """Has `open_engine(path, options, context_length)`; see `localq.engines.base`."""
     library: str
     """The package that must be installed."""
     hint: str
@@ -26,7 +26,7 @@ BACKENDS = {
     "mlx": Backend("localq.engines.mlx", "mlx_lm", "MLX needs Apple silicon or Linux: use a GGUF format (gguf-q4_k_m)"),
     "gguf": Backend("localq.engines.llamacpp", "llama_cpp", "pip install llama-cpp-python"),
 }
-"""By `Recipe.format`. A new engine is one file and one line here."""
+"""By `Recipe.format`. `localq.engines.base` states how to add an engine."""
 
 
 def has_backend(name: str) -> bool:

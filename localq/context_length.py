@@ -1,4 +1,4 @@
-"""How long a context a model may have, and has by default: from config.json, or from the header of a GGUF file."""
+"""The longest context of a model, and its default: from config.json, or from the header of a GGUF file."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from localq.gguf_file import GgufHeader
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS
 
 _KEYS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "n_positions", "seq_length")
-"""What configurations of models that localq does not convert call it."""
+"""Names for the longest context in configurations of models that localq does not convert."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +22,10 @@ class ContextLimits:
 
     default: int
     most: int | None
-    """None where the model does not say."""
+    """None where the model does not state it."""
 
     def chosen(self, wanted: int | None) -> int:
-        """The context to open: the one that is wanted, else the default. Raises OptionError for more than the most."""
+        """The context to open: `wanted`, or the default. Raises OptionError where `wanted` is more than the most."""
         if wanted is not None and self.most is not None and wanted > self.most:
             raise OptionError(
                 f"a context of {wanted} tokens is more than the model's {self.most}",
@@ -35,10 +35,10 @@ class ContextLimits:
 
 
 def config_limits(config: Mapping[str, Any]) -> ContextLimits:
-    """Of a folder; `config` is its config.json, with the keys of a `text_config` in it brought to the top."""
+    """Of a folder; `config` is its config.json as `read_config` gives it."""
     try:
         family = family_of(config)
-    except CheckpointError:  # a foreign form, of a model that localq does not convert
+    except CheckpointError:  # of a model that localq does not convert
         found = (config[key] for key in _KEYS if type(config.get(key)) is int and config[key] > 0)
         return _limits(next(found, None))
     parsed = parse_config(config)
@@ -46,7 +46,7 @@ def config_limits(config: Mapping[str, Any]) -> ContextLimits:
 
 
 def gguf_limits(header: GgufHeader) -> ContextLimits:
-    """Of a GGUF file; by default no more than it was trained with before its context was stretched."""
+    """Of a GGUF file; by default at most the context it was trained with before it was extended."""
     return _limits(header.integer("context_length"), header.integer("rope.scaling.original_context_length"))
 
 

@@ -128,7 +128,8 @@ class Conversation:
         self.exchanges.pop()
         try:
             begun = last.token_ids or tuple(self.model.tokenize(last.reply))
-            return Reply(self, last.question, self._stream(last.question, begun), begun=(last, begun), replaces=1)
+            shown = replace(last, reply=last.reply.removesuffix("\ufffd"))  # half a character, which is completed now
+            return Reply(self, last.question, self._stream(last.question, begun), begun=(shown, begun), replaces=1)
         finally:
             self.exchanges.append(last)
 

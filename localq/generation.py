@@ -1,6 +1,6 @@
 """One reply: an engine's token ids turned into text, ended where it must end, and timed.
 
-The same for every engine. Knows no files, no chat template and no model reference.
+The same for every engine. Knows no files and no chat template.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ class TextRules:
     end_tokens: frozenset[int] = frozenset()
     """Ids that end the reply and are not part of its text."""
     strip_leading_space: bool = False
-    """Drop one space at the very beginning; see `Tokenizer.strips_leading_space`."""
+    """Drop one space at the beginning of the text; see `Tokenizer.strips_leading_space`."""
     begun: tuple[int, ...] = ()
-    """Ids at the end of the prompt that begin the reply, whose text is known already: only what follows is released."""
+    """Ids at the end of the prompt that begin the reply. Their text is known: only what follows is released."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +52,7 @@ class GenerationStatistics:
     prompt_seconds: float
     """From the start until the logits of the last prompt token."""
     decode_seconds: float
-    """After the first id, counted only inside the engine: the reader's own time is not in it."""
+    """After the first id, counted only inside the engine: without the time of the reader."""
     time_to_first_token_seconds: float | None
     """From the start until the first id; None when there was none."""
 
@@ -63,7 +63,7 @@ class GenerationStatistics:
 
     @property
     def generated_tokens_per_second(self) -> float | None:
-        """(generated_tokens - 1) / decode_seconds: the first id costs no forward pass of its own."""
+        """(generated_tokens - 1) / decode_seconds: the first id needs no forward pass of its own."""
         return _rate(self.generated_tokens - 1, self.decode_seconds)
 
     def __str__(self) -> str:
@@ -80,31 +80,30 @@ class GenerationStatistics:
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """How likely the model itself held a generated token, and the likeliest ones in its place.
+    """The log-probability of a generated token, and of the most likely ones at its position.
 
-    Natural logarithms of the softmax of the logits as the model gives them: bias, penalties, filters and temperature
-    don't change them.
+    Natural logarithms of the softmax of the model's logits, before bias, penalties, filters and temperature.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
-    """(id, logprob) of the likeliest tokens, as many as `logprobs` says, likeliest first."""
+    """(id, logprob) of the most likely tokens, as many as the option `logprobs` says, the most likely first."""
 
 
 @dataclass(frozen=True, slots=True)
 class Chunk:
-    """A piece of a reply. All pieces but the last one bring one token; the last one brings the outcome."""
+    """A piece of a reply. Each piece has one token, except the last one, which has the result."""
 
     text: str
-    """Often empty: half a character or the beginning of a stop string is held back."""
+    """Often empty: an incomplete character or what may become a stop string is held back."""
     token_ids: tuple[int, ...] = ()
     finish_reason: FinishReason | None = None
     """Only in the last chunk."""
     statistics: GenerationStatistics | None = None
     """Only in the last chunk."""
     logprobs: TokenLogprobs | None = None
-    """Of the token; None where the options ask for none."""
+    """Of the token; None without the option `logprobs`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,10 +114,10 @@ class Completion:
     finish_reason: FinishReason
     prompt_token_ids: tuple[int, ...]
     generated_token_ids: tuple[int, ...]
-    """Every id that was generated: also the end token, and what a stop string cut off, which `text` has not."""
+    """Every id that was generated: also the end token and what a stop string cut off, which are not in `text`."""
     statistics: GenerationStatistics
     logprobs: tuple[TokenLogprobs, ...] | None = None
-    """Of each generated id; None where the options ask for none."""
+    """Of each generated id; None without the option `logprobs`."""
 
 
 def stream(
@@ -129,10 +128,9 @@ def stream(
     on_progress: PrefillProgress | None = None,
     is_stopped: Callable[[], bool] = lambda: False,
 ) -> Generator[Chunk, None, None]:
-    """Generate a reply piece by piece; nothing is computed before the first piece is asked for.
+    """Generate a reply piece by piece; nothing is computed before the first piece is requested.
 
-    `is_stopped` is called after every token; where it is true, the reply ends as `interrupted`.
-
+    `is_stopped` is called after every token; when it is true, the reply ends as `interrupted`.
     Closing the generator stops the generation and leaves the engine usable. Raises PromptTooLongError for a
     prompt that fills the context, EngineError for an empty one and for failures of the engine, OptionError for a
     logit bias that does not fit the vocabulary, and whatever `on_progress` raises.
@@ -156,7 +154,7 @@ def stream(
                 finish_reason = "interrupted"
                 break
     rest = text.finish()
-    # What was held back may turn out to be a stop string when half a character before it is given up.
+    # The incomplete character at the end, now U+FFFD, may complete a stop string.
     yield Chunk(rest, (), "stop" if text.stopped else finish_reason, meter.statistics(len(prompt), cached))
 
 
@@ -190,8 +188,8 @@ def _logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogpr
     row -= row.max()
     row -= np.log(np.exp(row).sum())
     count = min(count, len(row))
-    likeliest = np.argpartition(-row, count - 1)[:count] if count else ()
-    ordered = sorted((-float(row[alternative]), int(alternative)) for alternative in likeliest)
+    most_likely = np.argpartition(-row, count - 1)[:count] if count else ()
+    ordered = sorted((-float(row[alternative]), int(alternative)) for alternative in most_likely)
     return TokenLogprobs(token, float(row[token]), tuple((alternative, -less) for less, alternative in ordered))
 
 
@@ -209,7 +207,7 @@ class _Meter:
         self._prompt_seconds = time.perf_counter() - self._start
 
     def timed(self, ids: Iterator[int]) -> Iterator[int]:
-        """The ids, with the time that each one took."""
+        """The ids, each of them timed."""
         while True:
             asked = time.perf_counter()
             token = next(ids, None)

@@ -1,4 +1,4 @@
-"""What the header of a GGUF file says, read by ggml itself: metadata, sizes of the weights, parts of a split model.
+"""The header of a GGUF file, read by ggml itself: metadata, sizes of the weights, parts of a split model.
 
 Knows no tokenizer and loads no weights. The keys are those of ggml's `docs/gguf.md`; the names of the parts are
 llama.cpp's (`llama_split_path`).
@@ -23,7 +23,7 @@ Value = str | int | float | bool | list[int]
 PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf", re.IGNORECASE)
 """`name-00001-of-00003.gguf`: a part of a split model."""
 
-_MOST_LAYERS = 4096  # of an array with a number per layer; longer ones are of the vocabulary, and are not read
+_MOST_LAYERS = 4096  # arrays have a number per layer; longer ones are the vocabulary's, and are not read
 
 _TOKENS = b"tokenizer.ggml.tokens"
 
@@ -45,31 +45,33 @@ _INTEGERS = frozenset(_NUMBERS) - {6, 7, 12}
 
 _OTHER_KINDS = {
     "adapter": "a LoRA adapter, not a model",
-    "imatrix": "an importance matrix, which quantizing uses, not a model",
-    "mmproj": "the part of a model that sees pictures; the model itself is another file",
+    "imatrix": "an importance matrix, for quantizing, not a model",
+    "mmproj": "the part of a model that reads pictures; the model itself is another file",
 }
 """By `general.type`."""
 _NO_CHAT_ARCHITECTURES = frozenset(("t5", "t5encoder", "dream", "llada", "llada-moe", "rnd1"))
-"""Encoders with a decoder, and diffusion models: llama.cpp runs them, but not one token after the other."""
+"""Encoder-decoder and diffusion models: llama.cpp runs them, but they do not write one token after the other."""
+
+_ALL_FLOAT32 = 0  # of `enum llama_ftype`
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """What stands before the weights."""
+    """The header: everything before the weights."""
 
     path: Path
     metadata: Mapping[str, Value]
-    """Numbers, truth values and texts by key, and arrays with a number for each layer; nothing of the vocabulary."""
+    """Numbers, truth values and texts by key, and arrays with a number per layer; nothing of the vocabulary."""
     tensor_bytes: Mapping[str, int]
-    """Of each tensor by its name, without padding."""
+    """Bytes of each tensor by its name, without padding."""
     file_bytes: int
-    """That the file must have at least."""
+    """The smallest size that the complete file can have."""
     vocabulary_size: int = 0
     """Tokens of the vocabulary; 0 where the file has none."""
 
     @property
     def weight_bytes(self) -> int:
-        """Of all tensors together."""
+        """Bytes of all tensors together."""
         return sum(self.tensor_bytes.values())
 
     @property
@@ -77,12 +79,17 @@ class GgufHeader:
         """As llama.cpp names it: `llama`, `qwen2`."""
         return str(self.metadata.get("general.architecture", ""))
 
+    @property
+    def is_float32(self) -> bool:
+        """Whether all weights are float32, as the file states."""
+        return self.metadata.get("general.file_type") == _ALL_FLOAT32
+
     def of_model(self, key: str) -> Value | None:
-        """A value of the architecture's own: `of_model("block_count")` is that of `llama.block_count`."""
+        """A value under the architecture's name: `of_model("block_count")` is that of `llama.block_count`."""
         return self.metadata.get(f"{self.architecture}.{key}")
 
     def integer(self, key: str) -> int | None:
-        """As `of_model`, for a whole number; None for anything else."""
+        """As `of_model`, for a whole number; None for every other value."""
         value = self.of_model(key)
         return value if isinstance(value, int) else None
 
@@ -91,7 +98,7 @@ def read_model_header(path: Path) -> GgufHeader:
     """The header of a model that generates text; of a split one the first part's, with the sizes of all parts together.
 
     Raises ModelNotFoundError where there is no file, CheckpointError for a file that is damaged, incomplete, not the
-    first part, or no such model.
+    first part, or not such a model.
     """
     header = read_header(path)
     _require_model(header)
@@ -100,22 +107,23 @@ def read_model_header(path: Path) -> GgufHeader:
         found_bytes = part.path.stat().st_size
         if found_bytes < part.file_bytes:
             raise CheckpointError(
-                f"{part.path} is cut off: it has {found_bytes:,} of {part.file_bytes:,} bytes", "fetch the file again"
+                f"{part.path} is cut off: it has {found_bytes:,} of {part.file_bytes:,} bytes",
+                "download the file again",
             )
     tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
     if not tensor_bytes:
-        raise CheckpointError(f"{path} holds a vocabulary and no weights", "take the file of the model itself")
+        raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
     return replace(header, tensor_bytes=tensor_bytes)
 
 
 def model_name(path: Path) -> str:
-    """What a file's model is called: its name without the suffix and what makes it a part."""
+    """The name of a file's model: the file's name without the suffix and the number of the part."""
     match = PART_NAME.fullmatch(path.name)
     return match["stem"] if match else path.stem
 
 
 def part_names(name: str) -> list[str]:
-    """Names of all parts of the split model that `name` is a part of; of any other file its own name."""
+    """The names of all parts of a split model, `name` being one of them; for every other file its own name."""
     match = PART_NAME.fullmatch(name)
     if match is None:
         return [name]
@@ -124,7 +132,7 @@ def part_names(name: str) -> list[str]:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of one file, whatever it holds. Raises as `read_model_header`."""
+    """The header of one file, also of one that is not a model. Raises as `read_model_header`."""
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "check the path; `localq ls` lists the models made so far")
     library = _library()
@@ -133,7 +141,7 @@ def read_header(path: Path) -> GgufHeader:
     if not context:
         said = [line.strip() for line in "".join(log).splitlines() if line.strip()]
         reason = said[0].partition(": ")[2] if said else "no reason given"
-        raise CheckpointError(f"{path} is damaged, or no GGUF file: {reason}", "fetch the file again")
+        raise CheckpointError(f"{path} is damaged, or not a GGUF file: {reason}", "download the file again")
     try:
         keys = range(library.gguf_get_n_kv(context))
         values = {library.gguf_get_key(context, key).decode(errors="replace"): _value(context, key) for key in keys}
@@ -160,13 +168,13 @@ def _require_model(header: GgufHeader) -> None:
     if header.of_model("attention.causal") is False or header.architecture in _NO_CHAT_ARCHITECTURES:
         raise CheckpointError(
             f"{header.path} is a model of the architecture {header.architecture}, "
-            "which does not write a text token by token",
-            "localq runs models that do; embeddings and translation need another program",
+            "which does not write text token by token",
+            "localq runs only models that do; embeddings and translation need another program",
         )
 
 
 def _other_parts(header: GgufHeader) -> list[Path]:
-    """The parts behind the first; raises CheckpointError where one is missing."""
+    """The parts after the first; raises CheckpointError where one is missing."""
     number, count = (header.metadata.get(f"split.{key}", 0) for key in ("no", "count"))
     if not isinstance(number, int) or not isinstance(count, int) or count < 2:
         return []
@@ -174,8 +182,8 @@ def _other_parts(header: GgufHeader) -> list[Path]:
     names = part_names(path.name)
     if len(names) != count or number >= count or names[number] != path.name:
         raise CheckpointError(
-            f"{path} is part {number + 1} of {count} of a split model, but is not named so",
-            f"give it its name again: NAME-{number + 1:05d}-of-{count:05d}.gguf",
+            f"{path} is part {number + 1} of {count} of a split model, and its name does not say so",
+            f"rename it to NAME-{number + 1:05d}-of-{count:05d}.gguf, and the other parts in the same way",
         )
     if number > 0:
         raise CheckpointError(
@@ -184,13 +192,13 @@ def _other_parts(header: GgufHeader) -> list[Path]:
     for name in names[1:]:
         if not (path.parent / name).is_file():
             raise CheckpointError(
-                f"{path.parent / name} is missing: the model is split into {count} files", "fetch the missing file too"
+                f"{path.parent / name} is missing: the model is split into {count} files", "download that file too"
             )
     return [path.parent / name for name in names[1:]]
 
 
 class _Parameters(ctypes.Structure):
-    """`struct gguf_init_params`; with `no_alloc` and no context nothing of the weights is touched."""
+    """`struct gguf_init_params`; with `no_alloc` and no context no weights are read."""
 
     _fields_ = (("no_alloc", ctypes.c_bool), ("ctx", ctypes.c_void_p))
 

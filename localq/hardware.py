@@ -39,6 +39,13 @@ def has_metal() -> bool:
     return False
 
 
+def llama_cpp_has_gpu() -> bool:
+    """Whether llama.cpp was built for a GPU, and there is one. llama_cpp must be installed."""
+    import llama_cpp
+
+    return bool(llama_cpp.llama_supports_gpu_offload())
+
+
 def mlx_runs_on_gpu() -> bool:
     """Whether MLX computes on a GPU: there may be one that it was told not to use. MLX must be installed."""
     import mlx.core as mx

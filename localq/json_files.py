@@ -14,19 +14,21 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         value = json.loads(text)
-        if r"\ud" in text.lower():  # an escaped surrogate: a pair is a character, half of one is no text
+        if r"\ud" in text.lower():  # an escaped surrogate: a pair is a character, half of one is not text
             json.dumps(value, ensure_ascii=False).encode()
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path.parent} has no {path.name}", "give the folder that holds it") from error
+        raise CheckpointError(
+            f"{path.parent} has no {path.name}", "give the folder of the model, which has this file"
+        ) from error
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} can't be read as JSON: {error}", "download the file again") from error
     if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds no JSON object", "download the file again")
+        raise CheckpointError(f"{path} does not hold a JSON object", "download the file again")
     return value
 
 
 def read_optional_json(path: Path) -> dict[str, Any]:
-    """As `read_json`, and an empty object where there is no such file."""
+    """As `read_json`; an empty object where there is no such file."""
     return read_json(path) if path.exists() else {}
 
 
@@ -38,8 +40,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 def text_config(config: dict[str, Any]) -> dict[str, Any]:
     """The configuration of the part of a model that writes text.
 
-    Models that also see or hear keep it under `text_config`, whose keys count; what it leaves out stands beside it.
-    The keys of the whole, such as `architectures` and `quantization`, stay where they are not in it.
+    Models that also read pictures or sound keep it under `text_config`. Its keys come first; keys that it does not
+    have are those of the whole model, such as `architectures` and `quantization`.
     """
     inner = config.get("text_config")
     return {**config, **inner} if isinstance(inner, dict) else config

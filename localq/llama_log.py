@@ -1,15 +1,12 @@
-"""`with captured_llama_log() as log:` keeps llama.cpp quiet and collects what it says.
+"""`with captured_llama_log() as log:` keeps llama.cpp quiet and collects its log.
 
-`log` is a list of text pieces, in order, as llama.cpp hands them over. A line may come in several pieces;
-`"".join(log)` is the text. Captures may be nested: an outer one sees what an inner one sees. Several threads
-may capture at once: each collects what its own thread logs, and what comes from a thread that captures
-nothing itself (a worker of llama.cpp). When the last capture ends, the callback that was there before,
-usually llama_cpp's own, is put back.
+`log` is a list of pieces of text, in order, as llama.cpp gives them. A line may come in several pieces;
+`"".join(log)` is the text. Captures may be nested: an outer one gets what an inner one gets. Several threads
+may capture at once: each gets what its own thread logs, and what threads without a capture log (workers of
+llama.cpp). When the last capture ends, the earlier callback, usually llama_cpp's own, is restored.
 
-A Ctrl-C while llama.cpp works reaches Python when llama.cpp logs next, inside the callback. ctypes can't let it
-through llama.cpp, so it is raised where the capture ends.
-
-Knows nothing of what the lines mean.
+After Ctrl-C, Python raises KeyboardInterrupt when llama.cpp logs next, inside the callback. ctypes drops exceptions of
+a callback, so it is raised again where the capture ends.
 """
 
 from __future__ import annotations
@@ -33,14 +30,14 @@ class _Capture:
 
 @dataclass(frozen=True, slots=True)
 class _Before:
-    """What the first capture took the place of."""
+    """What the first capture replaced."""
 
     callback: Any
     user_data: ctypes.c_void_p
     unraisable_hook: Callable[[sys.UnraisableHookArgs], object]
 
 
-# llama.cpp has one log callback for the whole process, so what it feeds is one per process as well.
+# One per process, as llama.cpp's log callback.
 _lock = threading.RLock()
 _open_captures: list[_Capture] = []
 _before: list[_Before] = []
@@ -48,7 +45,7 @@ _before: list[_Before] = []
 
 @contextmanager
 def captured_llama_log() -> Iterator[list[str]]:
-    """Collect llama.cpp's log instead of letting it reach stderr. Raises at the end what the callback raised."""
+    """Collect llama.cpp's log instead of writing it to stderr. Raises at the end what the callback raised."""
     capture = _Capture(threading.get_ident())
     with _lock:
         if not _open_captures:
@@ -72,7 +69,7 @@ def captured_llama_log() -> Iterator[list[str]]:
 
 @cache
 def _collector() -> Any:
-    # Cached for the life of the process: llama.cpp keeps the bare C pointer, so it must never be freed.
+    # Cached as long as the process runs: llama.cpp keeps the C pointer, so it must never be freed.
     import llama_cpp
 
     return llama_cpp.llama_log_callback(_collect)
@@ -86,7 +83,7 @@ def _collect(_level: int, text: bytes, _user_data: object) -> None:
 
 
 def _captures_fed_here() -> list[_Capture]:
-    """The captures that get what this thread logs."""
+    """The captures that get the log of this thread."""
     thread = threading.get_ident()
     return [capture for capture in _open_captures if capture.thread == thread] or list(_open_captures)
 
@@ -94,7 +91,7 @@ def _captures_fed_here() -> list[_Capture]:
 def _keep_what_ctypes_drops(unraisable: sys.UnraisableHookArgs) -> None:
     """`sys.unraisablehook` during captures: what `_collect` raised is kept for the innermost capture.
 
-    A `try` in `_collect` would not do: Python runs a signal's handler as a function begins, before its first
+    A `try` in `_collect` is not enough: Python may run a signal's handler when a function begins, before its first
     statement.
     """
     trace, error = unraisable.exc_traceback, unraisable.exc_value

@@ -1,6 +1,6 @@
-"""What an open form takes in memory: estimated from headers before it is loaded, and refused where it does not fit.
+"""How much memory an open model takes: estimated from headers before it is loaded, and refused where it does not fit.
 
-Measures nothing but the free memory. The ways in which the engines load are those of `localq.engines`.
+Only the free memory is measured. The estimates follow how `localq.engines` load a model.
 """
 
 from __future__ import annotations
@@ -16,25 +16,24 @@ from localq.checkpoint.safetensors_header import read_header
 from localq.engines.base import PREFILL_CHUNK_TOKENS
 from localq.errors import EngineError
 from localq.gguf_file import GgufHeader
-from localq.hardware import mlx_runs_on_gpu
+from localq.hardware import llama_cpp_has_gpu, mlx_runs_on_gpu
 from localq.options import KvCacheType, LoadOptions
 from localq.tables import format_bytes
 
 RUNTIME_BYTES = 300_000_000
-"""What a process takes beside weights and context: Python, the tokenizer, the runtime and its buffers. Measured on
+"""What a process takes besides weights and context: Python, the tokenizer, the runtime and its buffers. Measured on
 Linux with a 1.2B Llama of 128,256 tokens: 202 to 229 MB with llama.cpp, 171 MB with MLX; rounded up to the next
 hundred megabytes."""
 
 IGNORE_VARIABLE = "LOCALQ_IGNORE_MEMORY"
-"""Set to anything, lets load what is not thought to fit: the machine may have swap space."""
+"""With any value, models are loaded that seem not to fit: the machine may have swap space."""
 
 DEFAULTS = LoadOptions()
 
 _FLOAT32_BYTES, _FLOAT16_BYTES = 4, 2
 _KV_NUMBER_BYTES: dict[KvCacheType, float] = {"q8_0": 1.125, "q4_0": 0.625}
 """The larger of both engines: ggml has a half-precision scale for 32 numbers, MLX a scale and a bias for 64."""
-_ALL_FLOAT32 = 0  # `general.file_type`, as `enum llama_ftype` has it
-_LEAST_CONTEXT_TOKENS = 256  # a smaller one is no advice
+_LEAST_CONTEXT_TOKENS = 256  # a smaller one is not recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,19 +46,19 @@ class KvShape:
     """Heads of queries in a layer."""
 
     def bytes_per_token(self, number_bytes: int, options: LoadOptions) -> int:
-        """Where `options` ask for no other type, at `number_bytes` each."""
+        """With `number_bytes` for each number, where `options` have no other type."""
         wanted = options.kv_cache_type
         return int(self.numbers_per_token * (_KV_NUMBER_BYTES[wanted] if wanted else number_bytes))
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryUse:
-    """Memory of one opened form."""
+    """Memory of one open model."""
 
     weight_bytes: int
-    """While it runs: more than on disk where the runtime widens them."""
+    """While it runs: more than on disk where the runtime converts them to a larger type."""
     loading_bytes: int
-    """On top of the weights, until they are loaded; what the context takes comes later."""
+    """In addition to the weights, until they are loaded; the context is allocated later."""
     context_bytes_per_token: int
 
     def needed_bytes(self, context_tokens: int) -> int:
@@ -69,7 +68,7 @@ class MemoryUse:
         )
 
     def longest_context_tokens(self, free_bytes: int, most_tokens: int) -> int:
-        """Tokens that fit in the memory that is free, at most `most_tokens`; 0 where the weights alone don't fit.
+        """Tokens that fit in the free memory, at most `most_tokens`; 0 where even the weights don't fit.
 
         (free - weights - RUNTIME_BYTES) / context bytes per token.
         """
@@ -78,10 +77,10 @@ class MemoryUse:
 
 
 def gguf_memory(weight_bytes: int, kv: KvShape, is_float32: bool, options: LoadOptions = DEFAULTS) -> MemoryUse:
-    """A GGUF form: its weights as they are on disk, and for each token of the context what follows.
+    """A GGUF file: its weights as on disk, and for each token of the context its keys and values and two buffers.
 
-    Keys and values, and what a chunk of a prompt computes for each of the context's tokens: the mask, and without
-    flash attention every head's scores in single precision. As llama.cpp's log tells its buffers.
+    The buffers, whose sizes are in llama.cpp's log, are computed for a chunk of a prompt: the mask, and without flash
+    attention the scores of every head in single precision.
     """
     number_bytes = _FLOAT32_BYTES if is_float32 else _FLOAT16_BYTES
     has_flash_attention = not is_float32 if options.flash_attention is None else options.flash_attention
@@ -92,9 +91,9 @@ def gguf_memory(weight_bytes: int, kv: KvShape, is_float32: bool, options: LoadO
 def mlx_memory(
     tensors: Iterable[tuple[str, int]], kv: KvShape, on_gpu: bool, options: LoadOptions = DEFAULTS
 ) -> MemoryUse:
-    """An MLX form from its tensors, (dtype, bytes) each.
+    """An MLX folder from its tensors, (dtype, bytes) each.
 
-    On the CPU every float becomes float32, and a tensor lies there in both precisions while it is widened.
+    On the CPU every float becomes float32, and a tensor is in memory in both precisions while it is converted.
     """
     stored = list(tensors)
     halves = [nbytes for dtype, nbytes in stored if dtype in ("F16", "BF16")]
@@ -109,19 +108,19 @@ def mlx_memory(
 
 def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> MemoryUse:
     """A `.gguf` file of any architecture, by its header."""
-    return gguf_memory(header.weight_bytes, _gguf_kv_shape(header), _is_float32(header), options)
+    return gguf_memory(header.weight_bytes, _gguf_kv_shape(header), header.is_float32, options)
 
 
 def gguf_file_kv_bytes_per_token(header: GgufHeader, options: LoadOptions = DEFAULTS) -> int:
-    """Of keys and values alone."""
-    number_bytes = _FLOAT32_BYTES if _is_float32(header) else _FLOAT16_BYTES
+    """Of keys and values only."""
+    number_bytes = _FLOAT32_BYTES if header.is_float32 else _FLOAT16_BYTES
     return _gguf_kv_shape(header).bytes_per_token(number_bytes, options)
 
 
 def _gguf_kv_shape(header: GgufHeader) -> KvShape:
     """The sum over the layers of key-value heads x (width of a key + width of a value).
 
-    Layers without attention have no such heads; what they keep instead does not grow with the context.
+    Layers without attention have no such heads, and what they store does not grow with the context.
     """
     layers = header.integer("block_count") or 0
     heads = header.integer("attention.head_count") or 1
@@ -131,10 +130,6 @@ def _gguf_kv_shape(header: GgufHeader) -> KvShape:
     kv_heads = header.of_model("attention.head_count_kv")
     in_all = sum(kv_heads) if isinstance(kv_heads, list) else layers * (kv_heads if type(kv_heads) is int else heads)
     return KvShape(in_all * width, heads)
-
-
-def _is_float32(header: GgufHeader) -> bool:
-    return header.metadata.get("general.file_type") == _ALL_FLOAT32
 
 
 def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOptions = DEFAULTS) -> MemoryUse:
@@ -151,10 +146,10 @@ def mlx_folder_memory(folder: Path, config: Mapping[str, Any], options: LoadOpti
 
 
 def require_memory(name: str, form: str, use: MemoryUse, context_length: int, others_bytes: int = 0) -> None:
-    """Raise EngineError where a form, `mlx` or `gguf`, does not fit in the free memory together with its context.
+    """Raise EngineError where a model, `mlx` or `gguf`, does not fit in the free memory together with its context.
 
-    `others_bytes` of what is free are for forms that will be open beside it. Does nothing where a graphics card with
-    memory of its own computes: there the runtime refuses.
+    `others_bytes` of the free memory are for models that will be open at the same time. Does nothing where a graphics
+    card with its own memory computes: there the runtime refuses.
     """
     import psutil
 
@@ -165,29 +160,25 @@ def require_memory(name: str, form: str, use: MemoryUse, context_length: int, ot
     if longest == context_length or os.environ.get(IGNORE_VARIABLE):
         return
     needed_bytes, context_bytes = use.needed_bytes(context_length), context_length * use.context_bytes_per_token
-    beside = f" beside {format_bytes(others_bytes)} for other forms" if others_bytes else ""
+    beside = f" besides {format_bytes(others_bytes)} for other formats" if others_bytes else ""
     advice = f"-c {longest // _LEAST_CONTEXT_TOKENS * _LEAST_CONTEXT_TOKENS} would fit"
     if longest < _LEAST_CONTEXT_TOKENS:
-        advice = "take a smaller form, or end other programs"
+        advice = "use a smaller format, or close other programs"
     raise EngineError(
         f"{name} with a context of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
         f"({format_bytes(use.weight_bytes)} for weights, {format_bytes(context_bytes)} for the context); "
         f"{format_bytes(free_bytes)} are free{beside}",
-        f"{advice}; {IGNORE_VARIABLE}=1 loads it all the same",
+        f"{advice}; {IGNORE_VARIABLE}=1 loads it anyway",
     )
 
 
 def computes_in_other_memory(form: str) -> bool:
-    """Whether a form, `mlx` or `gguf`, runs on a graphics card with memory of its own; a Mac's GPU has none."""
+    """Whether `mlx` or `gguf` runs on a graphics card with its own memory; a Mac's GPU has none."""
     return sys.platform != "darwin" and _runs_on_gpu(form)
 
 
 def _runs_on_gpu(form: str) -> bool:
-    if form == "mlx":
-        return mlx_runs_on_gpu()
-    import llama_cpp
-
-    return bool(llama_cpp.llama_supports_gpu_offload())
+    return mlx_runs_on_gpu() if form == "mlx" else llama_cpp_has_gpu()
 
 
 def _count(config: Mapping[str, Any], key: str) -> int:

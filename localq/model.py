@@ -1,7 +1,7 @@
 """Models to talk to: `load` a reference, then `generate`, `stream` and `tokenize`.
 
-A model is an engine, the tokenizer and the chat template together. This module decides which files belong
-together; how tokens become text is the business of `localq.generation`.
+A model is an engine, a tokenizer and a chat template. This module chooses the files that they are read from;
+`localq.generation` turns token ids into a reply.
 """
 
 from __future__ import annotations
@@ -9,10 +9,9 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any, cast
 
 from localq.backends import default_recipe_name, require_backend
@@ -40,41 +39,28 @@ from localq.text.tokenizer import Tokenizer, load_tokenizer
 from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
-"""`{"role": "user", "content": "..."}`; roles are those of the model's chat template."""
+"""`{"role": "user", "content": "..."}`; the model's chat template defines the roles."""
 
 Prompt = str | Sequence[Message]
 """One user message (or raw text), or a conversation."""
 
 
-@dataclass(frozen=True, slots=True)
-class ModelParts:
-    """What a model is put together from."""
+@dataclass(eq=False)
+class Model:
+    """A model to talk to. A context manager; safe to share between threads: their replies wait for each other."""
 
     name: str
     """The reference it was loaded by, without the recipe."""
     recipe_name: str
-    """Its form, such as `gguf-q4_k_m`; `gguf` or `mlx` for a file or folder that localq did not make."""
+    """Its format, such as `gguf-q4_k_m`; `gguf` or `mlx` for a file or folder that localq did not make."""
     engine: Engine
     tokenizer: Tokenizer
     chat_template: ChatTemplate | None
     end_tokens: frozenset[int]
-    fingerprint: str  # tells its weights from others
+    fingerprint: str
+    """Identifies its weights."""
     load_seconds: float = 0.0
-
-
-class Model:
-    """A model to talk to. A context manager; safe to share between threads, which take turns."""
-
-    def __init__(self, parts: ModelParts) -> None:
-        self.name = parts.name
-        self.recipe_name = parts.recipe_name
-        self.engine = parts.engine
-        self.tokenizer = parts.tokenizer
-        self.chat_template = parts.chat_template
-        self.end_tokens = parts.end_tokens
-        self.load_seconds = parts.load_seconds
-        self._fingerprint = parts.fingerprint
-        self._turns = Turns()
+    _turns: Turns = field(default_factory=Turns, init=False, repr=False)
 
     @property
     def context_length(self) -> int:
@@ -82,13 +68,13 @@ class Model:
         return self.engine.context_length
 
     def tokenize(self, text: str) -> list[int]:
-        """Ids of the text alone; no special token is added."""
+        """Ids of a text, without added special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
     def prompt_token_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
-        """The ids that `generate` would feed the engine: the same for every form of a model.
+        """The ids that `generate` would give the engine: the same for every format of a model.
 
-        A string is one user message; `raw` takes it as plain text, with the tokenizer's own special tokens.
+        A string is one user message; with `raw` it is plain text, encoded with the tokenizer's own special tokens.
         Raises ChatTemplateError when the model has no chat template.
         """
         if raw:
@@ -113,7 +99,7 @@ class Model:
             return complete(self.engine, self._rules(raw), ids, generation_options)
 
     def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> ReplyStream:
-        """As `generate`, piece by piece; the last chunk carries the finish reason and the statistics.
+        """As `generate`, piece by piece; the last chunk has the finish reason and the statistics.
 
         Closing the stream, or leaving its `with` block, stops the engine and leaves the model usable.
         """
@@ -123,7 +109,7 @@ class Model:
     def stream_ids(
         self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
     ) -> ReplyStream:
-        """As `stream`, from token ids; `begun` are those of a reply that is to be continued, behind the prompt."""
+        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt."""
         rules = replace(self._rules(raw), begun=tuple(begun))
         whole = [*ids, *begun]
 
@@ -133,17 +119,17 @@ class Model:
         return ReplyStream(self._turns, start)
 
     def load_prompt_cache(self, file: Path) -> None:
-        """Take up what a run of the same form kept. Raises OptionError for another model's, EngineError for damage."""
+        """Read what `save_prompt_cache` wrote. Raises OptionError for another model's file, EngineError for damage."""
         with self._turns.turn():
-            load_prompt_cache(self.engine, file, self._fingerprint)
+            load_prompt_cache(self.engine, file, self.fingerprint)
 
     def save_prompt_cache(self, file: Path) -> None:
-        """Keep what was computed of the newest prompt and its reply for a later run."""
+        """Write what was computed for the newest prompt and its reply to a file, for a later run."""
         with self._turns.turn():
-            save_prompt_cache(self.engine, file, self._fingerprint)
+            save_prompt_cache(self.engine, file, self.fingerprint)
 
     def _rules(self, raw: bool) -> TextRules:
-        # The space that SentencePiece puts before a text belongs to a continuation, and not to a reply.
+        # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
         strip = self.tokenizer.strips_leading_space and not raw
         return TextRules(self.tokenizer, self.end_tokens, strip)
 
@@ -155,9 +141,7 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -169,7 +153,7 @@ def load(
     needs_chat_template: bool = False,
     **options: Any,
 ) -> Model:
-    """Open a model by reference; a form that was not made yet is made first. `options` are those of `LoadOptions`.
+    """Open a model by reference; it is converted first where it is not yet. `options` are those of `LoadOptions`.
 
     With `needs_chat_template`, a checkpoint without one is refused before it is converted. Raises errors of the tree
     in `localq.errors`.
@@ -193,9 +177,9 @@ def load(
 def ready_form(
     reference: ModelReference, models_dir: Path | str | None = None, on_download: DownloadProgress | None = None
 ) -> Path | None:
-    """The `.gguf` file or MLX folder that a reference means and that runs as it is; None for what is to be converted.
+    """The `.gguf` file or MLX folder that a reference names, where it runs as it is; None where it must be converted.
 
-    A repository is pulled when it is not in the Hugging Face cache, unless localq has made the form of it before.
+    A repository is downloaded when it is not in the Hugging Face cache, unless localq has converted it before.
     Raises errors of the tree in `localq.errors`.
     """
     if reference.kind == "gguf":
@@ -217,14 +201,14 @@ def ready_form(
 
 def chosen_recipe(reference: ModelReference) -> Recipe:
     """The recipe that a reference names, else this platform's default."""
-    assert not isinstance(reference.recipe, ForeignForm), "those are ready, or there is no such form"
+    assert not isinstance(reference.recipe, ForeignForm), "ready_form opens those, or raises"
     return reference.recipe or parse_recipe(default_recipe_name())
 
 
 def is_form(folder: Path) -> bool:
-    """Whether a folder can be opened as it is: an artifact of localq, or an MLX folder made elsewhere.
+    """Whether a folder can be opened as it is: an artifact of localq, or an MLX folder that another program made.
 
-    MLX marks the weight files that it writes; quantized forms also say so in their config.
+    MLX marks the weight files that it writes; the config.json of a quantized model states it too.
     """
     if read_artifact(folder) is not None or is_quantized_by_mlx(folder):
         return True
@@ -244,47 +228,45 @@ def open_form(folder: Path, options: LoadOptions) -> Model:
         use = gguf_file_memory(read_model_header(artifact.path), options)
     else:
         use = mlx_folder_memory(folder, config, options)
-    limits = config_limits(config)
-    require_memory(name, form, use, limits.chosen(options.context_length))
-    parts = ModelParts(
+    context_length = config_limits(config).chosen(options.context_length)
+    require_memory(name, form, use, context_length)
+    return Model(
         name=name,
         recipe_name=artifact.manifest.recipe if artifact else form,
-        engine=_open_engine(form, artifact.path if artifact else folder, options, limits.default),
+        engine=_open_engine(form, artifact.path if artifact else folder, options, context_length),
         tokenizer=tokenizer,
         chat_template=load_chat_template(folder),
         end_tokens=end_tokens(config, read_optional_json(folder / "generation_config.json"), tokenizer),
         fingerprint="".join(f.sha256 for f in artifact.manifest.files) if artifact else weights_fingerprint(folder),
         load_seconds=time.perf_counter() - started,
     )
-    return Model(parts)
 
 
 def open_gguf_file(path: Path, options: LoadOptions) -> Model:
-    """Open a GGUF file, or the first part of a split one, with the vocabulary and the chat template that it brings."""
+    """Open a GGUF file, or the first part of a split one, with the vocabulary and the chat template in it."""
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
     started = time.perf_counter()
     require_backend("gguf")
     header = read_model_header(path)
-    limits = gguf_limits(header)
-    require_memory(path.name, "gguf", gguf_file_memory(header, options), limits.chosen(options.context_length))
+    context_length = gguf_limits(header).chosen(options.context_length)
+    require_memory(path.name, "gguf", gguf_file_memory(header, options), context_length)
     tokenizer = load_gguf_tokenizer(path)
     template = gguf_chat_template(tokenizer)
-    parts = ModelParts(
+    return Model(
         name=model_name(path),
         recipe_name="gguf",
-        engine=_open_engine("gguf", path, options, limits.default),
+        engine=_open_engine("gguf", path, options, context_length),
         tokenizer=tokenizer,
         chat_template=ChatTemplate(template, tokenizer.special_tokens) if template else None,
         end_tokens=gguf_end_tokens(tokenizer),
         fingerprint=weights_fingerprint(path),
         load_seconds=time.perf_counter() - started,
     )
-    return Model(parts)
 
 
-def _open_engine(form: str, path: Path, options: LoadOptions, default_context_length: int) -> Engine:
-    engine = import_module(require_backend(form).engine_module).open_engine(path, options, default_context_length)
+def _open_engine(form: str, path: Path, options: LoadOptions, context_length: int) -> Engine:
+    engine = import_module(require_backend(form).engine_module).open_engine(path, options, context_length)
     return cast(Engine, engine)
 
 

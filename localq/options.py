@@ -1,4 +1,4 @@
-"""What a caller may choose when loading and generating. The only place that holds these defaults."""
+"""Options for loading and generating. The only place that holds their defaults."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ DEFAULT_CONTEXT_LENGTH_TOKENS = 8192
 """Longest context by default; a model with a smaller maximum gets its maximum."""
 
 MOST_BATCH_TOKENS = 512
-"""A reply can be cancelled after so many prompt tokens at the latest."""
+"""Most prompt tokens computed between two chances to cancel a reply."""
 
 PENALTY_WINDOW_TOKENS = 64
-"""How many of the newest tokens, prompt included, the three penalties look at (llama.cpp's default)."""
+"""How many of the newest tokens, prompt included, the three penalties apply to (llama.cpp's default)."""
 
 _LARGEST_PENALTY = _LARGEST_BIAS = 1000.0
 _SMALLEST_REPEAT_PENALTY, _LARGEST_REPEAT_PENALTY = 1e-3, 1e6
-# Wider than anyone wants. Beyond 3e8 llama.cpp sorts logits wrongly, and beyond 3e38 they are no float32.
+# Larger than useful. Beyond 3e8 llama.cpp sorts logits wrongly, and beyond 3e38 they are not float32.
 
 _GREEDY_BELOW_TEMPERATURE = 1e-30
-# Logits divided by less are no float32. Long before that nothing but the likeliest token is left.
+# Logits divided by less are not float32. Long before that only the most likely token is left.
 
 _COUNT = "a whole number, at least 1"
 _MOST_THREADS = 512  # GGML_MAX_N_THREADS: with more, llama.cpp ends the process
@@ -44,13 +44,13 @@ class GenerationOptions:
     max_tokens: int = 1024
     """Most tokens to generate; fewer when the context is full."""
     temperature: float = 0.0
-    """0 is greedy: the likeliest token, always."""
+    """0 is greedy: always the most likely token."""
     top_k: int = 0
-    """Keep the k likeliest tokens; 0 keeps all."""
+    """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
     """Keep the smallest set of tokens whose probability reaches p; 1 keeps all."""
     min_p: float = 0.0
-    """Drop tokens less likely than this share of the likeliest one; 0 drops none."""
+    """Drop tokens with less than this share of the most likely token's probability; 0 drops none."""
     repeat_penalty: float = 1.0
     """Divide (or, below zero, multiply) the logits of recent tokens by this; 1 is off."""
     presence_penalty: float = 0.0
@@ -60,15 +60,15 @@ class GenerationOptions:
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
     """What to add to the logits of single tokens, by their ids; -inf bans one."""
     seed: int | None = None
-    """Makes a sampled run repeatable on the same engine; None draws a fresh one."""
+    """Makes a sampled run repeatable on the same engine; None draws a random one."""
     stop: tuple[str, ...] = ()
     """Strings that end the reply; they are not part of its text."""
     logprobs: int | None = None
-    """Tell the log-probability of every generated token, and those of so many likeliest ones; None tells none."""
+    """Give the log-probability of every generated token and of this many most likely ones; None gives none."""
 
     @property
     def greedy(self) -> bool:
-        """Whether the likeliest token is taken, after bias and penalties; the filters always keep it."""
+        """Whether the most likely token is always chosen, after bias and penalties; the filters always keep it."""
         return self.temperature < _GREEDY_BELOW_TEMPERATURE
 
     @property
@@ -85,7 +85,7 @@ class GenerationOptions:
         self._check_penalties()
         seed_fits = self.seed is None or (_is_integer(self.seed) and 0 <= self.seed < 2**32 - 1)
         _require(seed_fits, "seed", self.seed, "a whole number between 0 and 4294967294")
-        # A string is a sequence of strings too: its letters would end the reply.
+        # A string is a sequence of strings too: each of its letters would end the reply.
         _require(_are_texts(self.stop), "stop", self.stop, "a tuple of strings, none of them empty")
         object.__setattr__(self, "stop", tuple(self.stop))
         logprobs_fit = self.logprobs is None or (_is_integer(self.logprobs) and self.logprobs >= 0)
@@ -108,15 +108,15 @@ class LoadOptions:
     """How a model is opened."""
 
     context_length: int | None = None
-    """Tokens of prompt and reply together; None takes the model's own default."""
+    """Tokens of prompt and reply together; None means the model's default."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None takes one per physical core that this process may use, and
-    one alone for a very small model. MLX chooses its own and refuses a number."""
+    """CPU threads for llama.cpp; None means one per physical core that this process may use, and
+    a single one for a very small model. MLX chooses its own and refuses a number."""
     kv_cache_type: KvCacheType | None = None
-    """How the keys and values of the context are kept; None keeps half precision, or what the model computes in."""
+    """Type of the keys and values of the context; None means half precision, or the type that the model computes in."""
     flash_attention: bool | None = None
-    """Whether llama.cpp uses it; None lets llama.cpp choose, and leaves it off for a model in float32. MLX has one way
-    of its own and refuses a choice."""
+    """Whether llama.cpp uses it; None lets llama.cpp choose, except that it is off for a model in float32. MLX has one
+    kind of attention and refuses a choice."""
     batch_tokens: int = MOST_BATCH_TOKENS
     """Most prompt tokens computed in one pass, and between two chances to cancel."""
 
@@ -138,7 +138,7 @@ def _is_integer(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    """Whether it is a finite number: no text, no truth value, no NaN."""
+    """Whether it is a finite number: not a string, a bool or NaN."""
     return not isinstance(value, bool) and isinstance(value, numbers.Real) and math.isfinite(value)
 
 

@@ -1,7 +1,7 @@
 """Model references: what people write to name a model.
 
 `org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
-each may be followed by `:RECIPE`, also a short one (`:q8_0`, `:mlx`). After a repository of `.gguf` files, the
+each may be followed by `:FORMAT`, also a short one (`:q8_0`, `:mlx`). After a repository of `.gguf` files, the
 format of one of them may follow, also one that localq can't make (`:gguf-iq2_xxs`). Reads the text and checks which
 paths exist; opens nothing.
 """

@@ -1,7 +1,7 @@
 """One reply at a time: callers of a model take turns.
 
-A turn of another thread is waited for. A reply that the same thread left unfinished is ended, since waiting
-for it would never end. Knows no engine: it runs whatever iterator it is given.
+A caller waits for the turn of another thread. A reply that the caller's own thread left unfinished is ended, because
+waiting for it would never end. Knows no engine: a reply is any generator.
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from localq.generation import Chunk
 
 StopCheck = Callable[[], None]
-"""Raises when the reply is no longer wanted; to be called now and then before the first piece."""
-
+"""Raises when the reply is no longer needed; called from time to time before the first piece."""
 
 ReplyStart = Callable[[StopCheck, Callable[[], bool]], Generator["Chunk", None, None]]
-"""Begins a reply; the second argument tells whether it is to end at the next token, as one that was interrupted."""
+"""Begins a reply; the second argument returns whether to end it at the next token, as interrupted."""
 
 
 class Turns:
-    """Whose turn it is."""
+    """Gives the turn to one caller after the other."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -34,22 +33,22 @@ class Turns:
 
     def begin(self, reply: ReplyStream | None = None) -> None:
         """Wait for the turn; ends a reply that this thread left unfinished."""
-        unfinished = self._reply  # another thread may end it meanwhile
+        unfinished = self._reply  # another thread may end it at the same time
         running = unfinished() if unfinished is not None else None
         if running is not None and running.reader is threading.current_thread():
             running.cut_off()
-        del running  # who waits here must not keep alive what another thread drops
+        del running  # while this thread waits, it must not keep alive a reply that another thread drops
         self._lock.acquire()
         self._reply = weakref.ref(reply) if reply is not None else None
 
     def end(self) -> None:
-        """Let the next one have it."""
+        """Give the turn to the next caller."""
         self._reply = None
         self._lock.release()
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """A turn for the time of a `with` block."""
+        """A turn for a `with` block."""
         self.begin()
         try:
             yield
@@ -58,11 +57,11 @@ class Turns:
 
 
 class _NoLongerWanted(Exception):
-    """Raised into a reply that was closed while its prompt was computed."""
+    """Raised in a reply that was closed while its prompt was computed."""
 
 
 def _stop_check(*ends: threading.Event) -> StopCheck:
-    """Not a method of the reply: the running reply would keep itself alive by it when everyone else has dropped it."""
+    """Not a method of the reply: then its generator would refer to it, and it would never be freed when dropped."""
 
     def check() -> None:
         if any(end.is_set() for end in ends):
@@ -72,28 +71,27 @@ def _stop_check(*ends: threading.Event) -> StopCheck:
 
 
 class ReplyStream(Iterator["Chunk"]):
-    """The pieces of a reply. Its turn begins with the first piece and ends with the last one, or with `close`."""
+    """The pieces of a reply. Its turn lasts from the first piece to the last one, or to `close`."""
 
     def __init__(self, turns: Turns, start: ReplyStart) -> None:
         self._turns = turns
         self._start = start
         self._chunks: Generator[Chunk, None, None] | None = None
         self._reading = threading.Lock()
-        """Held by the one that runs the reply, or ends it."""
+        """Held by the thread that reads or ends the reply."""
         self._has_turn = False
         self._over = threading.Event()
-        self._require_wanted = _stop_check(self._over)
         self._stopped = threading.Event()
         self._was_cut_off = False
         self.reader: threading.Thread | None = None
-        """The thread that read last. Not its number, which a later thread may get."""
+        """The thread that read last; not its number, which a later thread may get."""
 
     def __next__(self) -> Chunk:
         try:
             with self._reading:
                 chunk = self._read()
         finally:
-            if self._over.is_set():  # closed by someone who could not wait, or at its end
+            if self._over.is_set():  # at its end, or closed by another thread meanwhile
                 self._end()
         if self._over.is_set():
             raise StopIteration
@@ -102,46 +100,47 @@ class ReplyStream(Iterator["Chunk"]):
     def _read(self) -> Chunk:
         if self._was_cut_off:
             raise EngineError(
-                "this reply was cut off: the same thread asked the model for something else",
+                "this reply was cut off: the same thread used the model for something else",
                 "read a reply to its end, or close it, before the next one",
             )
+        if self._over.is_set():
+            raise StopIteration
+        check = _stop_check(self._over, self._stopped)
         try:
-            self._require_wanted()
             self.reader = threading.current_thread()
-            if not self._has_turn:
+            if self._chunks is None:
                 self._turns.begin(self)
                 self._has_turn = True
-                self._require_wanted()
-                self._chunks = self._start(_stop_check(self._over, self._stopped), self._stopped.is_set)
-            assert self._chunks is not None
+                check()
+                self._chunks = self._start(check, self._stopped.is_set)
             return next(self._chunks)
-        except _NoLongerWanted:
-            raise StopIteration from None
-        except BaseException:
+        except BaseException as error:
             self._over.set()
+            if isinstance(error, _NoLongerWanted):
+                raise StopIteration from None
             raise
 
     def stop(self) -> None:
-        """End the reply at its next token: the last chunk comes, with the statistics. In the prompt, as `close`."""
+        """End the reply at its next token, with a last chunk as usual. During the prompt, the same as `close`."""
         self._stopped.set()
 
     def close(self) -> None:
-        """Stop the engine and give up the turn. Calling it twice is harmless.
+        """Stop the engine and end the turn. Calling it twice is harmless.
 
-        While another thread computes the next piece, that one stops: after the token or the chunk of the prompt that
-        it is at.
+        If another thread is computing the next piece, that thread stops after the current token or the current chunk
+        of the prompt.
         """
         self._over.set()
         self._end()
 
     def cut_off(self) -> None:
-        """As `close`, when the model is wanted for something else; reading on raises EngineError."""
+        """As `close`, when the model is used for something else; reading on raises EngineError."""
         self._was_cut_off = True
         self.close()
 
     def _end(self) -> None:
         if not self._reading.acquire(blocking=False):
-            return  # who reads will end it
+            return  # the thread that reads will end it
         try:
             if self._has_turn:
                 self._has_turn = False

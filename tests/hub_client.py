@@ -1,4 +1,4 @@
-"""What the tests of pulling share: a client that reaches nothing but the hub double, a repository to pull."""
+"""What the tests of pulling share: a client that can reach only the hub double, and a repository to pull."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def server() -> Iterator[HubServer]:
 
 @pytest.fixture
 def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: HubServer) -> Iterator[Path]:
-    """An empty cache folder; the client of this process talks to the double and can reach nothing else."""
+    """An empty cache folder; the client of this process can reach only the double."""
     import huggingface_hub
     from huggingface_hub import constants
 
@@ -104,7 +104,7 @@ def allow_loopback_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def stop_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Point the client to a port of this machine where nobody listens."""
+    """Point the client to a port of this machine on which nothing listens."""
     with socket.socket() as unused:
         unused.bind(("127.0.0.1", 0))
         port = unused.getsockname()[1]

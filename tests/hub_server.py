@@ -1,4 +1,4 @@
-"""A Hugging Face hub on 127.0.0.1: as much of its protocol as downloading a model takes.
+"""A Hugging Face hub on 127.0.0.1: the part of its protocol that downloading a model needs.
 
     with HubServer() as hub:
         repository = hub.add("org/name", {"config.json": b"{}"})
@@ -43,7 +43,7 @@ class Repository:
 
 
 class HubServer:
-    """The double, running from `with` to its end. What it was asked is in `requests`."""
+    """The double; it runs inside `with` and keeps what it was asked in `requests`."""
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
@@ -56,7 +56,7 @@ class HubServer:
         self.cut_after_bytes: int | None = None
         """Send only so many bytes of the next larger file, then break the connection."""
         self.stays_down_after_cut = False
-        """Whether to go on breaking every connection."""
+        """Whether to break every connection from then on."""
         self._is_down = False
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
         self._server.daemon_threads = True
@@ -77,7 +77,7 @@ class HubServer:
         self._server.server_close()
 
     def add(self, repo: str, files: dict[str, bytes] | Path) -> Repository:
-        """Offer a repository with these files, or with those of a folder, at `main`."""
+        """Serve a repository with these files, or with those of a folder, at `main`."""
         if isinstance(files, Path):
             folder = files
             files = {
@@ -87,7 +87,7 @@ class HubServer:
         repository.commit(files)
         return repository
 
-    def mend(self) -> None:
+    def repair(self) -> None:
         """Serve everything from now on."""
         self._is_down = False
         self.cut_after_bytes = None
@@ -160,14 +160,14 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _check_token(self) -> None:
         if self.hub.failing_status is not None:
-            raise _Refused(self.hub.failing_status, "the double was told to fail")
+            raise _Refused(self.hub.failing_status, "the double is set to fail")
         if self._token() is not None and self._token() not in self.hub.tokens:
             raise _Refused(401, "Invalid credentials in Authorization header")
 
     def _commit(self, repo: str, revision: str) -> tuple[Repository, str]:
         repository = self.hub.repositories.get(repo)
         if repository is None or (repository.private and self._token() not in repository.readers):
-            # Without a token the hub does not tell a missing repository from a private one.
+            # Without a token the hub answers the same for a missing repository and for a private one.
             status = 401 if self._token() is None else 404
             raise _Refused(status, "Repository not found", "RepoNotFound" if status == 404 else None)
         commit = repository.references.get(revision, revision)

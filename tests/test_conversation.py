@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from localq import GenerationOptions, LocalqError, Model, load
-from localq.conversation import Conversation, Reply
+from localq.conversation import Conversation, Exchange, Reply
 from localq.errors import ModelNotFoundError, OptionError, PromptTooLongError
 from localq.transcript import (
     Transcript,
@@ -105,6 +105,13 @@ def test_a_reply_cut_by_its_length_goes_on(model: Model) -> None:
     assert conversation.exchanges[-1].reply == uncut
     with pytest.raises(OptionError, match="nothing to continue"):
         conversation.continue_reply()
+
+
+def test_a_reply_stopped_within_a_character_goes_on_with_the_character(model: Model) -> None:
+    ids = model.tokenize("a€")
+    conversation = Conversation(model, options=GenerationOptions(max_tokens=1, logit_bias={ids[-1]: 1000.0}))
+    conversation.exchanges = [Exchange("What?", "a\ufffd", "interrupted", tuple(ids[:-1]))]
+    assert whole(conversation.continue_reply()) == "a€"
 
 
 def test_a_reply_stopped_before_its_first_token_leaves_no_trace(model: Model) -> None:

@@ -1,4 +1,4 @@
-"""What a conversation computes anew: turn by turn, after a question was taken back, and where a template rewrites."""
+"""Which tokens a conversation computes again: in each turn, after an undone question, after a rewriting template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ ONLY_THE_LATEST_IN_FULL = (
     "{{ message.content if loop.last else message.content[:4] }}<|eot_id|>{% endfor %}"
     "<|start_header_id|>assistant<|end_header_id|>\n\n"
 )
-"""Earlier messages are cut short once a later one comes, as templates do with what a model has thought."""
+"""Shortens earlier messages when a later one comes, as templates do with a model's reasoning."""
 
 
 @pytest.fixture(params=FORMS)

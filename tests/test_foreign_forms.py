@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from localq.demo.questions import read_held_out_text
 from localq.errors import ChatTemplateError, CheckpointError, OptionError
 from localq.measure.forms import find_forms
+from localq.measure.quality import EvalSettings, evaluate
+from localq.measure.reports import BenchSettings
+from localq.measure.speed import bench_forms
 from localq.model import Model, load
 from tests.contracts.replies import all_logits
 from tests.foreign_forms import CONTEXT_LENGTH, GGUF_ARCHITECTURES, MLX_CONFIGS, TEMPLATE, write_gguf, write_mlx
@@ -33,7 +38,9 @@ def check_talks(model: Model) -> None:
 
 
 @pytest.mark.parametrize("architecture", GGUF_ARCHITECTURES)
-def test_a_gguf_file_of_any_architecture_runs_with_what_it_brings(architecture: str, tmp_path: Path) -> None:
+def test_a_gguf_file_of_any_architecture_runs_with_its_own_tokenizer_and_template(
+    architecture: str, tmp_path: Path
+) -> None:
     with load(write_gguf(tmp_path / "Some-Model-F32.gguf", architecture)) as model:
         assert (model.name, model.recipe_name) == ("Some-Model-F32", "gguf")
         check_talks(model)
@@ -62,7 +69,7 @@ def test_a_split_model_is_given_by_its_first_part(tmp_path: Path) -> None:
     assert form.artifact_bytes == sum(part.stat().st_size for part in tmp_path.glob("split-*"))
 
 
-def test_a_part_that_is_missing_renamed_or_not_the_first_is_told_by_its_name(tmp_path: Path) -> None:
+def test_a_part_that_is_missing_renamed_or_not_the_first_is_named(tmp_path: Path) -> None:
     first = write_gguf(tmp_path / "split.gguf", "qwen2", tensors_per_part=10)
     second = first.with_name("split-00002-of-00003.gguf")
     with pytest.raises(CheckpointError, match="part 2 of 3") as caught:
@@ -70,7 +77,7 @@ def test_a_part_that_is_missing_renamed_or_not_the_first_is_told_by_its_name(tmp
     assert first.name in caught.value.hint
     renamed = tmp_path / "renamed.gguf"
     renamed.write_bytes(first.read_bytes())
-    with pytest.raises(CheckpointError, match="not named so"):
+    with pytest.raises(CheckpointError, match="its name does not say so"):
         load(renamed)
     content = second.read_bytes()
     second.write_bytes(content[:-1])
@@ -86,12 +93,12 @@ def test_a_part_that_is_missing_renamed_or_not_the_first_is_told_by_its_name(tmp
     [
         ({"general.type": "adapter"}, "a LoRA adapter"),
         ({"general.type": "imatrix"}, "an importance matrix"),
-        ({"general.type": "mmproj"}, "sees pictures"),
+        ({"general.type": "mmproj"}, "reads pictures"),
         ({"general.type": "future"}, "of the type 'future'"),
         ({"llama.attention.causal": False}, "token by token"),
     ],
 )
-def test_a_gguf_file_that_is_no_model_to_talk_to_is_refused_with_what_it_is(
+def test_a_gguf_file_that_does_not_generate_text_is_refused_with_what_it_is(
     metadata: dict[str, str], words: str, tmp_path: Path
 ) -> None:
     path = write_gguf(tmp_path / "model.gguf", "llama", metadata)
@@ -106,7 +113,7 @@ def test_a_truncated_gguf_file_is_refused(length: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"model\.gguf is (damaged|cut off)") as caught:
         load(path)
-    assert "\n" not in caught.value.message and caught.value.hint == "fetch the file again"
+    assert "\n" not in caught.value.message and caught.value.hint == "download the file again"
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -> None:
@@ -151,7 +158,9 @@ def test_a_gguf_file_without_a_chat_template_continues_text(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("bits", [None, 4])
 @pytest.mark.parametrize("model_type", MLX_CONFIGS)
-def test_an_mlx_folder_of_any_model_runs_with_what_it_brings(model_type: str, bits: int | None, tmp_path: Path) -> None:
+def test_an_mlx_folder_of_any_model_runs_with_its_own_tokenizer_and_template(
+    model_type: str, bits: int | None, tmp_path: Path
+) -> None:
     pytest.importorskip("mlx_lm")
     folder = write_mlx(tmp_path / "Some-Model", model_type, bits)
     with load(folder) as model:
@@ -159,3 +168,20 @@ def test_an_mlx_folder_of_any_model_runs_with_what_it_brings(model_type: str, bi
         check_talks(model)
     with pytest.raises(OptionError, match=str(CONTEXT_LENGTH)):
         load(folder, context_length=CONTEXT_LENGTH + 1)
+
+
+@pytest.mark.parametrize("bits", [None, 4])
+def test_an_mlx_folder_whose_text_config_is_null_runs_and_is_measured(bits: int | None, tmp_path: Path) -> None:
+    pytest.importorskip("mlx_lm")
+    folder = write_mlx(tmp_path / "Some-Model", "qwen2", bits)
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "text_config": None}))
+    with load(folder) as model:
+        check_talks(model)
+    settings = BenchSettings(prompt_tokens=(4,), generated_tokens=(4,), repetitions=1)
+    (speed,) = bench_forms(find_forms([str(folder)]), settings).results
+    assert [test.tokens_per_second.median > 0 for test in speed.tests] == [True, True]
+    text = tmp_path / "text.txt"
+    text.write_text(read_held_out_text(), encoding="utf-8")
+    report = evaluate([str(folder)], EvalSettings(str(folder), text, window_tokens=32, most_windows=1), tmp_path)
+    assert report.results[0].mean_kl_divergence == 0

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 import localq.generation
 from localq.engines.base import PrefillProgress
-from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.generation import Completion, GenerationStatistics, TextRules, complete, stream
 from localq.options import GenerationOptions
+from tests.scripted_engine import ScriptedEngine
 
 END = 0
 PROMPT = list(b"question")
@@ -65,7 +65,7 @@ def test_an_end_token_stops_the_reply_and_is_generated_but_not_text() -> None:
     assert reply.statistics.generated_tokens == 4
 
 
-def test_an_end_token_with_bytes_of_its_own_is_not_text_either() -> None:
+def test_an_end_token_that_has_bytes_is_not_text_either() -> None:
     rules = TextRules(ByteTokenizer(), frozenset(b"!"))
     assert reply_to("yes! and more", rules=rules).text == "yes"
 
@@ -106,7 +106,7 @@ def test_one_leading_space_is_dropped_where_the_rules_say_so(strip: bool, text: 
     assert reply_to(" hello you\0", rules=rules).text == text
 
 
-def test_chunks_bring_one_token_each_and_the_last_one_the_outcome() -> None:
+def test_chunks_have_one_token_each_and_the_last_one_has_the_result() -> None:
     engine = ScriptedEngine([b"abc\0"])
     *pieces, last = stream(engine, RULES, PROMPT, GenerationOptions())
     assert [piece.token_ids for piece in pieces] == [(97,), (98,), (99,), (END,)]
@@ -134,7 +134,7 @@ def test_an_empty_prompt_is_refused() -> None:
         complete(ScriptedEngine([b"x"]), RULES, [], GenerationOptions())
 
 
-def test_nothing_is_computed_before_the_first_chunk_is_asked_for() -> None:
+def test_nothing_is_computed_before_the_first_chunk_is_requested() -> None:
     engine = ScriptedEngine([b"x"])
     chunks = stream(engine, RULES, PROMPT, GenerationOptions())
     assert engine.prompts == []
@@ -177,7 +177,7 @@ def test_logprobs_are_those_of_the_softmax_of_the_logits() -> None:
 
 
 @pytest.mark.parametrize(("count", "told"), [(0, 0), (1, 1), (256, 256), (10**9, 256)])
-def test_as_many_alternatives_are_told_as_are_asked_for_and_there_are(count: int, told: int) -> None:
+def test_the_number_of_alternatives_is_the_requested_one_or_the_whole_vocabulary(count: int, told: int) -> None:
     for chunk in stream(UnevenEngine([b"a"]), RULES, PROMPT, GenerationOptions(logprobs=count)):
         assert (chunk.logprobs is None) == (chunk.token_ids == ())
         if chunk.logprobs is not None:
@@ -185,7 +185,7 @@ def test_as_many_alternatives_are_told_as_are_asked_for_and_there_are(count: int
             assert sum(math.exp(value) for _, value in chunk.logprobs.top) <= 1 + 1e-9
 
 
-def test_without_logprobs_none_are_told_and_no_logits_are_read() -> None:
+def test_without_logprobs_none_are_given_and_no_logits_are_read() -> None:
     class Unreadable(ScriptedEngine):
         def logits(self) -> NDArray[np.float32]:
             raise AssertionError
@@ -202,7 +202,7 @@ def test_a_bias_that_does_not_fit_is_refused_before_the_prompt_is_computed() -> 
 
 
 class WatchedEngine(ScriptedEngine):
-    """Says when its generator was closed."""
+    """Records when its generator was closed."""
 
     closed_after: int | None = None
 
@@ -244,7 +244,7 @@ def test_statistics_count_the_prompt_and_what_came_from_the_cache() -> None:
 
 
 class Clock:
-    """A clock that moves only when told."""
+    """A clock that shows `seconds`, which tests set."""
 
     def __init__(self) -> None:
         self.seconds = 100.0

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from localq.errors import CheckpointError
-from localq.json_files import read_json
+from localq.json_files import read_config, read_json, text_config
 
 
 def test_half_a_character_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> None:
@@ -18,3 +20,22 @@ def test_half_a_character_is_refused_and_a_whole_one_is_read(tmp_path: Path) -> 
         file.write_text(half)
         with pytest.raises(CheckpointError, match="config.json can't be read as JSON"):
             read_json(file)
+
+
+@pytest.mark.parametrize(
+    ("config", "merged"),
+    [
+        ({"vocab_size": 7}, {"vocab_size": 7}),
+        ({"vocab_size": 7, "text_config": None}, {"vocab_size": 7, "text_config": None}),
+        ({"vocab_size": 7, "text_config": []}, {"vocab_size": 7, "text_config": []}),
+        (
+            {"vocab_size": 7, "head_dim": 8, "text_config": {"vocab_size": 9}},
+            {"vocab_size": 9, "head_dim": 8, "text_config": {"vocab_size": 9}},
+        ),
+    ],
+)
+def test_the_keys_of_a_text_config_come_first_and_null_is_none(
+    tmp_path: Path, config: dict[str, Any], merged: dict[str, Any]
+) -> None:
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert read_config(tmp_path) == text_config(config) == merged

@@ -1,4 +1,4 @@
-"""llama.cpp is made to log by asking it for a model file that is not there."""
+"""llama.cpp logs because it is given a model file that does not exist."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_log_is_collected_and_not_shown(capfd: pytest.CaptureFixture[str]) -
     assert capfd.readouterr() == ("", "")
 
 
-def test_the_callback_that_was_there_before_is_put_back(capfd: pytest.CaptureFixture[str]) -> None:
+def test_the_earlier_callback_is_restored(capfd: pytest.CaptureFixture[str]) -> None:
     before = current_callback()
     with pytest.raises(ZeroDivisionError), captured_llama_log() as log:
         assert current_callback() != before
@@ -66,7 +66,7 @@ def test_the_callback_that_was_there_before_is_put_back(capfd: pytest.CaptureFix
     assert "/absent/after.gguf" in capfd.readouterr().err
 
 
-def test_an_outer_capture_sees_what_an_inner_one_sees() -> None:
+def test_an_outer_capture_gets_what_an_inner_one_gets() -> None:
     with captured_llama_log() as outer:
         with captured_llama_log() as inner:
             make_it_log("inner")
@@ -137,7 +137,7 @@ def test_an_interruption_ends_the_innermost_capture() -> None:
     assert "later.gguf" in "".join(outer)
 
 
-def test_other_exceptions_that_nobody_can_catch_go_to_the_hook_of_before(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_exceptions_that_nobody_can_catch_go_to_the_earlier_hook(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[BaseException | None] = []
     hook = lambda unraisable: seen.append(unraisable.exc_value)  # noqa: E731 (compared by identity below)
     monkeypatch.setattr(sys, "unraisablehook", hook)

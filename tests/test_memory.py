@@ -1,4 +1,4 @@
-"""What is told of memory before a model is loaded, against the runtimes' own figures."""
+"""The predicted memory of a model against the runtimes' own figures."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def set_free_memory(monkeypatch: pytest.MonkeyPatch, free_bytes: int) -> None:
 
 @pytest.mark.parametrize("name", ["llama-3", "llama-odd", "phi-2", "phi-3.5", "phi-3.5-moe"])
 @pytest.mark.parametrize("recipe", ["gguf-q8_0", "gguf-f32", "mlx-4bit", "mlx-bf16"])
-def test_a_form_that_is_made_takes_what_its_plan_told(name: str, recipe: str, tmp_path: Path) -> None:
+def test_an_artifact_takes_the_memory_that_its_plan_predicted(name: str, recipe: str, tmp_path: Path) -> None:
     checkpoint = open_checkpoint(write_checkpoint(tmp_path / "model", name), "model")
     told = memory_use(plan_recipe(checkpoint, parse_recipe(recipe)), checkpoint.config)
     (artifact,) = convert(checkpoint.folder, recipe, models_dir=tmp_path / "models")
@@ -46,14 +46,14 @@ def test_a_foreign_files_context_takes_what_llama_cpp_reserves_for_it(architectu
     path = write_gguf(tmp_path / "model.gguf", architecture, {"general.file_type": 1})
     use = gguf_file_memory(read_model_header(path))
     few, many = (reserved_bytes(path, LoadOptions(length)) for length in (65536, 131072))
-    # The log rounds each buffer to a hundredth of a MiB; a mask for a window comes beside the one for all tokens.
+    # The log rounds each buffer to 0.01 MiB; there may be a mask for a window besides the one for all tokens.
     masks = 2 if architecture == "gemma2" else 1
     assert many - few == pytest.approx((use.context_bytes_per_token + (masks - 1) * 1024) * 65536, abs=80_000)
 
 
 def test_a_model_without_attention_takes_nothing_for_its_context(tmp_path: Path) -> None:
     use = gguf_file_memory(read_model_header(write_gguf(tmp_path / "model.gguf", "mamba", {"general.file_type": 1})))
-    assert use.context_bytes_per_token == 512 * 2  # the mask of a chunk, which is not known to be missing
+    assert use.context_bytes_per_token == 512 * 2  # the mask of a chunk: the header does not state that it has none
 
 
 @pytest.mark.parametrize("kv_cache_type", get_args(KvCacheType))
@@ -72,11 +72,11 @@ def test_quantized_keys_and_values_take_less(kv_cache_type: KvCacheType, tmp_pat
 
 
 def reserved_bytes(path: Path, options: LoadOptions) -> float:
-    """What llama.cpp says of the buffers that it makes for a context."""
+    """The sizes of the buffers for a context, from llama.cpp's log."""
     from localq.engines.llamacpp import open_engine
 
     with captured_llama_log() as log:
-        open_engine(path, options, default_context_length=512).close()
+        open_engine(path, options, options.context_length or 512).close()
     sizes = re.findall(r"(?:KV|compute) buffer size = +([\d.]+) MiB", "".join(log))
     assert len(sizes) >= 2
     return sum(map(float, sizes)) * 2**20

@@ -63,7 +63,7 @@ def test_both_formats_compute_the_same_logits(name: str, context_length: int, tm
     for form in ("mlx-f32", "gguf-f32"):
         with load(f"{folder}:{form}", context_length=context_length, models_dir=tmp_path / "models") as model:
             logits.append(all_logits(model.engine, tokens))
-    # ggml's GELU, which Phi has and the others have not, is a table of 16-bit floats.
+    # ggml's GELU, which only Phi uses, is a table of 16-bit floats.
     assert mean_kl_divergence(*logits) < (1e-7 if CONFIGS[name]["model_type"] == "phi" else 1e-9)
 
 
@@ -136,7 +136,7 @@ def test_stream_that_is_closed_early_leaves_the_model_usable(form: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_reply_left_unfinished_gives_way_to_the_next_one(form: str) -> None:
+def test_an_unfinished_reply_is_ended_by_the_next_one(form: str) -> None:
     with load(f"toy-llama:{form}") as model:
         unfinished = model.stream(QUESTION)
         next(unfinished)
@@ -148,10 +148,10 @@ def test_reply_left_unfinished_gives_way_to_the_next_one(form: str) -> None:
         assert "".join(chunk.text for chunk in model.stream(QUESTION)) == ANSWER
         last = model.stream(QUESTION)
         next(last)
-    # leaving the `with` block ended the last one, too: nothing hangs
+    # leaving the `with` block ended the last one too: nothing hangs
 
 
-def test_unquantized_mlx_folder_from_elsewhere_is_opened_as_it_is(tmp_path: Path) -> None:
+def test_an_unquantized_mlx_folder_of_another_program_is_opened_as_it_is(tmp_path: Path) -> None:
     (made,) = localq.convert("toy-llama", ["mlx-bf16"], models_dir=tmp_path / "models")
     folder = tmp_path / "mlx-community-toy"
     shutil.copytree(made.path, folder)
@@ -287,7 +287,7 @@ def test_wrong_use_raises_errors_of_the_tree(tmp_path: Path) -> None:
     assert issubclass(OptionError, localq.LocalqError)
 
 
-def test_form_of_a_platform_without_its_backend_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_format_whose_backend_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     from localq import backends
     from localq.errors import BackendUnavailableError
 

@@ -64,7 +64,7 @@ REFUSED: list[tuple[type, str, Any]] = [
 
 
 @pytest.mark.parametrize(("options", "name", "value"), ACCEPTED)
-def test_values_up_to_the_limit_are_taken(options: type, name: str, value: Any) -> None:
+def test_values_up_to_the_limit_are_accepted(options: type, name: str, value: Any) -> None:
     assert getattr(options(**{name: value}), name) == value
 
 

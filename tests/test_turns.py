@@ -1,4 +1,4 @@
-"""Whose turn it is, with replies that are dropped, broken off, handed over and closed from elsewhere."""
+"""Turns of replies that are dropped, interrupted, continued by another thread, or closed by another thread."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ SECONDS = 10.0  # until a test that hangs fails
 
 
 class Replies:
-    """Replies of numbers, and what became of each."""
+    """Replies that consist of numbers, and the names of those that ended."""
 
     def __init__(self, length: int = 5) -> None:
         self.turns = Turns()
@@ -48,7 +48,7 @@ class Replies:
 
 
 def in_thread(work: Callable[[], Any]) -> Any:
-    """What `work` returns or raises in a thread of its own, which must end."""
+    """What `work` returns or raises in another thread, which must end."""
     outcome: list[Any] = []
 
     def run() -> None:
@@ -69,7 +69,7 @@ def replies() -> Replies:
     return Replies()
 
 
-def test_a_reply_that_is_dropped_gives_its_turn_up(replies: Replies) -> None:
+def test_a_dropped_reply_ends_its_turn(replies: Replies) -> None:
     reply = replies.new()
     next(reply)
     del reply
@@ -77,7 +77,7 @@ def test_a_reply_that_is_dropped_gives_its_turn_up(replies: Replies) -> None:
     assert replies.is_free()
 
 
-def test_a_reply_that_is_dropped_while_another_thread_waits_gives_its_turn_up(replies: Replies) -> None:
+def test_a_reply_that_is_dropped_while_another_thread_waits_ends_its_turn(replies: Replies) -> None:
     reply = replies.new()
     next(reply)
     done = threading.Event()
@@ -97,7 +97,7 @@ def test_a_reply_that_was_never_read_has_no_turn(replies: Replies) -> None:
     assert replies.is_free()
 
 
-def test_an_error_of_the_reader_gives_the_turn_up(replies: Replies) -> None:
+def test_an_error_of_the_reader_ends_the_turn(replies: Replies) -> None:
     with pytest.raises(ZeroDivisionError), replies.new() as reply:
         for number in reply:
             1 / number  # type: ignore[operator]
@@ -105,7 +105,7 @@ def test_an_error_of_the_reader_gives_the_turn_up(replies: Replies) -> None:
     assert replies.is_free()
 
 
-def test_an_error_of_the_reply_gives_the_turn_up_and_comes_through(replies: Replies) -> None:
+def test_an_error_of_the_reply_ends_the_turn_and_is_raised(replies: Replies) -> None:
     def failing(check: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[Any]:
         yield 1
         raise EngineError("no memory")
@@ -118,7 +118,7 @@ def test_an_error_of_the_reply_gives_the_turn_up_and_comes_through(replies: Repl
     assert replies.is_free()
 
 
-def test_ctrl_c_while_a_token_is_computed_gives_the_turn_up(replies: Replies) -> None:
+def test_ctrl_c_while_a_token_is_computed_ends_the_turn(replies: Replies) -> None:
     def interrupted(check: Callable[[], None], is_stopped: Callable[[], bool]) -> Iterator[Any]:
         yield 1
         raise KeyboardInterrupt
@@ -145,6 +145,20 @@ def test_closing_from_another_thread_ends_a_reply_that_is_being_computed(replies
     assert replies.is_free()
 
 
+def test_stopping_a_reply_while_its_prompt_is_computed_ends_its_turn(replies: Replies) -> None:
+    replies.gate.clear()
+    reply = replies.new()
+    read: list[Any] = []
+    reader = threading.Thread(target=lambda: read.extend(reply), daemon=True)
+    reader.start()
+    assert replies.reached.wait(SECONDS)
+    reply.stop()
+    replies.gate.set()
+    reader.join(SECONDS)
+    assert (read, replies.ended) == ([], ["reply"])
+    assert replies.is_free()
+
+
 def test_closing_a_reply_that_waits_for_its_turn_takes_it_out_of_the_queue(replies: Replies) -> None:
     first = replies.new("first")
     next(first)
@@ -167,7 +181,7 @@ def test_a_reply_may_be_read_on_by_another_thread(replies: Replies) -> None:
     assert replies.is_free()
 
 
-def test_who_took_a_reply_over_may_ask_for_another_one(replies: Replies) -> None:
+def test_a_thread_that_continued_a_reply_may_begin_another_one(replies: Replies) -> None:
     reply = replies.new()
     next(reply)
 
@@ -180,7 +194,7 @@ def test_who_took_a_reply_over_may_ask_for_another_one(replies: Replies) -> None
         next(reply)
 
 
-def test_who_gave_a_reply_away_waits_for_it(replies: Replies) -> None:
+def test_a_thread_waits_for_a_reply_that_another_thread_continued(replies: Replies) -> None:
     reply = replies.new()
     next(reply)
     assert in_thread(lambda: next(reply)) == 1
@@ -206,7 +220,7 @@ def test_two_threads_that_read_one_reply_share_its_pieces(replies: Replies) -> N
     assert replies.is_free()
 
 
-def test_many_threads_that_read_drop_close_and_fail_leave_it_free(replies: Replies) -> None:
+def test_after_many_threads_read_drop_close_and_fail_the_turn_is_free(replies: Replies) -> None:
     errors: list[BaseException] = []
 
     def work(seed: int) -> None:

@@ -1,6 +1,6 @@
-"""Checkpoints that are quantized already, read as if they were not: each weight one tensor of floats.
+"""Checkpoints that are quantized already, read as if they were not: each weight is one tensor of floats.
 
-Knows which method is which, and leaves the rest to `localq.checkpoint.quantized`. Knows no family.
+Chooses the method; the methods are in `localq.checkpoint.quantized`. Knows no family.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from localq.checkpoint.quantized.bitsandbytes import bitsandbytes_name, bitsandb
 from localq.checkpoint.quantized.compressed_tensors import compressed_name, compressed_weights
 from localq.checkpoint.quantized.fp8 import fp8_name, fp8_weights, modelopt_name, modelopt_weights
 from localq.checkpoint.quantized.gptq import gptq_name, gptq_weights
-from localq.checkpoint.quantized.parts import TAKE_THE_ORIGINAL, QuantizedTensor, StoredParts, opened
-from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightTensor
+from localq.checkpoint.quantized.parts import TAKE_THE_ORIGINAL, QuantizedTensor, StoredParts
+from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightTensor, opened
 from localq.errors import CheckpointError, UnsupportedModelError
 
 
@@ -46,17 +46,18 @@ def require_known_method(quantization: Mapping[str, Any]) -> None:
     """Raise UnsupportedModelError for a method that localq does not read, before the weights are here."""
     if _method_of(quantization) not in _METHODS:
         raise UnsupportedModelError(
-            f"the checkpoint is already quantized ({quantization_name(quantization)})", TAKE_THE_ORIGINAL
+            f"the checkpoint is already quantized ({quantization_name(quantization)}), which localq does not read",
+            TAKE_THE_ORIGINAL,
         )
 
 
 def dequantized(
     tensors: Mapping[str, WeightTensor], quantization: Mapping[str, Any], dtype: str
 ) -> dict[str, WeightTensor]:
-    """The tensors of a checkpoint with each quantized weight and its companions as one `X.weight` of floats.
+    """The tensors of a checkpoint, where each quantized weight and its scales are one `X.weight` of floats.
 
     `quantization` is config.json's `quantization_config`, or `quantization` of an MLX folder. `dtype`, one of
-    `FLOAT_DTYPES`, is what weights are rounded to where the method does not say it. The others stay as they are;
+    `FLOAT_DTYPES`, is what weights are rounded to where their method stores no dtype. Other tensors stay as they are;
     scales of activations are left out. Reads headers, and the quantization states of bitsandbytes.
 
     Raises UnsupportedModelError for a method that localq does not read, CheckpointError for missing or damaged parts.
@@ -68,16 +69,18 @@ def dequantized(
     result = dict(stored.rest)
     for weight in weights:
         if weight.name in result:
-            raise CheckpointError(f"the checkpoint has {weight.name} twice, quantized and not", "download it again")
+            raise CheckpointError(
+                f"the checkpoint has {weight.name} twice, quantized and unquantized", "download it again"
+            )
         result[weight.name] = weight
     return result
 
 
 def without_empty_biases(tensors: Mapping[str, WeightTensor], expected: Collection[str]) -> dict[str, WeightTensor]:
-    """Leave out biases of quantized weights that are not `expected` by name and are zeros throughout.
+    """Leave out biases of quantized weights that are all zeros and whose names are not `expected`.
 
-    AutoGPTQ stored one with every weight, whether the model has biases or not (AutoGPTQ issue 555). One that holds
-    anything else stays, to be refused. Raises CheckpointError where a file can't be read.
+    AutoGPTQ stored one with every weight, also for models without biases (AutoGPTQ issue 555). A bias with other
+    values stays, and is refused later. Raises CheckpointError where a file can't be read.
     """
     biases: list[StoredTensor] = []
     for name, weight in tensors.items():
@@ -96,7 +99,7 @@ def without_empty_biases(tensors: Mapping[str, WeightTensor], expected: Collecti
 
 
 def _method_of(quantization: Mapping[str, Any]) -> str:
-    """bitsandbytes' first checkpoints don't name it; MLX never names itself."""
+    """The first checkpoints of bitsandbytes do not name it; MLX never names itself."""
     method = quantization.get("quant_method")
     if method is None:
         return "bitsandbytes" if {"load_in_4bit", "load_in_8bit"} & set(quantization) else "MLX"

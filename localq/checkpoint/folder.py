@@ -1,20 +1,27 @@
-"""A checkpoint folder in Hugging Face format: read, checked and normalised. Loads no weights."""
+"""A checkpoint folder in Hugging Face format: read and checked, its tensors brought to one shape. Loads no weights."""
 
 from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.dequantize import dequantized, require_known_method, without_empty_biases
-from localq.checkpoint.faults import tensor_faults
-from localq.checkpoint.tensors import StackedTensor, WeightFiles, WeightTensor, row_ranges, to_float32
+from localq.checkpoint.tensors import (
+    FLOAT_DTYPE_OF,
+    FLOAT_DTYPES,
+    StackedTensor,
+    WeightTensor,
+    opened,
+    row_ranges,
+    to_float32,
+)
 from localq.checkpoint.weights import Weights, find_weights
-from localq.errors import CheckpointError
-from localq.families.base import Family, TensorLayout
+from localq.errors import CheckpointError, UnsupportedModelError
+from localq.families.base import Family, TensorLayout, is_rotary_table
 from localq.families.config import ModelConfig, parse_config
 from localq.families.table import family_of
 from localq.json_files import read_json
@@ -29,9 +36,9 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
-"""What an artifact takes over unchanged, so that it needs nothing else."""
+"""What is copied into an artifact unchanged, so that it needs no other folder."""
 
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_OTHER_MODEL = "config.json and weights are of different models: download both again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +46,19 @@ class Checkpoint:
     """Someone else's weights, read-only."""
 
     name: str
-    """As shown to people: `org/name`, a built-in's name, or the folder's."""
+    """For people: `org/name`, or the name of a built-in or of the folder."""
     revision: str
-    """The hub's commit; of a plain folder, a hash over its files' names, sizes and times."""
+    """The hub's commit; for a plain folder see `fingerprint`."""
     folder: Path
     config: ModelConfig
     family: Family
     weights: Weights
     layouts: tuple[TensorLayout, ...]
-    """Every tensor that will be converted; all are present, with these shapes."""
+    """Every tensor that is converted; all are there, with these shapes."""
 
     @property
     def parameters(self) -> int:
-        """Number of weights."""
+        """Number of weights, as in "3.8 billion parameters"."""
         return sum(math.prod(layout.shape) for layout in self.layouts)
 
     def tensor(self, layout: TensorLayout) -> WeightTensor:
@@ -59,7 +66,7 @@ class Checkpoint:
         return self.weights.tensors[layout.name]
 
     def tokenizer_files(self) -> list[Path]:
-        """Tokenizer, template and generation settings that the folder has."""
+        """The files of tokenizer, template and generation settings that the folder has."""
         return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
 
 
@@ -72,7 +79,7 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
     if not has_tokenizer({file.name for file in folder.iterdir() if file.is_file()}):
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
-            f"download it from the model's page; {', '.join(TOKENIZER_SOURCES[1:])} would do as well",
+            f"download it from the model's page, or else one of {', '.join(TOKENIZER_SOURCES[1:])}",
         )
     contents = read_contents(folder, config, family)
     tensors = contents.weights.tensors
@@ -85,13 +92,13 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What a folder has and what its config asks for, before the two are compared (`tensor_faults`)."""
+    """The tensors that a folder has and those that its config needs, before they are compared (`tensor_faults`)."""
 
     weights: Weights
-    """Those that are stored quantized come as floats."""
+    """Weights that are stored quantized are read as floats."""
     layouts: tuple[TensorLayout, ...]
     config: ModelConfig
-    """As the weights show it: not tied where there is an output layer of its own."""
+    """As in config.json, but not tied where the weights have a separate output layer."""
 
 
 def read_contents(folder: Path, config: ModelConfig, family: Family) -> Contents:
@@ -99,8 +106,8 @@ def read_contents(folder: Path, config: ModelConfig, family: Family) -> Contents
     weights = find_weights(folder)
     if config.layer_count > len(weights.tensors):
         raise CheckpointError(
-            f"config.json asks for {config.layer_count} layers; the weights are {len(weights.tensors)} tensors",
-            "config.json and weights are of different models: download both again",
+            f"config.json says {config.layer_count} layers; the weights are only {len(weights.tensors)} tensors",
+            _OTHER_MODEL,
         )
     expected = {name for layout in family.tensors(config) for name in layout.sources}
     tensors = _with_prefix(weights.tensors, expected)
@@ -117,32 +124,28 @@ _PREFIX, _EMBEDDING, _OUTPUT = "model.", "model.embed_tokens.weight", "lm_head.w
 
 
 def _with_prefix(tensors: Mapping[str, WeightTensor], expected: set[str]) -> Mapping[str, WeightTensor]:
-    """A model that was saved without its output layer, as LlamaModel, has the names without `model.` in front."""
+    """A model that was saved as LlamaModel, without its output layer, has names that do not start with `model.`."""
     if _EMBEDDING in tensors or _EMBEDDING.removeprefix(_PREFIX) not in tensors:
         return tensors
     return {name if name in expected else _PREFIX + name: tensor for name, tensor in tensors.items()}
 
 
 def _has_own_output_layer(tensors: Mapping[str, WeightTensor]) -> bool:
-    """Whether there is an output layer that is not the embedding once more, although the config ties the two.
+    """Whether there is an output layer that differs from the embedding, although the config ties the two.
 
-    Fine-tunes that trained it have one. transformers takes it then, and so does llama.cpp's converter.
+    Fine-tunes that trained it have one. transformers and llama.cpp's converter use it then.
     """
     import numpy as np
 
     embedding, output = tensors.get(_EMBEDDING), tensors.get(_OUTPUT)
     if embedding is None or output is None or embedding.shape != output.shape or len(output.shape) != 2:
         return output is not None and embedding is not None
-    files = WeightFiles()
-    files.open({*embedding.files, *output.files})
-    try:
+    with opened((embedding, output)) as files:
         for start, stop in row_ranges(*output.shape):
             first, second = (to_float32(tensor.read_rows(files, start, stop)) for tensor in (embedding, output))
             if not np.array_equal(first, second):
                 return True
-        return False
-    finally:
-        files.close()
+    return False
 
 
 def _tensor(layout: TensorLayout, tensors: Mapping[str, WeightTensor]) -> WeightTensor:
@@ -152,7 +155,7 @@ def _tensor(layout: TensorLayout, tensors: Mapping[str, WeightTensor]) -> Weight
 
 
 def read_config(folder: Path) -> tuple[ModelConfig, Family]:
-    """What `config.json` says, and who converts it: enough to refuse a checkpoint before its weights are here.
+    """`config.json` and the family that converts it: enough to refuse a checkpoint before its weights are downloaded.
 
     Raises CheckpointError or UnsupportedModelError.
     """
@@ -164,8 +167,44 @@ def read_config(folder: Path) -> tuple[ModelConfig, Family]:
     return config, family
 
 
+def tensor_faults(
+    tensors: Mapping[str, WeightTensor], layouts: Sequence[TensorLayout], config: ModelConfig
+) -> Iterator[CheckpointError]:
+    """Every difference between the tensors that are there and those that the config needs."""
+    for layout in layouts:
+        shape = layout.shape[1:] if layout.parts else layout.shape
+        for name in layout.sources:
+            yield from _faults_of(name, tensors.get(name), shape)
+    expected = {name for layout in layouts for name in layout.sources}
+    for name in tensors:
+        tied_head = name == "lm_head.weight" and config.tied_embeddings  # a copy of the embedding
+        if name not in expected and not is_rotary_table(name) and not tied_head:
+            yield CheckpointError(
+                f"tensor {name} is not part of a {config.architecture}",
+                "is it an adapter, or a model for more than text? localq converts text-only models",
+            )
+
+
+def _faults_of(name: str, tensor: WeightTensor | None, shape: tuple[int, ...]) -> Iterator[CheckpointError]:
+    if tensor is None:
+        yield CheckpointError(f"the checkpoint has no tensor {name}", _missing_hint(name))
+    elif tensor.shape != shape:
+        yield CheckpointError(f"tensor {name} has shape {tensor.shape}; config.json needs {shape}", _OTHER_MODEL)
+    elif tensor.dtype not in FLOAT_DTYPES:
+        yield UnsupportedModelError(
+            f"tensor {name} is of dtype {tensor.dtype}",
+            f"localq converts {', '.join(FLOAT_DTYPES)}: take the unquantized checkpoint",
+        )
+
+
+def _missing_hint(name: str) -> str:
+    if name == "lm_head.weight":
+        return 'if the output layer shares the embedding, config.json must say "tie_word_embeddings": true'
+    return "the checkpoint is incomplete: download it again"
+
+
 def fingerprint(folder: Path, weights: Weights) -> str:
-    """A hash that changes when the folder's files do: names, sizes and modification times, no contents.
+    """A hash over the names, sizes and modification times of the folder's files, without their contents.
 
     40 hexadecimal digits, as long as a commit of the hub.
     """
@@ -179,7 +218,7 @@ def fingerprint(folder: Path, weights: Weights) -> str:
 
 
 def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    """How the weights are stored quantized; None where they are not.
+    """How the weights are quantized; None where they are not.
 
     Raises UnsupportedModelError for a method that localq does not read.
     """
@@ -196,5 +235,5 @@ def _quantization(raw: Mapping[str, Any]) -> Mapping[str, Any] | None:
 
 
 def _dtype(raw: Mapping[str, Any]) -> str:
-    """What quantized weights are rounded to where they don't say it themselves; bfloat16 where the config is silent."""
-    return _DTYPES.get(str(raw.get("torch_dtype") or raw.get("dtype")), "BF16")
+    """What quantized weights are rounded to where they store no dtype; bfloat16 where the config has none either."""
+    return FLOAT_DTYPE_OF.get(str(raw.get("torch_dtype") or raw.get("dtype")), "BF16")

@@ -1,74 +1,68 @@
-"""Checkpoints from the Hugging Face hub, kept in the cache that other tools share.
+"""Checkpoints and `.gguf` files from the Hugging Face hub, kept in the cache that other tools share.
 
-The only importer of huggingface_hub, which does the transfers and honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT,
-HF_TOKEN and HF_HUB_OFFLINE. Knows how files travel and where they lie; which ones are needed is said in
-`hub_files`, what a failure means in `hub_errors`. The folders of the cache (`snapshots/<commit>`,
-`refs/<revision>`, `blobs/<etag>`) are described in huggingface_hub's guide "Understand caching".
+huggingface_hub does the transfers and honours HF_HOME, HF_HUB_CACHE, HF_ENDPOINT, HF_TOKEN and HF_HUB_OFFLINE.
+`hub_files` says which files are needed, `hub_errors` what a failure means. huggingface_hub's guide "Understand
+caching" describes the cache: `snapshots/<commit>`, `refs/<revision>`, `blobs/<etag>`.
+
+Files come one after the other, in this thread, through `hf_hub_download`. `snapshot_download` would wait after Ctrl-C
+until the files that its threads have begun are complete. A large file (xet) is fetched in parallel anyway.
+What is in the cache is found without the client: importing it takes a third of a second.
 """
 
 from __future__ import annotations
 
-import errno
 import logging
 import re
+import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from localq.checkpoint.hub_errors import Failure, FailureKind, as_localq_error
-from localq.checkpoint.hub_files import has_weights, is_complete, needed_names, weight_format
-from localq.checkpoint.hub_gguf import choose_form, exact_form
-from localq.checkpoint.hub_progress import byte_counter, ignore_bytes
-from localq.checkpoint.hub_repository import RemoteFile, Repository
+from localq.checkpoint.hub_errors import as_localq_error, is_outage
+from localq.checkpoint.hub_files import (
+    choose_form,
+    exact_form,
+    is_complete,
+    needed_names,
+    require_checkpoint,
+    weight_format,
+)
 from localq.errors import DownloadError, LocalqError
 
 DownloadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
 the thread that pulls. Raising from it cancels the download."""
-FolderCheck = Callable[[Path], object]
+FolderCheck = Callable[[Path, bool], object]
+"""Called with a snapshot's folder and whether its owner gave the repository the tag `mlx`."""
 
 _DEFAULT_REVISION = "main"
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """A checkpoint folder in the Hugging Face cache."""
+def find_snapshot(repo: str, revision: str | None = None) -> Path | None:
+    """The folder of a checkpoint if the cache has all of it, else None: `pull` completes it. Uses no network.
 
-    folder: Path
-    repo: str
-    """`org/name`."""
-    revision: str
-    """The full commit hash, whatever name was asked for."""
-
-
-def find_snapshot(repo: str, revision: str | None = None) -> Snapshot | None:
-    """The checkpoint as far as it is complete in the cache; asks no network.
-
-    `revision` is a branch, a tag or a commit; None is the default branch. Complete means: config.json,
-    tokenizer_config.json, a tokenizer, and every weight file. Anything less is None: `pull` completes it.
+    `revision` is a branch, a tag or a commit; None is the default branch. The folder's name is the full commit hash.
+    See `is_complete` for what all of it is.
     """
-    commit = _cached_commit(repo, revision or _DEFAULT_REVISION)
-    if commit is None:
-        return None
-    folder = _cache_folder(repo) / "snapshots" / commit
-    return Snapshot(folder, repo, commit) if is_complete(folder) else None
+    folder = _cached_folder(repo, revision)
+    return folder if folder and is_complete(folder) else None
 
 
 def find_form(repo: str, form: str, revision: str | None = None) -> Path | None:
-    """The `.gguf` file of a form such as `gguf-q4_k_m`, of a split one its first part; None unless all is in the cache.
+    """The `.gguf` file of a format such as `gguf-q4_k_m` if the cache has it; the first part of a split one.
 
-    Asks no network.
+    None unless all parts are there. Uses no network.
     """
-    commit = _cached_commit(repo, revision or _DEFAULT_REVISION)
-    if commit is None:
+    folder = _cached_folder(repo, revision)
+    if folder is None:
         return None
-    folder = _cache_folder(repo) / "snapshots" / commit
-    found = exact_form({name: 0 for name in _cached_names(folder)}, form)
-    return folder / found.names[0] if found is not None else None
+    files = (path for path in folder.rglob("*") if path.is_file())  # a link to nothing is no file
+    found = exact_form({path.relative_to(folder).as_posix(): path.stat().st_size for path in files}, form)
+    return folder / found.names[0] if found else None
 
 
 def pull(
@@ -76,19 +70,31 @@ def pull(
     revision: str | None = None,
     progress: DownloadProgress | None = None,
     check: FolderCheck | None = None,
-    checks_mlx: bool = True,
-) -> Snapshot:
+) -> Path:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
-    Files already there at their full length are not fetched again. When the hub can't be reached, a complete
-    snapshot in the cache will do. `check` gets the snapshot's folder when config.json is there and the weights
-    have yet to travel: what it raises ends the pull; `checks_mlx` says whether it is asked about a repository whose
-    owner says that it is for MLX. Raises ModelNotFoundError (no such repository or revision)
-    or DownloadError (everything else, among it a full disk and a repository without weights that localq reads).
+    Gives the snapshot's folder, whose name is the commit. Files that are there at their full length are not fetched
+    again. When the hub can't be reached, a complete snapshot in the cache is enough. `check` is called after
+    config.json has come and before the weights do: what it raises ends the pull. Raises ModelNotFoundError (no such
+    repository or revision), CheckpointError (an index of weight files that can't be read) or DownloadError (everything
+    else, such as a full disk and a repository without weights that localq reads).
     """
-    wanted = revision or _DEFAULT_REVISION
-    with _errors_translated(repo, wanted), _quiet_client():
-        return _pull(repo, wanted, progress or _ignore_progress, check, checks_mlx)
+    revision = revision or _DEFAULT_REVISION
+    with _client(repo, revision):
+        try:
+            remote = _look_up(repo, revision)
+        except Exception as error:
+            if is_outage(error) and (snapshot := find_snapshot(repo, revision)):
+                return snapshot
+            raise
+        kind = require_checkpoint(repo, remote.sizes)
+        remote.fetch("config.json")
+        if check:
+            check(remote.folder, remote.is_mlx)
+        if kind.index_name in remote.sizes:
+            remote.fetch(kind.index_name)
+        remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress)
+        return remote.folder
 
 
 def pull_form(
@@ -98,119 +104,134 @@ def pull_form(
     progress: DownloadProgress | None = None,
     beside_checkpoint: bool = False,
 ) -> Path | None:
-    """Bring the `.gguf` file of a form into the cache, all parts of a split one; gives the path of its first part.
+    """Bring the `.gguf` file of a format into the cache, all parts of a split one; gives the path of its first part.
 
-    None where the repository has a checkpoint in Hugging Face format, from which the form can be made: then its
-    `.gguf` files count only with `beside_checkpoint`, and where one is the form. When the hub can't be reached, what
-    is in the cache will do. Raises as `pull`, and DownloadError that lists the forms there.
+    None where the repository has a checkpoint in Hugging Face format, from which localq makes the format itself. With
+    `beside_checkpoint`, a `.gguf` file of exactly this format is taken there too. When the hub can't be reached, a
+    file in the cache is enough. Raises as `pull`, and DownloadError that lists the formats of the repository.
     """
-    wanted = revision or _DEFAULT_REVISION
-    with _errors_translated(repo, wanted), _quiet_client():
+    revision = revision or _DEFAULT_REVISION
+    with _client(repo, revision):
         try:
-            repository = _look_up(repo, wanted)
+            remote = _look_up(repo, revision)
         except Exception as error:
-            found = find_form(repo, form, revision) if _classified(error, repo, wanted).is_outage else None
-            if found is None:
-                raise
-            return found
-        sizes = {name: file.size_bytes for name, file in repository.files.items()}
-        if has_weights(sizes) and not (beside_checkpoint and exact_form(sizes, form)):
-            return None
-        names = choose_form(repo, sizes, form).names
-        repository.require_room(names)
-        _fetch_all(repository, names, progress or _ignore_progress)
-        _point_to(repository, wanted, names[0])
-        return repository.folder / names[0]
-
-
-def _pull(
-    repo: str, revision: str, progress: DownloadProgress, check: FolderCheck | None, checks_mlx: bool
-) -> Snapshot:
-    try:
-        repository = _look_up(repo, revision)
-    except Exception as error:
-        cached = find_snapshot(repo, revision) if _classified(error, repo, revision).is_outage else None
-        if cached is None:
+            if is_outage(error) and (path := find_form(repo, form, revision)):
+                return path
             raise
-        return cached
-    kind = weight_format(repo, {name: file.size_bytes for name, file in repository.files.items()})
-    _fetch(repository, "config.json", ignore_bytes)
-    if check and (checks_mlx or not repository.is_mlx):
-        check(repository.folder)
-    if kind.index_name in repository.files:
-        _fetch(repository, kind.index_name, ignore_bytes)
-    names = needed_names(repo, repository.files, kind, repository.folder)
-    repository.require_room(names)
-    _fetch_all(repository, names, progress)
-    _point_to(repository, revision, "config.json")
-    return Snapshot(repository.folder, repo, repository.commit)
+        if weight_format(remote.sizes) and not (beside_checkpoint and exact_form(remote.sizes, form)):
+            return None
+        names = choose_form(repo, remote.sizes, form).names
+        remote.fetch_all(names, progress)
+        return remote.folder / names[0]
 
 
-def _point_to(repository: Repository, revision: str, name: str) -> None:
-    """Let the branch or tag mean this commit from now on: a reader never meets a half snapshot under its name."""
-    from huggingface_hub import hf_hub_download
+@dataclass(frozen=True, slots=True)
+class _Remote:
+    """What the hub lists for one commit of a repository, and what the cache has of it."""
 
-    if revision != repository.commit:
-        # The file is there already, so that the client does nothing but write the reference.
-        hf_hub_download(repository.repo, name, revision=revision, tqdm_class=byte_counter(ignore_bytes))
+    repo: str
+    revision: str
+    """Branch, tag or commit, as it was given."""
+    commit: str
+    sizes: Mapping[str, int]
+    """Bytes of each file."""
+    etags: Mapping[str, str]
+    """The name that the contents of each file have under `blobs`."""
+    is_mlx: bool
+    """Whether its owner gave it the tag `mlx`."""
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of this commit are, or will be."""
+        return _cache_folder(self.repo) / "snapshots" / self.commit
+
+    def fetch_all(self, names: Collection[str], progress: DownloadProgress | None) -> None:
+        """Bring files, then let the branch or tag mean this commit: a reader never finds half a snapshot under it."""
+        self._require_room(names)
+        total_bytes = sum(self.sizes[name] for name in names)
+        done_bytes = 0
+        report = progress or _ignore
+        report(done_bytes, total_bytes)
+        for name in names:
+
+            def on_bytes(file_bytes: int, before_bytes: int = done_bytes) -> None:
+                report(before_bytes + file_bytes, total_bytes)
+
+            self.fetch(name, on_bytes)
+            done_bytes += self.sizes[name]
+            report(done_bytes, total_bytes)
+        if self.revision != self.commit:
+            # The file is there already: the client only writes `refs/<revision>`.
+            _download(self.repo, next(iter(names)), self.revision)
+
+    def fetch(self, name: str, on_bytes: Callable[[int], object] | None = None) -> None:
+        """Bring one file. One of a wrong length is fetched again: the client itself would take it as it is."""
+        is_damaged = self._bytes_in_cache(name) not in (None, self.sizes[name])
+        _download(self.repo, name, self.commit, on_bytes or _ignore, force=is_damaged)
+
+    def _require_room(self, names: Collection[str]) -> None:
+        # What another commit has already needs only a link.
+        needed_bytes = sum(self.sizes[name] for name in names if self._bytes_in_cache(name) != self.sizes[name])
+        cache = _cache_folder(self.repo)
+        free_bytes = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
+        if needed_bytes > free_bytes:
+            raise DownloadError(
+                f"{self.repo} needs {needed_bytes / 1e9:.3f} GB more in {cache.parent}, "
+                f"which has {free_bytes / 1e9:.3f} GB free",
+                "free some space, or set HF_HOME to a folder on another disk",
+            )
+
+    def _bytes_in_cache(self, name: str) -> int | None:
+        paths = self.folder / name, _cache_folder(self.repo) / "blobs" / self.etags[name]
+        return next((path.stat().st_size for path in paths if path.is_file()), None)
 
 
-def _look_up(repo: str, revision: str) -> Repository:
+def _look_up(repo: str, revision: str) -> _Remote:
     from huggingface_hub import HfApi, constants
 
-    # Without a limit of its own this request would wait for ever on a network that swallows packets.
-    timeout_seconds = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(repo, revision=revision, timeout=timeout_seconds, files_metadata=True)
-    files = {}
-    for entry in info.siblings or []:
-        size_bytes, etag = (entry.lfs.size, entry.lfs.sha256) if entry.lfs else (entry.size, entry.blob_id)
-        files[entry.rfilename] = RemoteFile(size_bytes or 0, etag or "")
+    # Without a limit of its own this request would wait for ever on a network that drops packets.
+    limit_seconds = constants.HF_HUB_ETAG_TIMEOUT
+    info = HfApi().model_info(repo, revision=revision, timeout=limit_seconds, files_metadata=True)
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
-        raise DownloadError(f"{_endpoint()} names no commit for {repo}@{revision}", "check HF_ENDPOINT")
-    return Repository(repo, info.sha, files, _cache_folder(repo), "mlx" in (info.tags or ()))
+        raise DownloadError(f"{constants.ENDPOINT} gives no commit for {repo}@{revision}", "check HF_ENDPOINT")
+    files = info.siblings or []
+    sizes = {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in files}
+    etags = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in files}
+    return _Remote(repo, revision, info.sha, sizes, etags, "mlx" in (info.tags or ()))
 
 
-def _fetch_all(repository: Repository, names: Collection[str], progress: DownloadProgress) -> None:
-    total_bytes = sum(repository.files[name].size_bytes for name in names)
-    finished_bytes = 0
-    progress(finished_bytes, total_bytes)
-    for name in names:
-
-        def on_bytes(file_bytes: int, before_bytes: int = finished_bytes) -> None:
-            progress(before_bytes + file_bytes, total_bytes)
-
-        _fetch(repository, name, on_bytes)
-        finished_bytes += repository.files[name].size_bytes
-        progress(finished_bytes, total_bytes)
-
-
-def _fetch(repository: Repository, name: str, on_bytes: Callable[[int], None]) -> None:
-    # One file after the other, in this thread: Ctrl-C ends it at once, where snapshot_download would wait for
-    # the files that its threads have begun. Within a large file the xet transfer is parallel anyway.
-    from huggingface_hub import hf_hub_download
-
-    force = repository.is_damaged(name)
-    counter = byte_counter(on_bytes)
-    hf_hub_download(repository.repo, name, revision=repository.commit, force_download=force, tqdm_class=counter)
-
-
-def _ignore_progress(done_bytes: int, total_bytes: int) -> None:
+def _ignore(*_: object, **__: object) -> None:
     pass
 
 
-@contextmanager
-def _errors_translated(repo: str, revision: str) -> Iterator[None]:
-    try:
-        yield
-    except LocalqError:
-        raise
-    except Exception as error:
-        raise as_localq_error(_classified(error, repo, revision)) from error
+def _download(
+    repo: str, name: str, revision: str, on_bytes: Callable[[int], object] = _ignore, force: bool = False
+) -> None:
+    from huggingface_hub import hf_hub_download
+
+    class ByteCounter:
+        """What the client takes for tqdm: it draws nothing and reports the bytes of the file so far."""
+
+        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
+            self._done_bytes = initial
+
+        def __enter__(self) -> ByteCounter:
+            return self
+
+        def update(self, new_bytes: float | None = 1) -> None:
+            self._done_bytes += int(new_bytes or 0)  # less than 0 when a broken transfer starts again
+            on_bytes(self._done_bytes)
+
+        # `update_transfer` gets the bytes on the wire; without it xet would make a second bar for them.
+        __exit__ = close = update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
+
+    counter: Any = ByteCounter
+    hf_hub_download(repo, name, revision=revision, force_download=force, tqdm_class=counter)
 
 
 @contextmanager
-def _quiet_client() -> Iterator[None]:
-    """No lines of the client's own on stderr: what matters is in the error that is raised."""
+def _client(repo: str, revision: str) -> Iterator[None]:
+    """Turn the client's errors into localq's; it prints nothing itself: what matters is in the error."""
     from huggingface_hub.utils import logging as client_logging
 
     verbosity = client_logging.get_verbosity()
@@ -219,6 +240,10 @@ def _quiet_client() -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
+    except LocalqError:
+        raise
+    except Exception as error:
+        raise as_localq_error(error, repo, revision) from error
     finally:
         client_logging.set_verbosity(verbosity)
 
@@ -229,69 +254,12 @@ def _cache_folder(repo: str) -> Path:
     return Path(constants.HF_HUB_CACHE).expanduser() / f"models--{repo.replace('/', '--')}"
 
 
-def _cached_names(folder: Path) -> list[str]:
-    """Files of a snapshot, without the links that lead nowhere."""
-    return [path.relative_to(folder).as_posix() for path in sorted(folder.rglob("*.gguf")) if path.is_file()]
-
-
-def _cached_commit(repo: str, revision: str) -> str | None:
-    if _COMMIT.fullmatch(revision):
-        return revision
-    references = _cache_folder(repo) / "refs"
-    try:
-        commit = (references / revision).read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
-        return None
-    return commit if _COMMIT.fullmatch(commit) else None
-
-
-def _endpoint() -> str:
-    from huggingface_hub import constants
-
-    return constants.ENDPOINT
-
-
-def _classified(error: Exception, repo: str, revision: str) -> Failure:
-    from huggingface_hub import get_token
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    # The client wraps what happened on the wire in an error about its cache.
-    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        error = error.__cause__
-    has_token = get_token() is not None
-    detail = _reason(error).strip().partition("\n")[0]
-    cache = _cache_folder(repo).parent
-    return Failure(_kind(error, has_token), repo, revision, _endpoint(), cache, has_token, detail)
-
-
-def _kind(error: Exception, has_token: bool) -> FailureKind:
-    from huggingface_hub import errors
-
-    kinds: dict[type[Exception], FailureKind] = {
-        errors.OfflineModeIsEnabled: "offline",
-        errors.GatedRepoError: "gated",
-        errors.RepositoryNotFoundError: "no repository",
-        errors.HFValidationError: "no repository",
-        errors.RevisionNotFoundError: "no revision",
-    }
-    for known, kind in kinds.items():
-        if isinstance(error, known):
-            return kind
-    if isinstance(error, errors.HfHubHTTPError):
-        status = error.response.status_code
-        if status == 401:
-            # Who sent no token is told this of a private repository, and of one that does not exist.
-            return "bad token" if has_token else "no repository"
-        return "server" if status >= 500 or status == 429 else "other"
-    if isinstance(error, errors.HTTPError):  # type: ignore[attr-defined]  # httpx's in 1.x, httpx2's in 2.x
-        return "unreachable"
-    return "disk" if isinstance(error, OSError) and error.errno in _DISK_ERRORS else "other"
-
-
-def _reason(error: Exception) -> str:
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        said = error.server_message or error.response.reason_phrase
-        return f"{said} (HTTP {error.response.status_code})"
-    return (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+def _cached_folder(repo: str, revision: str | None) -> Path | None:
+    """The folder of a snapshot, which may be incomplete."""
+    cache, commit = _cache_folder(repo), revision or _DEFAULT_REVISION
+    if not _COMMIT.fullmatch(commit):
+        try:
+            commit = (cache / "refs" / commit).read_text(encoding="utf-8").strip()
+        except (OSError, UnicodeDecodeError):
+            return None
+    return cache / "snapshots" / commit if _COMMIT.fullmatch(commit) else None

@@ -1,136 +1,104 @@
-"""What went wrong between localq and the hub, said in localq's errors.
-
-Knows the sentences and what helps; not the client that failed: `localq.checkpoint.hub` classifies its errors.
-"""
+"""What a failed exchange with the hub means: huggingface_hub's exceptions as localq's errors."""
 
 from __future__ import annotations
 
+import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
+from localq.disk import reason
 from localq.errors import DownloadError, LocalqError, ModelNotFoundError
 
-FailureKind = Literal[
-    "offline", "unreachable", "server", "gated", "no repository", "no revision", "bad token", "disk", "other"
-]
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """One failed exchange with the hub, or one failed write of what it sent."""
+def is_outage(error: Exception) -> bool:
+    """Whether nothing was learned about the repository: offline mode, no connection, a hub that can't answer now."""
+    from huggingface_hub import errors
 
-    kind: FailureKind
-    repo: str
-    revision: str
-    endpoint: str
-    """Where the hub is, such as `https://huggingface.co`."""
-    cache: Path
-    """The folder that downloads go to."""
-    has_token: bool
-    detail: str
-    """The first line of what the client, the hub or the operating system said."""
-
-    @property
-    def is_outage(self) -> bool:
-        """Whether nothing was learned about the repository, so that a copy in the cache is as good as any."""
-        return self.kind in ("offline", "unreachable", "server")
+    error = _cause(error)
+    if isinstance(error, errors.HfHubHTTPError):
+        return error.response.status_code >= 500 or error.response.status_code == 429
+    # httpx's HTTPError in huggingface_hub 1.x, httpx2's in 2.x
+    return isinstance(error, (errors.OfflineModeIsEnabled, errors.HTTPError))  # type: ignore[attr-defined]
 
 
-def as_localq_error(failure: Failure) -> LocalqError:
+def as_localq_error(error: Exception, repo: str, revision: str) -> LocalqError:
     """The error to raise: ModelNotFoundError for a missing repository or revision, else DownloadError."""
-    return _EXPLANATIONS[failure.kind](failure)
+    error = _cause(error)
+    return _refusal(error, repo, revision) or _failure(error, repo, revision)
 
 
-def _offline(failure: Failure) -> LocalqError:
-    # transformers' variable of the same meaning is honoured by the client as well.
-    variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
-    return DownloadError(
-        f"{variable} is set, and {failure.repo}@{failure.revision} is not complete in {failure.cache}",
-        f"unset it and run `localq pull {failure.repo}`",
-        missing_model=failure.repo,
-    )
+def _refusal(error: Exception, repo: str, revision: str) -> LocalqError | None:
+    """What the hub answered about this repository and this user; None for every other error."""
+    from huggingface_hub import constants, errors, get_token
+
+    endpoint, has_token = constants.ENDPOINT, get_token() is not None
+    page = f"{endpoint}/{repo}"
+    is_unauthorized = isinstance(error, errors.HfHubHTTPError) and error.response.status_code == 401
+    if isinstance(error, errors.GatedRepoError) and has_token:
+        message = f"{repo} is gated, and your token's account may not read it"
+        return DownloadError(message, f"accept the licence at {page} with that account; some owners answer by hand")
+    if isinstance(error, errors.GatedRepoError):
+        message = f"{repo} is gated: you must accept its licence first"
+        return DownloadError(message, f"accept it at {page}, then run `hf auth login` or set HF_TOKEN")
+    if isinstance(error, errors.RevisionNotFoundError):
+        hint = f"{page}/tree/main lists its branches and tags"
+        return ModelNotFoundError(f"{repo} has no revision {revision!r}", hint)
+    is_missing = isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError))
+    if is_missing and has_token:
+        message = f"{endpoint} has no repository {repo} that your token may read"
+        hint = "check the spelling, and that the token's account has access to it"
+        return ModelNotFoundError(message, hint, missing_model=repo)
+    if is_missing or (is_unauthorized and not has_token):  # which a private repository answers as well
+        message = f"{endpoint} has no public repository {repo}"
+        hint = "check the spelling; for a private repository run `hf auth login` or set HF_TOKEN"
+        return ModelNotFoundError(message, hint, missing_model=repo)
+    if is_unauthorized:
+        hint = "run `hf auth login` to get a new token, or correct or unset HF_TOKEN"
+        return DownloadError(f"{endpoint} refuses your token: {_first_line(error)}", hint)
+    return None
 
 
-def _unreachable(failure: Failure) -> LocalqError:
-    return DownloadError(
-        f"no connection to {failure.endpoint} for {failure.repo}: {failure.detail}",
-        "check the network, a proxy and HF_ENDPOINT, then run it again: finished files are kept",
-    )
+def _failure(error: Exception, repo: str, revision: str) -> DownloadError:
+    """What went wrong with the connection, the hub or the disk."""
+    from huggingface_hub import constants, errors
+
+    endpoint, cache, detail = constants.ENDPOINT, Path(constants.HF_HUB_CACHE).expanduser(), _first_line(error)
+    if isinstance(error, errors.OfflineModeIsEnabled):
+        # The client honours transformers' variable of the same meaning too.
+        variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
+        message = f"{variable} is set, and {repo}@{revision} is not complete in {cache}"
+        return DownloadError(message, f"unset it and run `localq pull {repo}`", missing_model=repo)
+    if is_outage(error) and isinstance(error, errors.HfHubHTTPError):
+        message = f"{endpoint} can't send {repo} now: {detail}"
+        return DownloadError(message, "try again later: finished files are kept")
+    if is_outage(error):
+        message = f"no connection to {endpoint} for {repo}: {detail}"
+        hint = "check the network, the proxy and HF_ENDPOINT, then run it again: finished files are kept"
+        return DownloadError(message, hint)
+    if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
+        message = f"{repo} can't be written to {cache}: {detail}"
+        hint = "free some space or correct the permissions there, or set HF_HOME to a folder on another disk"
+        return DownloadError(message, hint)
+    message = f"{repo} could not be downloaded from {endpoint}: {detail}"
+    return DownloadError(message, "run it again: finished files are kept; LOCALQ_DEBUG=1 shows the cause")
 
 
-def _server(failure: Failure) -> LocalqError:
-    return DownloadError(
-        f"{failure.endpoint} could not serve {failure.repo}: {failure.detail}",
-        "try again later: finished files are kept",
-    )
+def _cause(error: Exception) -> Exception:
+    """What happened on the wire: the client raises it inside an error about its cache."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    while isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
 
 
-def _gated(failure: Failure) -> LocalqError:
-    page = f"{failure.endpoint}/{failure.repo}"
-    if failure.has_token:
-        return DownloadError(
-            f"{failure.repo} is gated, and your token's account may not read it",
-            f"accept the licence at {page} with that account (some owners answer requests by hand)",
-        )
-    return DownloadError(
-        f"{failure.repo} is gated: its licence has to be accepted first",
-        f"accept it at {page}, then `hf auth login` or set HF_TOKEN",
-    )
+def _first_line(error: Exception) -> str:
+    from huggingface_hub.errors import HfHubHTTPError
 
-
-def _no_repository(failure: Failure) -> LocalqError:
-    if failure.has_token:
-        return ModelNotFoundError(
-            f"{failure.endpoint} has no repository {failure.repo} that your token may read",
-            "check the spelling, and that the token's account has access to it",
-            missing_model=failure.repo,
-        )
-    return ModelNotFoundError(
-        f"{failure.endpoint} has no public repository {failure.repo}",
-        "check the spelling; for a private one `hf auth login` or set HF_TOKEN",
-        missing_model=failure.repo,
-    )
-
-
-def _no_revision(failure: Failure) -> LocalqError:
-    return ModelNotFoundError(
-        f"{failure.repo} has no revision {failure.revision!r}",
-        f"its branches and tags are at {failure.endpoint}/{failure.repo}/tree/main",
-    )
-
-
-def _bad_token(failure: Failure) -> LocalqError:
-    return DownloadError(
-        f"{failure.endpoint} refuses your token: {failure.detail}",
-        "`hf auth login` for a new one, or correct or unset HF_TOKEN",
-    )
-
-
-def _disk(failure: Failure) -> LocalqError:
-    return DownloadError(
-        f"{failure.repo} can't be written to {failure.cache}: {failure.detail}",
-        "make room or mend the permissions there, or point HF_HOME to another disk",
-    )
-
-
-def _other(failure: Failure) -> LocalqError:
-    return DownloadError(
-        f"{failure.repo} could not be downloaded from {failure.endpoint}: {failure.detail}",
-        "run it again: finished files are kept; LOCALQ_DEBUG=1 shows the cause",
-    )
-
-
-_EXPLANATIONS: dict[FailureKind, Callable[[Failure], LocalqError]] = {
-    "offline": _offline,
-    "unreachable": _unreachable,
-    "server": _server,
-    "gated": _gated,
-    "no repository": _no_repository,
-    "no revision": _no_revision,
-    "bad token": _bad_token,
-    "disk": _disk,
-    "other": _other,
-}
+    if isinstance(error, HfHubHTTPError):
+        text = f"{error.server_message or error.response.reason_phrase} (HTTP {error.response.status_code})"
+    else:
+        text = reason(error)
+    return text.strip().partition("\n")[0]

@@ -1,7 +1,7 @@
-"""The header of a safetensors file: which tensor lies where. Reads no weights.
+"""The header of a safetensors file: where each tensor is. Reads no weights.
 
 The rules are those of the format's own description: 8 bytes of little-endian length, a JSON object that
-starts with `{`, byte ranges that follow each other without holes or overlaps and end with the file.
+starts with `{`, byte ranges that follow each other without gaps or overlaps and end with the file.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def read_header(file: Path) -> list[StoredTensor]:
         with file.open("rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
-                raise CheckpointError(f"{file} is no complete safetensors file ({size} bytes)", _DAMAGED_HINT)
+                raise CheckpointError(f"{file} is not a complete safetensors file ({size} bytes)", _DAMAGED_HINT)
             raw = stream.read(length)
     except OSError as error:
         raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
@@ -40,32 +40,32 @@ def read_header(file: Path) -> list[StoredTensor]:
 
 
 def _parse_entries(file: Path, raw: bytes) -> dict[str, Any]:
-    """The header without its metadata. Python's parser allows more than the format does: refused here."""
+    """The header without its metadata. Refuses what Python's parser allows and the format does not."""
     try:
         if not raw.startswith(b"{"):
-            raise ValueError("no object")
+            raise ValueError("not an object")
         header: dict[str, Any] = json.loads(
             raw.decode(), object_pairs_hook=_unique_keys, parse_int=_parse_natural, parse_constant=_parse_natural
         )
-        "".join(header).encode()  # half a surrogate pair is no text
+        "".join(header).encode()  # half a surrogate pair is not text
         metadata = header.pop("__metadata__", None) or {}
         if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
-            raise ValueError("metadata that is no text")
+            raise ValueError("metadata that is not text")
     except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{file} has an unreadable header", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file} has a header that can't be read", _DAMAGED_HINT) from error
     return header
 
 
 def _unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     unique = dict(pairs)
     if len(unique) != len(pairs):
-        raise ValueError("a key stands twice")
+        raise ValueError("a key is there twice")
     return unique
 
 
 def _parse_natural(text: str) -> int:
     if not text.isdecimal():  # a sign, NaN or Infinity
-        raise ValueError(f"{text} is no natural number")
+        raise ValueError(f"{text} is not a natural number")
     return int(text)
 
 
@@ -73,9 +73,9 @@ def _parse_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     try:
         dtype, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
     except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{file}: the entry of tensor {name} is malformed", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file}: the header's entry of tensor {name} is wrong", _DAMAGED_HINT) from error
     if not (isinstance(dtype, str) and _is_shape(shape) and _is_length(begin) and _is_length(end)):
-        raise CheckpointError(f"{file}: the entry of tensor {name} is malformed", _DAMAGED_HINT)
+        raise CheckpointError(f"{file}: the header's entry of tensor {name} is wrong", _DAMAGED_HINT)
     if dtype not in DTYPE_BYTES:
         raise UnsupportedModelError(
             f"{file}: tensor {name} is of dtype {dtype}, which localq does not know", "take the unquantized checkpoint"
@@ -83,16 +83,14 @@ def _parse_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
     tensor = StoredTensor(name, dtype, tuple(shape), file, start + begin)
     if end - begin != tensor.nbytes:
         raise CheckpointError(
-            f"{file}: tensor {name} of {dtype} {tensor.shape} does not fit its {end - begin:,} bytes", _DAMAGED_HINT
+            f"{file}: tensor {name} of {dtype} {tensor.shape} does not fit into its {end - begin:,} bytes",
+            _DAMAGED_HINT,
         )
     return tensor
 
 
 def _is_shape(value: Any) -> bool:
-    """Whether it is a list of natural numbers, not more and not larger than numpy's arrays can have.
-
-    Bounds the work of multiplying them, too.
-    """
+    """Whether a numpy array may have this shape. This also limits the work of multiplying the lengths."""
     if not isinstance(value, list) or len(value) > 64 or not all(map(_is_length, value)):
         return False
     return math.prod(n or 1 for n in value) < 2**63
@@ -106,7 +104,7 @@ def _check_ranges(file: Path, tensors: list[StoredTensor], start: int, size: int
     position = start
     for tensor in tensors:
         if tensor.offset != position:
-            raise CheckpointError(f"{file}: tensor {tensor.name} overlaps another or leaves a hole", _DAMAGED_HINT)
+            raise CheckpointError(f"{file}: tensor {tensor.name} overlaps another or leaves a gap", _DAMAGED_HINT)
         position += tensor.nbytes
     if position != size:
         raise CheckpointError(
@@ -119,5 +117,5 @@ def is_written_by_mlx(file: Path) -> bool:
     """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it."""
     with file.open("rb") as stream:
         start = stream.read(4096)
-    # The metadata come first in the files of MLX; a header without them is not read to its end.
+    # Files of MLX have the metadata first: the rest of a long header need not be read.
     return b'"__metadata__"' in start and b'"format":"mlx"' in start.replace(b" ", b"")

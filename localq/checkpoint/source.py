@@ -1,6 +1,6 @@
 """From a reference to an open checkpoint: a built-in, a folder, or a repository that is pulled when needed.
 
-A repository may also hold forms that were made elsewhere, `.gguf` files or an MLX folder: these come as they are.
+A repository may also have artifacts that others made, `.gguf` files or an MLX folder: these are used as they are.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
-from localq.checkpoint.hub import DownloadProgress, Snapshot, find_form, find_snapshot, pull, pull_form
+from localq.checkpoint.hub import DownloadProgress, find_form, find_snapshot, pull, pull_form
 from localq.errors import CheckpointError, ModelNotFoundError, ModelReferenceError, UnsupportedModelError
 from localq.json_files import read_optional_json
 from localq.recipes import parse_recipe
@@ -26,13 +26,13 @@ def resolve_checkpoint(reference: ModelReference, on_download: DownloadProgress 
 
 
 def cached_checkpoint(reference: ModelReference) -> Checkpoint:
-    """As `resolve_checkpoint`, but asks no network: raises ModelNotFoundError for what is not in the cache."""
+    """As `resolve_checkpoint`, without the network: raises ModelNotFoundError for what is not in the cache."""
     return cached_place(reference).open()
 
 
 @dataclass(frozen=True, slots=True)
 class CheckpointPlace:
-    """Where a checkpoint lies, before anything of it is read."""
+    """Where a checkpoint is, before anything of it is read."""
 
     folder: Path
     name: str
@@ -46,38 +46,39 @@ class CheckpointPlace:
 
 
 def cached_place(reference: ModelReference) -> CheckpointPlace:
-    """The folder that a reference names; asks no network. Raises as `cached_checkpoint`."""
+    """The folder that a reference names, found without the network. Raises as `cached_checkpoint`."""
     return _place(reference, lambda: _cached_snapshot(reference))
 
 
-def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Snapshot]) -> CheckpointPlace:
+def _place(reference: ModelReference, snapshot_of_repository: Callable[[], Path]) -> CheckpointPlace:
     if reference.kind == "gguf":
         raise CheckpointError(
             f"{reference.path} is a converted file, not a checkpoint",
-            "convert from the checkpoint in Hugging Face format that it was made from",
+            "give the checkpoint in Hugging Face format from which it was made",
         )
     if reference.kind == "repo":
         _refuse_local(reference.name)
         snapshot = snapshot_of_repository()
-        return CheckpointPlace(snapshot.folder, reference.name, snapshot.revision)
+        return CheckpointPlace(snapshot, reference.name, snapshot.name)
     assert reference.path is not None
     return CheckpointPlace(reference.path, reference.name, None)
 
 
-def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
-    """The snapshot of a repository: from the cache where it is complete, else pulled."""
+def fetch_snapshot(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+    """The folder of a repository's snapshot: from the cache where it is complete, else pulled."""
     return find_snapshot(reference.name, reference.revision) or pull_checkpoint(reference, on_download)
 
 
-def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Snapshot:
-    """Bring a repository into the cache, or up to date; one that localq can't convert is refused by its config.json.
+def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+    """Bring a repository into the cache, or up to date.
 
-    Raises UnsupportedModelError or CheckpointError then, before the weights travel, ModelNotFoundError for a name
-    such as `local/model`, else as `hub.pull` does.
+    Raises UnsupportedModelError or CheckpointError for one that localq can't convert, as soon as its config.json is
+    there and before the weights are downloaded, ModelNotFoundError for a name such as `local/model`, else as
+    `hub.pull` does.
     """
     _refuse_local(reference.name)
 
-    def check(folder: Path) -> None:
+    def check(folder: Path, _is_mlx: bool) -> None:
         refuse_mlx_form(folder, reference.name)
         read_config(folder)
 
@@ -85,10 +86,10 @@ def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | N
 
 
 def fetch_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path | None:
-    """The `.gguf` file that a repository has for the form named: from the cache where it is complete, else pulled.
+    """The `.gguf` file that a repository has in the format named: from the cache where it is complete, else pulled.
 
-    None where localq makes the form from the repository's checkpoint instead. Raises UnknownRecipeError where it can't
-    be made, else as `hub.pull_form` does.
+    None where localq makes the format from the repository's checkpoint instead. Raises UnknownRecipeError where there
+    is neither, else as `hub.pull_form` does.
     """
     form, repo, revision = reference.recipe, reference.name, reference.revision
     if form is None or form.format != "gguf" or is_local(repo):
@@ -99,14 +100,14 @@ def fetch_form(reference: ModelReference, on_download: DownloadProgress | None =
 
 
 def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
-    """As `fetch_form`, brought up to date; raises ModelReferenceError for a form that is made from the checkpoint."""
+    """As `fetch_form`, brought up to date; raises ModelReferenceError for a format that is made from the checkpoint."""
     _refuse_local(reference.name)
     form = reference.recipe
     assert form is not None
     path = _pulled_form(reference, on_download) if form.format == "gguf" else None
     if path is None:
         raise ModelReferenceError(
-            f"{reference} names a form that is made here; pull brings the checkpoint",
+            f"{reference} is not in the repository: localq makes {form.name} from the checkpoint",
             f"localq convert {reference.without_recipe()} --to {form.name}",
         )
     return path
@@ -129,42 +130,41 @@ def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None
     """
     _refuse_local(reference.name)
     repo, revision = reference.name, reference.revision
-    found = find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs, checks_mlx=False)
-    return found.folder
+    return find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
 
 
 def refuse_mlx_form(folder: Path, name: str) -> None:
-    """Raise UnsupportedModelError for a folder that MLX has quantized: a form, and no checkpoint."""
+    """Raise UnsupportedModelError for a folder that MLX has quantized: an artifact, not a checkpoint."""
     if is_quantized_by_mlx(folder):
         raise UnsupportedModelError(
-            f"{name} is an MLX form, already quantized, and no checkpoint",
-            f"`localq generate {name}` runs it as it is; other forms are converted from the original checkpoint",
+            f"{name} is an MLX artifact, already quantized, and not a checkpoint",
+            f"`localq generate {name}` runs it as it is; for another format, convert the original checkpoint",
         )
 
 
 def is_quantized_by_mlx(folder: Path) -> bool:
-    """Whether config.json is that of a folder which MLX has quantized: mlx_lm writes the key, transformers does not."""
+    """Whether MLX quantized a folder: mlx_lm writes this key into config.json, transformers does not."""
     return "quantization" in read_optional_json(folder / "config.json")
 
 
-def _check_runs(folder: Path) -> None:
-    if not is_quantized_by_mlx(folder):
+def _check_runs(folder: Path, is_mlx: bool) -> None:
+    if not is_mlx and not is_quantized_by_mlx(folder):
         read_config(folder)
 
 
-def _cached_snapshot(reference: ModelReference) -> Snapshot:
+def _cached_snapshot(reference: ModelReference) -> Path:
     cached = find_snapshot(reference.name, reference.revision)
     if cached is None:
         raise ModelNotFoundError(
-            f"{reference} is not complete in the Hugging Face cache", f"`localq pull {reference}` brings it"
+            f"{reference} is not complete in the Hugging Face cache", f"`localq pull {reference}` downloads it"
         )
     return cached
 
 
 def _refuse_local(repo: str) -> None:
-    """`local/name` is what the store calls a checkpoint folder: it finds forms that were made, never a repository."""
+    """`local/name` is the store's name for a checkpoint folder: it names artifacts that were made, not a repository."""
     if is_local(repo):
         raise ModelNotFoundError(
-            f"{repo} is no repository, but names a checkpoint folder that was converted; its forms are not here",
-            "`localq ls` lists what is there; to convert the folder, give its path",
+            f"{repo} is not a repository: it names a converted checkpoint folder, and no artifact of it is here",
+            "`localq ls` lists the artifacts; to convert the folder, give its path",
         )

@@ -1,7 +1,7 @@
 """One tensor of a checkpoint, however it is stored: its name, shape and precision, and its rows.
 
-Reads go through `pread`, never through a memory map: a file that shrinks while it is read is an error and
-not a crash, and several threads can read at once. Knows no file format and not what the tensors are for.
+Reads use `pread`, never a memory map: so a file that shrinks while it is read gives an error and no crash, and
+several threads can read at once. Knows no file format and not what the tensors are for.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -22,9 +23,12 @@ if TYPE_CHECKING:
 FLOAT_DTYPES = ("F32", "F16", "BF16")
 """Precisions that weights are converted from."""
 
+FLOAT_DTYPE_OF = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""By PyTorch's names, as config.json has them."""
+
 DTYPE_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1}
 DTYPE_BYTES |= {"F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}
-"""Bytes of one element, by safetensors' dtype names, which serve for every source."""
+"""Bytes of one element, by safetensors' dtype names, which localq uses for every format of files."""
 
 _NUMPY_DTYPES = {"F64": "f8", "F32": "f4", "F16": "f2", "I64": "i8", "I32": "i4", "I16": "i2", "I8": "i1"}
 _NUMPY_DTYPES |= {"BF16": "u2", "F8_E4M3": "u1", "F8_E5M2": "u1", "U8": "u1", "BOOL": "u1", "U16": "u2", "U32": "u4"}
@@ -50,7 +54,9 @@ class WeightFiles:
                     self._descriptors[file] = os.open(file, os.O_RDONLY)
                 except OSError as error:
                     self.close()
-                    raise CheckpointError(f"{file} can't be opened: {error.strerror}", "was it moved?") from error
+                    raise CheckpointError(
+                        f"{file} can't be opened: {error.strerror}", "do not move or delete it meanwhile"
+                    ) from error
 
     def close(self) -> None:
         """Close all."""
@@ -72,9 +78,12 @@ class WeightFiles:
             try:
                 read = os.preadv(self._descriptors[tensor.file], [view[done:]], offset + done)
             except OSError as error:
-                raise CheckpointError(f"{tensor.file} can't be read: {error.strerror}") from error
+                raise CheckpointError(f"{tensor.file} can't be read: {error.strerror}", "check the disk") from error
             if read == 0:
-                raise CheckpointError(f"{tensor.file} ended while tensor {tensor.name} was read", "was it changed?")
+                raise CheckpointError(
+                    f"{tensor.file} ended while tensor {tensor.name} was read",
+                    "the file was changed meanwhile: run it again",
+                )
             done += read
         return elements
 
@@ -87,7 +96,7 @@ class WeightTensor(Protocol):
 
     @property
     def dtype(self) -> str:
-        """Of its values: one of `FLOAT_DTYPES`, or another of `DTYPE_BYTES` for what is no weight."""
+        """Of its values: one of `FLOAT_DTYPES`; another of `DTYPE_BYTES` for a tensor that is no weight."""
 
     @property
     def shape(self) -> tuple[int, ...]: ...
@@ -109,7 +118,7 @@ class WeightTensor(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor whose elements lie in one stretch of a file, row after row."""
+    """A tensor whose elements are together in a file, row after row."""
 
     name: str
     dtype: str
@@ -141,6 +150,50 @@ class StoredTensor:
     def read(self, files: WeightFiles) -> NDArray[Any]:
         """The whole tensor in its own shape: for small ones."""
         return files.read(self, 0, self.element_count).reshape(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class StridedTensor:
+    """A matrix or vector whose elements are apart in a file, such as one that was transposed before it was saved."""
+
+    name: str
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+    """Elements from a row to the next, and from a column to the next; from an element to the next of a vector."""
+    storage: StoredTensor
+    """Shape (elements,): from the tensor's first element to its last, or further."""
+
+    @property
+    def dtype(self) -> str:
+        return self.storage.dtype
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * DTYPE_BYTES[self.dtype]
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        return self.storage.files
+
+    def read_rows(self, files: WeightFiles, start: int, stop: int) -> NDArray[Any]:
+        """See `WeightTensor`. Reads row by row or column by column: what is closer together in the file."""
+        import numpy as np
+
+        if len(self.shape) == 1:
+            return self._read(files, start * self.strides[0], stop - start, self.strides[0])
+        row_stride, column_stride = self.strides
+        first, count, columns = start * row_stride, stop - start, self.shape[1]
+        rows = np.empty((count, columns), dtype=self._read(files, 0, 0, 1).dtype)
+        if column_stride < row_stride:
+            for row in range(count):
+                rows[row] = self._read(files, first + row * row_stride, columns, column_stride)
+        else:
+            for column in range(columns):
+                rows[:, column] = self._read(files, first + column * column_stride, count, row_stride)
+        return rows
+
+    def _read(self, files: WeightFiles, start: int, count: int, stride: int) -> NDArray[Any]:
+        return files.read(self.storage, start, (count - 1) * stride + 1 if count else 0)[::stride]
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +234,17 @@ class StackedTensor:
         return pieces[0] if len(pieces) == 1 else np.concatenate(pieces)
 
 
+@contextmanager
+def opened(tensors: Iterable[WeightTensor]) -> Iterator[WeightFiles]:
+    """The files of tensors, open for `read_rows`. Raises CheckpointError when one is gone."""
+    files = WeightFiles()
+    files.open({file for tensor in tensors for file in tensor.files})
+    try:
+        yield files
+    finally:
+        files.close()
+
+
 def row_ranges(rows: int, columns: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
     """Split `rows` into ranges of about `PIECE_ELEMENTS` weights, each a multiple of `multiple` rows."""
     step = max(1, PIECE_ELEMENTS // (columns * multiple)) * multiple
@@ -199,22 +263,22 @@ def to_float32(rows: NDArray[Any]) -> NDArray[np.float32]:
 
 
 def from_float32(values: NDArray[np.float32], dtype: str) -> NDArray[Any]:
-    """Round to one of `FLOAT_DTYPES`, to the nearest and to even in the middle: as `read_rows` gives it."""
+    """Round to one of `FLOAT_DTYPES`, to the nearest and in the middle to even: in the type that `read_rows` gives."""
     import numpy as np
 
     if dtype == "F32":
         return values
     if dtype == "F16":
-        with np.errstate(over="ignore"):  # infinity is found by whoever reads the rows
+        with np.errstate(over="ignore"):  # `Weights.read_rows` finds the infinity
             return values.astype(np.float16)
     bits = values.view(np.uint32)
     rounded = (bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))) >> np.uint32(16)
-    rounded[np.isnan(values)] = 0x7FC0  # whose bits may have run over
+    rounded[np.isnan(values)] = 0x7FC0  # rounding may have changed its bits
     return rounded.astype(np.uint16)
 
 
 _EXPONENTS = {"f4": ("u4", 0x7F800000), "f2": ("u2", 0x7C00), "u2": ("u2", 0x7F80)}
-"""Unsigned view and bits of the exponent, all of which are set in infinities and NaNs."""
+"""Unsigned type of the same width, and the bits of the exponent: all set in infinities and NaNs."""
 
 
 def first_not_finite(rows: NDArray[Any]) -> int | None:

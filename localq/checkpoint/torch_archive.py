@@ -1,9 +1,9 @@
-"""A file that `torch.save` wrote, version 1.6 or newer: which tensor lies where. Runs no code, needs no PyTorch.
+"""A file that `torch.save` of PyTorch 1.6 or newer wrote: where each tensor is. Runs no code, needs no PyTorch.
 
-A zip archive: `NAME/data.pkl` is the pickle of a dict of tensors, `NAME/data/KEY` are the storages that they are
-views of, `NAME/byteorder` tells which end of a number comes first. The format is that of PyTorch's
-torch/serialization.py and torch/_utils.py, and so are the words: a storage is a stretch of elements; offset, size and
-stride, counted in elements, make a tensor of it. Several tensors may share a storage.
+A zip archive: `NAME/data.pkl` is the pickle of a dict of tensors, `NAME/data/KEY` are their storages, `NAME/byteorder`
+says which byte of a number comes first. The format and the words are those of PyTorch's torch/serialization.py and
+torch/_utils.py: a storage is a row of elements; a tensor is a view of it, with offset, size and stride counted in
+elements. Several tensors may share a storage.
 """
 
 from __future__ import annotations
@@ -14,21 +14,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from localq.checkpoint.strided_tensor import StridedTensor
-from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, WeightTensor
+from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, WeightTensor
 from localq.checkpoint.torch_pickle import CODE_HINT, PickleReader, StandIn
 from localq.checkpoint.zip_directory import ZipEntry, read_zip_directory
 from localq.errors import CheckpointError, UnsupportedModelError
 
 _LARGEST_PICKLE_BYTES = 4_000_000
-"""Some 15,000 tensors. Bounds the time and the memory that a hostile file can take."""
+"""About 15,000 tensors. Limits the time and the memory that a hostile file can take."""
 
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
 _MALFORMED_HINT = "the file is damaged, or holds more than plain tensors: download it again"
 _DICT_HINT = "localq reads what `torch.save(model.state_dict(), FILE)` writes"
 _PLAIN_HINT = "localq reads plain tensors: take the model's original weights"
-_ANEW_HINT = (
-    "save it anew where PyTorch is installed: "
+_SAVE_AGAIN_HINT = (
+    "save it again where PyTorch is installed: "
     "python -c \"import torch; torch.save(torch.load('FILE', weights_only=True){}, 'FILE')\""
 )
 
@@ -46,9 +45,11 @@ def read_torch_archive(file: Path) -> list[WeightTensor]:
     except OSError as error:
         raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
     except (ValueError, TypeError, LookupError) as error:
-        raise CheckpointError(f"{file} holds no readable dict of tensors: {_brief(error)}", _MALFORMED_HINT) from error
+        raise CheckpointError(
+            f"{file} holds no dict of tensors that can be read: {_brief(error)}", _MALFORMED_HINT
+        ) from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{file} holds no dict of tensors (but {_kind(content)})", _DICT_HINT)
+        raise CheckpointError(f"{file} does not hold a dict of tensors, but of type {_kind(content)}", _DICT_HINT)
     return [_named(file, name, value) for name, value in content.items()]
 
 
@@ -80,7 +81,7 @@ class _View:
 
     @property
     def is_contiguous(self) -> bool:
-        """Whether its elements lie in one stretch, row after row."""
+        """Whether its elements are together, row after row."""
         expected = 1
         for length, stride in zip(reversed(self.shape), reversed(self.strides), strict=True):
             if length > 1 and stride != expected:
@@ -92,11 +93,11 @@ class _View:
 def _rebuild_v2(
     storage: object, start: object, shape: object, strides: object, _requires_grad: object, *rest: object
 ) -> _View:
-    """`rest` is hooks, always empty, and metadata: `conj` or `neg`, for values that are not as they are stored."""
+    """`rest` is hooks, always empty, and metadata: `conj` or `neg`, where values differ from what is stored."""
     if not isinstance(storage, _Storage) or any(rest):
         raise ValueError("a tensor without a storage, or with hooks or metadata")
     if not (_is_natural(start) and _is_naturals(shape) and _is_naturals(strides) and len(shape) == len(strides)):
-        raise ValueError("a tensor whose offset, size or stride is malformed")
+        raise ValueError("a tensor with a wrong offset, size or stride")
     item_bytes = DTYPE_BYTES[storage.dtype]
     reach = storage.nbytes // item_bytes - start
     last = sum((length - 1) * stride for length, stride in zip(shape, strides, strict=True))
@@ -108,7 +109,7 @@ def _rebuild_v2(
 def _rebuild_v3(
     storage: object, start: object, shape: object, strides: object, requires_grad: object, *rest: object
 ) -> _View:
-    """As v2 with a dtype after the hooks, for dtypes that have no class of storage."""
+    """As v2 with a dtype after the hooks, for dtypes without a class of storage."""
     hooks, dtype, *metadata = rest
     if not isinstance(storage, _Storage) or not isinstance(dtype, _Dtype):
         raise ValueError("a tensor without a storage or a dtype")
@@ -118,7 +119,7 @@ def _rebuild_v3(
 
 def _rebuild_parameter(view: object, _requires_grad: object, hooks: object) -> _View:
     if not isinstance(view, _View) or hooks:
-        raise ValueError("a parameter that is no tensor, or has hooks")
+        raise ValueError("a parameter that is not a tensor, or has hooks")
     return view
 
 
@@ -146,34 +147,34 @@ _GLOBALS: dict[str, object] = {
     "torch.storage.UntypedStorage": _Dtype("U8"),
     **{f"torch.{name}": _Dtype(dtype) for name, dtype in (_STORAGE_CLASSES | _DTYPES).items()},
 }
-"""All that a dict of plain tensors names."""
+"""Every name in the pickle of a dict of plain tensors."""
 
 _KINDS = {"torch._utils._rebuild_sparse": "sparse tensors", "torch._utils._rebuild_qtensor": "quantized tensors"}
 _KINDS |= {"torch._utils._rebuild_meta": "tensors without data", "torch.Complex": "complex tensors"}
 _KINDS |= {"torch.Q": "quantized tensors", "torch.q": "quantized tensors"}
-"""By the start of a name that only such tensors need."""
+"""By the start of a name that only such tensors have."""
 
 
 class _Archive:
-    """The entries of one file, and what the names in its pickle stand for."""
+    """The entries of one file, and the values of the names in its pickle."""
 
     def __init__(self, file: Path) -> None:
         self._file = file
         self._entries = read_zip_directory(file)
         roots = [name.removesuffix("/data.pkl") for name in self._entries if name.endswith("/data.pkl")]
         if len(roots) != 1:
-            raise CheckpointError(f"{file} is a zip archive, but not one of torch.save", _DICT_HINT)
+            raise CheckpointError(f"{file} is a zip archive, but torch.save did not write it", _DICT_HINT)
         self._root = roots[0]
         if f"{self._root}/constants.pkl" in self._entries:
             raise UnsupportedModelError(f"{file} is a TorchScript program, not a dict of tensors", _DICT_HINT)
-        # Older versions write no byte order, whatever the machine's: nearly all were little-endian.
+        # Older versions write no byte order; nearly all machines were little-endian.
         if f"{self._root}/byteorder" in self._entries and self._read("byteorder", 6) != b"little":
-            raise UnsupportedModelError(f"{file} was saved on a big-endian machine", _ANEW_HINT.format(""))
+            raise UnsupportedModelError(f"{file} was saved on a big-endian machine", _SAVE_AGAIN_HINT.format(""))
 
     def read_pickle(self) -> bytes:
         raw = self._read("data.pkl", _LARGEST_PICKLE_BYTES)
-        if self._find("data.pkl").crc32 not in (0, zlib.crc32(raw)):  # 0 where PyTorch was told to compute none
-            raise ValueError("data.pkl does not have its checksum")
+        if self._find("data.pkl").crc32 not in (0, zlib.crc32(raw)):  # 0 where PyTorch was set to compute none
+            raise ValueError("data.pkl has a wrong checksum")
         return raw
 
     def find_global(self, name: str) -> object:
@@ -184,20 +185,22 @@ class _Archive:
             if name.startswith(start):
                 raise UnsupportedModelError(f"{self._file} holds {kind} ({_brief(name)})", _PLAIN_HINT)
         raise CheckpointError(
-            f"{self._file} asks for {_brief(name)} to be run, and localq runs no code from a checkpoint",
+            f"{self._file} would run {_brief(name)}, and localq runs no code from a checkpoint",
             _DICT_HINT if name.startswith("torch._") else CODE_HINT,
         )
 
     def load_storage(self, identity: object) -> _Storage:
         """See `PickleReader`: ("storage", class, key, device, number of elements)."""
         if not isinstance(identity, tuple) or len(identity) != 5 or identity[0] != "storage":
-            raise ValueError("a persistent id that is no storage")
+            raise ValueError("a persistent id that is not a storage")
         _, kind, key, _, count = identity
         if not isinstance(kind, _Dtype) or not isinstance(key, str) or not _is_natural(count):
-            raise ValueError("a storage whose class, key or size is malformed")
+            raise ValueError("a storage with a wrong class, key or size")
         entry = self._find(f"data/{key}")
         if entry.nbytes != count * DTYPE_BYTES[kind.name]:
-            raise ValueError(f"storage {key} has {entry.nbytes:,} bytes, which are not {count:,} of {kind.name}")
+            raise ValueError(
+                f"storage {key} has {entry.nbytes:,} bytes, which do not fit {count:,} elements of {kind.name}"
+            )
         return _Storage(kind.name, entry.offset, entry.nbytes)
 
     def _find(self, name: str) -> ZipEntry:
@@ -216,7 +219,7 @@ class _Archive:
 
 
 def _refuse_other_formats(file: Path) -> None:
-    """What is found under the name of a weight file, told apart by how it starts."""
+    """Refuse the other files that people have under the name of a weight file, by their first bytes."""
     with file.open("rb") as stream:
         start = stream.read(512)
     if start[257:262] == b"ustar":
@@ -224,22 +227,22 @@ def _refuse_other_formats(file: Path) -> None:
     if start.startswith(b"\x80"):
         raise UnsupportedModelError(
             f"{file} was saved in the format that PyTorch had before 1.6",
-            f"{_ANEW_HINT.format('')}; or look for the model in safetensors",
+            f"{_SAVE_AGAIN_HINT.format('')}; or look for the model in safetensors",
         )
     if start.startswith(b"version https://git-lfs"):
         raise CheckpointError(f"{file} is a pointer of git-lfs, not the weights", "`git lfs pull` brings them")
     if start[8:9] == b"{":
         raise CheckpointError(f"{file} looks like safetensors", "rename it to model.safetensors")
     if start.lstrip()[:1] in (b"<", b"{"):
-        raise CheckpointError(f"{file} is a web page or a message, not the weights", "open it to read why")
+        raise CheckpointError(f"{file} is a web page or a message, not the weights", "open it to see what it says")
     if not start.startswith(b"PK\x03\x04"):
-        raise CheckpointError(f"{file} is nothing that torch.save writes", _DAMAGED_HINT)
+        raise CheckpointError(f"{file} is not a file that torch.save writes", _DAMAGED_HINT)
 
 
 def _named(file: Path, name: str, view: object) -> WeightTensor:
     if not isinstance(view, _View):
-        inner = _ANEW_HINT.format(f"[{name!r}]") if isinstance(view, dict) and name.isidentifier() else _DICT_HINT
-        raise CheckpointError(f"{file}: entry {_brief(name)} is no tensor (but {_kind(view)})", inner)
+        inner = _SAVE_AGAIN_HINT.format(f"[{name!r}]") if isinstance(view, dict) and name.isidentifier() else _DICT_HINT
+        raise CheckpointError(f"{file}: entry {_brief(name)} is not a tensor, but of type {_kind(view)}", inner)
     if not name.isprintable():
         raise CheckpointError(f"{file} has a tensor with the name {_brief(name)}", _DAMAGED_HINT)
     if view.is_contiguous:
@@ -247,7 +250,7 @@ def _named(file: Path, name: str, view: object) -> WeightTensor:
     if len(view.shape) > 2 or 0 in view.strides or math.prod(view.shape) > view.reach:
         raise UnsupportedModelError(
             f"{file}: tensor {name} of shape {view.shape} is a view with strides {view.strides}",
-            "save it anew after `tensor = tensor.contiguous()`",
+            "save it again after `tensor = tensor.contiguous()`",
         )
     return StridedTensor(
         name, view.shape, view.strides, StoredTensor(name, view.dtype, (view.reach,), file, view.offset)
@@ -263,11 +266,11 @@ def _is_naturals(values: object) -> TypeGuard[tuple[int, ...]]:
 
 
 def _kind(value: object) -> str:
-    """Never the value itself, which may be deeply nested."""
+    """The type of a value; not the value, which may be deeply nested."""
     return "tensor" if isinstance(value, _View) else type(value).__name__
 
 
 def _brief(text: object) -> str:
-    """Quoted, because a file may put control characters there, and cut, because it may be long."""
+    """Quoted, because it may hold control characters, and cut, because it may be long."""
     quoted = repr(str(text))
     return quoted if len(quoted) <= 100 else f"{quoted[:100]}..."

@@ -1,8 +1,8 @@
 """Pickles read as plain data: nothing that a file names is looked up, imported or called.
 
 Python's unpickler imports and calls what a pickle names, allocates a memo as large as the pickle says, and
-crashes on keys nested deeply enough. This one knows only the opcodes that `torch.save` needs for a dict of tensors,
-and leaves every name to its caller, who answers with a `StandIn` or a value of his own. Knows nothing of tensors.
+crashes on keys that are nested deeply enough. This one has only the opcodes that `torch.save` needs for a dict of
+tensors. Its caller decides what each name means: a `StandIn` or a value. Knows nothing of tensors.
 
 The opcodes are described in Python's module `pickletools`, which also splits a pickle into them.
 """
@@ -17,7 +17,7 @@ from typing import Any
 
 from localq.errors import CheckpointError
 
-CODE_HINT = "don't open it with other tools either unless you know who made it: look for the model in safetensors"
+CODE_HINT = "don't open it with other tools unless you trust its maker; look for the model in safetensors"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,18 +29,18 @@ class StandIn:
 
 @dataclass(frozen=True, slots=True)
 class PickleReader:
-    """What the names and the persistent ids in a file's pickle stand for."""
+    """What the names and the persistent ids in a file's pickle mean."""
 
     file: Path
     find_global: Callable[[str], object]
-    """From `module.name`, a text of the file's choice, to a `StandIn` or a value. Raises CheckpointError."""
+    """From `module.name`, any text that the file holds, to a `StandIn` or a value. Raises CheckpointError."""
     load_persistent: Callable[[object], object]
 
     def read(self, raw: bytes) -> object:
         """The object that a pickle describes. Takes time and memory in proportion to its length.
 
         Raises CheckpointError for opcodes and names that no dict of tensors needs, ValueError, TypeError or
-        LookupError for a malformed pickle.
+        LookupError for a damaged pickle.
         """
         machine = _Machine(self)
         for opcode, argument, _ in pickletools.genops(raw):
@@ -51,7 +51,7 @@ class PickleReader:
 
 
 class _Machine:
-    """The stack that a pickle works on, its marks, and the values that it keeps to use again."""
+    """The stack that a pickle works on, its marks, and the memo: values that it uses again."""
 
     def __init__(self, reader: PickleReader) -> None:
         self._reader = reader
@@ -70,7 +70,7 @@ class _Machine:
             _ACTIONS[opcode](self, argument)
         elif opcode not in _IGNORED_OPCODES:
             raise CheckpointError(
-                f"{self._reader.file} asks for more than tensors, perhaps for code to be run (pickle opcode {opcode})",
+                f"{self._reader.file} holds more than tensors, perhaps code (pickle opcode {opcode})",
                 CODE_HINT,
             )
 
@@ -106,7 +106,7 @@ class _Machine:
 
     def _extend(self, values: list[Any]) -> None:
         if not isinstance(self._stack[-1], list):
-            raise ValueError("an item for what is no list")
+            raise ValueError("an item for a value that is not a list")
         self._stack[-1].extend(values)
 
     def _setitem(self, _: None) -> None:
@@ -118,11 +118,11 @@ class _Machine:
     def _update(self, values: list[Any]) -> None:
         target = self._stack[-1]
         if not isinstance(target, dict) or len(values) % 2:
-            raise ValueError("an item for what is no dict")
+            raise ValueError("an item for a value that is not a dict")
         for key, value in zip(values[::2], values[1::2], strict=True):
-            # Text only: Python's hash of a tuple goes down as deep as the tuple is nested.
+            # Text only: Python's hash of a tuple recurses as deep as the tuple is nested.
             if not isinstance(key, str) or key in target:
-                raise ValueError("a key that is no text, or stands twice")
+                raise ValueError("a key that is not text, or is there twice")
             target[key] = value
 
     def _put(self, number: int) -> None:
@@ -140,12 +140,12 @@ class _Machine:
     def _stack_global(self, _: None) -> None:
         module, name = self.pop(2)
         if not isinstance(module, str) or not isinstance(name, str):
-            raise ValueError("a name that is no text")
+            raise ValueError("a name that is not text")
         self._stack.append(self._reader.find_global(f"{module}.{name}"))
 
     def _instance(self, module_and_name: str) -> None:
         self._global(module_and_name)
-        raise ValueError("an instance of what is no class")
+        raise ValueError("an instance of a value that is not a class")
 
     def _persistent(self, _: None) -> None:
         self._stack.append(self._reader.load_persistent(self.pop(1)[0]))
@@ -153,14 +153,14 @@ class _Machine:
     def _reduce(self, _: None) -> None:
         function, arguments = self.pop(2)
         if not isinstance(function, StandIn) or not isinstance(arguments, tuple):
-            raise ValueError("a call of what is no function")
+            raise ValueError("a call of a value that is not a function")
         self._stack.append(function.function(*arguments))
 
     def _build(self, _: None) -> None:
-        """Attributes: those of a state dict are the versions of its modules, which hold no weights."""
+        """Attributes: a state dict has only the versions of its modules, which are no weights."""
         target, state = self.pop(2)
         if not isinstance(target, dict) or not isinstance(state, dict) or set(state) - {"_metadata"}:
-            raise ValueError("attributes that no state dict has")
+            raise ValueError("attributes that a state dict does not have")
         self._stack.append(target)
 
 

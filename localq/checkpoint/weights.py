@@ -1,27 +1,28 @@
-"""The weights of a checkpoint: tensors by name, read lazily and in ranges of rows.
+"""The weights of a checkpoint folder: which files hold them, and its tensors by name, read lazily in ranges of rows.
 
-Knows nothing of families or of what the tensors are for.
+The files' names are those that transformers writes: one file, or numbered shards with an index that says which tensor
+is in which. Other files, such as training_args.bin, optimizer.bin or rng_state.pth, are not read. Knows nothing of
+families or of what the tensors are for.
 """
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from localq.checkpoint.safetensors_header import read_header
 from localq.checkpoint.tensors import WeightFiles, WeightTensor, first_not_finite, to_float32
-from localq.checkpoint.weight_files import SAFETENSORS, find_weight_files
+from localq.checkpoint.torch_archive import read_torch_archive
 from localq.errors import CheckpointError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
-
-INDEX_NAME = SAFETENSORS.index_name
-SINGLE_NAME = SAFETENSORS.single_name
-"""What localq itself writes and pulls."""
 
 
 class Weights:
@@ -63,7 +64,7 @@ class Weights:
             row = start + position // math.prod(rows.shape[1:])
             raise CheckpointError(
                 f"tensor {name} holds {value} in row {row:,}",
-                "the weights are damaged, or a merge or a fine-tune failed: no form of them would give right answers",
+                "the weights are damaged, or a merge or a fine-tune failed: no conversion would give right answers",
             )
         return rows
 
@@ -72,27 +73,123 @@ class Weights:
         return to_float32(self.read_rows(name, start, stop))
 
 
-def find_weights(folder: Path) -> Weights:
-    """The weights of a checkpoint folder. Reads headers only.
+@dataclass(frozen=True, slots=True)
+class WeightFormat:
+    """A format of weight files and the names that its files have."""
 
-    Raises CheckpointError for missing, truncated, duplicate or outlying files, and for tensors that are in two files
+    single_name: str
+    index_name: str
+    """Says under `weight_map` in which file every tensor is; there when the weights are in several files."""
+    pattern: str
+    """Of the single file and of shards, as `Path.glob` takes it."""
+    read: Callable[[Path], Sequence[WeightTensor]]
+    """Every tensor of a file. Raises CheckpointError."""
+
+    def is_in(self, folder: Path) -> bool:
+        return (folder / self.index_name).exists() or any(folder.glob(self.pattern))
+
+
+SAFETENSORS = WeightFormat("model.safetensors", "model.safetensors.index.json", "model*.safetensors", read_header)
+TORCH = WeightFormat("pytorch_model.bin", "pytorch_model.bin.index.json", "pytorch_model*.bin", read_torch_archive)
+INDEX_NAME, SINGLE_NAME = SAFETENSORS.index_name, SAFETENSORS.single_name
+"""What localq itself writes."""
+
+
+def find_weights(folder: Path) -> Weights:
+    """The weights of a checkpoint folder: safetensors where both formats are there. Reads headers only.
+
+    From the index's shards, else the single file, else shards without an index. Raises CheckpointError for a folder
+    without weights, for files that are missing, damaged or not of this folder, and for tensors that are in two files
     or in another one than the index says.
     """
-    found = find_weight_files(folder)
+    kind = next((kind for kind in (SAFETENSORS, TORCH) if kind.is_in(folder)), None)
+    if kind is None:
+        raise _no_weights(folder)
+    index = folder / kind.index_name
+    weight_map = read_index(index) if index.exists() else {}
+    files = _indexed_files(index, weight_map) if weight_map else _files_without_index(folder, kind)
     homes: dict[str, Path] = {}
     tensors: dict[str, WeightTensor] = {}
     # Whatever the files hold, named by the index or not: nothing is dropped silently.
-    for file in found.files:
-        for tensor in found.format.read(file):
+    for file in files:
+        for tensor in kind.read(file):
             if tensor.name in homes:
                 raise CheckpointError(
                     f"tensor {tensor.name} is in {homes[tensor.name].name} and in {file.name}",
-                    "one of them belongs to another checkpoint: download them into an empty folder",
+                    "one of them is of another checkpoint: download them into an empty folder",
                 )
             homes[tensor.name], tensors[tensor.name] = file, tensor
-    for name, file_name in found.weight_map.items():
+    for name, file_name in weight_map.items():
         if name not in homes or homes[name].name != file_name:
             raise CheckpointError(
-                f"{found.format.index_name} says that {file_name} holds {name}, and it does not", "download both again"
+                f"{index.name} says that {file_name} holds {name}, and it does not", "download both again"
             )
     return Weights(tensors)
+
+
+def read_index(index: Path) -> dict[str, str]:
+    """From tensor to file name, as an index says it; perhaps incomplete. Raises CheckpointError for no such file."""
+    try:
+        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        if weight_map and all(isinstance(name, str) for name in weight_map.values()):
+            return weight_map
+        cause = None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        cause = error
+    raise CheckpointError(f"{index} can't be read as an index of weight files", "download the file again") from cause
+
+
+def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
+    folder, names = index.parent, sorted(set(weight_map.values()))
+    for name in names:
+        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+            raise CheckpointError(
+                f"{index.name} names {name!r}, which is not a file of this folder",
+                "don't trust this checkpoint: an index names files beside it only",
+            )
+    missing = sorted(set(names) - {path.name for path in folder.iterdir()})
+    if missing:
+        more = " ..." if len(missing) > 3 else ""
+        raise CheckpointError(
+            f"{folder} does not have {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}{more}",
+            "download them; `localq pull org/name` continues a download that stopped",
+        )
+    return [folder / name for name in names]
+
+
+def _files_without_index(folder: Path, kind: WeightFormat) -> list[Path]:
+    """The single file, or shards, which number themselves: model-00001-of-00003.safetensors."""
+    single = folder / kind.single_name
+    files = [single] if single.exists() else sorted(folder.glob(kind.pattern))
+    for file in files:
+        _, of, count = file.stem.rpartition("-of-")
+        if of and count.isdecimal() and int(count) != len(files):
+            raise CheckpointError(
+                f"{folder} has {len(files)} of {int(count)} shards, and no {kind.index_name}",
+                "download the rest; `localq pull org/name` continues a download that stopped",
+            )
+    return files
+
+
+_INSTEAD = {
+    "consolidated*": (
+        "its weights are in the format of the model's makers (consolidated.*)",
+        "take the same model in Hugging Face format: often another repository whose name ends with -hf",
+    ),
+    "adapter_model.*": (
+        "it is an adapter (adapter_model.*), which changes another model",
+        "merge it into its base model first, and convert that: `merge_and_unload()` of the library peft",
+    ),
+    "*.gguf": ("it has a .gguf file", "name that file instead"),
+}
+"""What a folder may have instead of weights: what it is, and what helps."""
+
+
+def _no_weights(folder: Path) -> CheckpointError:
+    for pattern, (found, advice) in _INSTEAD.items():
+        if any(folder.glob(pattern)):
+            return CheckpointError(f"{folder} has no {SAFETENSORS.single_name}: {found}", advice)
+    return CheckpointError(
+        f"{folder} has no weights: neither {SAFETENSORS.single_name} nor {TORCH.single_name}",
+        "give a folder with one of them, or run `localq pull org/name`",
+    )

@@ -1,7 +1,7 @@
-"""Which entry of a zip file lies where. Reads no entry, and knows not what they are.
+"""Where each entry of a zip file is. Reads no entry, and does not know what they are.
 
-Format: PKWARE's APPNOTE 6.3. The directory at the end of the file is read by Python's `zipfile`; where the bytes of
-an entry start stands only in the header before them, whose name fields differ in length from the directory's.
+Format: PKWARE's APPNOTE 6.3. Python's `zipfile` reads the directory at the end of the file. Where the bytes of an entry
+start follows only from the header before them, whose fields differ in length from the directory's.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ from pathlib import Path
 from localq.errors import CheckpointError
 
 _LARGEST_DIRECTORY_BYTES = 4_000_000
-"""Some 30,000 entries; a checkpoint has one for each tensor of a file."""
+"""About 30,000 entries; a checkpoint has one for each tensor of a file."""
 
 _SIGNATURE = b"PK\x03\x04"
 _LOCAL_HEADER = struct.Struct("<4s22xHH")
-"""Signature; then, after what the directory says as well, the lengths of the name and of the extra field."""
+"""Signature; then, after fields that the directory has too, the lengths of the name and of the extra field."""
 
 _UTF8_NAME, _ENCRYPTED = 0x800, 0x1
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
@@ -27,32 +27,32 @@ _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it agai
 
 @dataclass(frozen=True, slots=True)
 class ZipEntry:
-    """One stretch of a file."""
+    """The bytes of one entry, together in the file."""
 
     offset: int
     """First byte, from the start of the file."""
     nbytes: int
     crc32: int
-    """Of what it holds, as the directory says; nothing is checked against it here."""
+    """Of the entry's contents, as the directory says; not checked here."""
     is_stored: bool
-    """As it is: neither compressed nor encrypted."""
+    """Neither compressed nor encrypted."""
 
 
 def read_zip_directory(file: Path) -> dict[str, ZipEntry]:
-    """Every entry by name. Raises CheckpointError for a damaged directory, entries that lie over each other or
-    beyond the file, and names that stand twice; OSError where the file can't be read.
+    """Every entry by name. Raises CheckpointError for a damaged directory, entries that overlap or reach beyond the
+    file, and names that are there twice; OSError where the file can't be read.
     """
     with _BoundedFile(file) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
                 entries = _locate(stream, archive.infolist(), archive.start_dir)
         except (zipfile.BadZipFile, NotImplementedError, OverflowError, ValueError, struct.error) as error:
-            raise CheckpointError(f"{file} is no complete zip archive: {error}", _DAMAGED_HINT) from error
+            raise CheckpointError(f"{file} is not a complete zip archive: {error}", _DAMAGED_HINT) from error
     return entries
 
 
 class _BoundedFile(io.FileIO):
-    """`zipfile` reads a directory as long as the file says it is, in one piece."""
+    """Limits the memory: `zipfile` reads a directory of whatever length the file says, in one piece."""
 
     def read(self, size: int | None = -1, /) -> bytes:
         if size is not None and size > _LARGEST_DIRECTORY_BYTES:
@@ -65,7 +65,7 @@ def _locate(stream: _BoundedFile, infos: list[zipfile.ZipInfo], directory_offset
     end = 0
     for info in sorted(infos, key=lambda info: info.header_offset):
         if info.header_offset < end or info.filename in entries:
-            raise ValueError(f"entry {info.filename!r} lies over another, or stands twice")
+            raise ValueError(f"entry {info.filename!r} overlaps another, or is there twice")
         offset = _data_offset(stream, info)
         end = offset + info.compress_size
         if end > directory_offset:

@@ -40,7 +40,7 @@ def complete_recipe(incomplete: str) -> list[str]:
 
 def complete_shape(incomplete: str) -> list[str]:
     """Shapes of public models."""
-    from localq.measure.shapes.shapes import shape_names
+    from localq.measure.shapes import shape_names
 
     return _matching(incomplete, shape_names())
 

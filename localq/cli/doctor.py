@@ -19,7 +19,7 @@ from localq.tables import format_bytes, format_table
 if TYPE_CHECKING:
     from localq.checkpoint.source import CheckpointPlace
     from localq.doctor.checkpoint import Examination, Fault, Form
-    from localq.measure.machine import Machine
+    from localq.measure.reports import Machine
 
 _USUAL = ["mlx-4bit", "mlx-mixed-4-6", "mlx-8bit", "mlx-bf16"]
 _USUAL += ["gguf-q4_0", "gguf-q4_k_m", "gguf-q5_k_m", "gguf-q6_k", "gguf-q8_0", "gguf-bf16"]
@@ -200,13 +200,12 @@ def _machine(models_dir: Path | None, json: bool) -> None:
 
     from localq.backends import BACKENDS, default_recipe_name, has_backend
     from localq.hardware import available_cores
-    from localq.measure.bandwidth import memory_bandwidth_bytes_per_second
-    from localq.measure.machine import describe_machine
+    from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
     from localq.store.layout import models_folder
 
     machine, folder = describe_machine(), models_folder(models_dir)
     record = {
-        **asdict(machine),
+        **machine.model_dump(),
         "usable_cores": available_cores(),
         "free_memory_bytes": psutil.virtual_memory().available,
         "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),

@@ -39,7 +39,7 @@ with the keys error, hint and code.
 """  # \b keeps these lines as they are: names would be cut at their hyphens
 
 VERBS = {
-    "pull": "Download a checkpoint or an MLX folder; print its path.",
+    "pull": "Download a model into the Hugging Face cache and print its path.",
     "convert": "Convert a checkpoint to MLX and GGUF.",
     "recipes": "List the formats: bits per weight, and what they are good for.",
     "ls": "List converted models.",
@@ -49,9 +49,9 @@ VERBS = {
     "prune": "Delete half-written files of killed conversions.",
     "generate": "Answer one prompt; convert the model first if needed.",
     "chat": "Talk to a model; /help lists the commands.",
-    "bench": "Measure prompt and generation speed, load time and memory.",
-    "eval": "Measure on a text what quantization cost in quality.",
-    "report": "Measure speed and quality of formats, and show which to take.",
+    "bench": "Measure speed, load time and memory.",
+    "eval": "Measure what quantization costs in quality.",
+    "report": "Measure speed and quality, and show which format to take.",
     "doctor": "Find a checkpoint's faults, and how to fix them.",
     "demo": "Convert two toy models to MLX and GGUF, and compare them.",
 }

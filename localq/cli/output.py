@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from typing import Any
 
@@ -36,6 +37,13 @@ def say(text: str) -> None:
     """Write a line for the user to stderr."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
+
+
+def output_width() -> int | None:
+    """Columns that tables on stdout may have: of the terminal, or COLUMNS; None where there is no limit."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return shutil.get_terminal_size().columns
+    return None
 
 
 def stderr_is_terminal() -> bool:

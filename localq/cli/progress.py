@@ -22,7 +22,7 @@ class ByteBar:
         self._title = ""
 
     def update(self, title: str, done_bytes: int, total_bytes: int) -> None:
-        """Show a state; a new title begins a new bar."""
+        """Show a state; a new title starts a new bar."""
         if not stderr_is_terminal():
             return
         if self._progress is None:
@@ -34,7 +34,7 @@ class ByteBar:
         self._progress.update(self._task, completed=done_bytes, total=total_bytes)
 
     def close(self) -> None:
-        """Leave the bar as it stands."""
+        """Stop; the bar stays on the screen."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
@@ -49,7 +49,7 @@ class ByteBar:
 
 
 class TerminalListener(ConversionListener):
-    """Tells on stderr how a conversion goes."""
+    """Prints on stderr what a pull or a conversion does."""
 
     def __init__(self, bar: ByteBar, *, tell_reused: bool) -> None:
         self._bar = bar
@@ -57,12 +57,12 @@ class TerminalListener(ConversionListener):
         self._begun: set[str] = set()
 
     def on_download(self, done_bytes: int, total_bytes: int) -> None:
-        """A pull."""
+        """Bytes of a pull."""
         self._begin("download", f"pulling {format_bytes(total_bytes)} into the Hugging Face cache")
         self._bar.update("pull", done_bytes, total_bytes)
 
     def on_reused(self, artifact: Artifact) -> None:
-        """An earlier conversion is taken."""
+        """An earlier conversion is used."""
         if self._tell_reused:
             say(f"{artifact.name} is there already, made {artifact.manifest.created}: {artifact.path}")
 
@@ -71,18 +71,18 @@ class TerminalListener(ConversionListener):
         say(f"{artifact.manifest.source} changed since {artifact.name} was made: making it again")
 
     def on_caveat(self, caveat: str) -> None:
-        """What a runtime does otherwise than the reference."""
+        """Where a runtime differs from the model's reference."""
         say(f"note: {caveat}")
 
     def on_progress(self, recipes: Sequence[Recipe], done_bytes: int, total_bytes: int) -> None:
-        """A conversion."""
+        """Bytes of a conversion."""
         names = ", ".join(recipe.name for recipe in recipes)
         self._begin(names, f"making {names} from {format_bytes(total_bytes)} of weights")
-        self._bar.update(recipes[0].name if len(recipes) == 1 else f"{len(recipes)} forms", done_bytes, total_bytes)
+        self._bar.update(recipes[0].name if len(recipes) == 1 else f"{len(recipes)} formats", done_bytes, total_bytes)
 
     def on_wait(self, recipe: Recipe) -> None:
         """Another process has the lock."""
-        say(f"another localq is making {recipe.name}: waiting for it")
+        say(f"waiting: another localq is making {recipe.name}")
 
     def _begin(self, key: str, line: str) -> None:
         if key not in self._begun:

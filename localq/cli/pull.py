@@ -1,4 +1,4 @@
-"""`localq pull`: bring a checkpoint, or a form that a repository has, into the Hugging Face cache."""
+"""`localq pull`: download a checkpoint, or an artifact that a repository has, into the Hugging Face cache."""
 
 from __future__ import annotations
 
@@ -12,11 +12,13 @@ from localq.reference import parse_reference
 
 
 def pull(
-    repo: Annotated[str, typer.Argument(metavar="REPO[@REV][:FORMAT]", help="org/name, and a branch, tag or commit.")],
+    repo: Annotated[
+        str, typer.Argument(metavar="REPO[@REV][:FORMAT]", help="org/name; @REV is a branch, tag or commit.")
+    ],
 ) -> None:
-    """Download a checkpoint or an MLX folder; print its path.
+    """Download a model into the Hugging Face cache and print its path.
 
-    It goes into the Hugging Face cache, which other tools share. With :FORMAT, download a .gguf file alone.
+    A checkpoint or an MLX folder; with :FORMAT, such as :gguf-q4_k_m, a .gguf file of the repository.
     """
     from localq.checkpoint.hub import pull as pull_snapshot
     from localq.checkpoint.source import pull_ready_form
@@ -24,11 +26,13 @@ def pull(
 
     reference = parse_reference(repo)
     if reference.kind != "repo":
-        raise ModelReferenceError(f"{repo} is here already: {reference.path}", "pull takes a repository: org/name")
+        raise ModelReferenceError(
+            f"{repo} is on this machine already: {reference.path}", "pull needs a repository: org/name"
+        )
     with ByteBar() as bar:
         listener = TerminalListener(bar, tell_reused=False)
         if reference.recipe is None:
-            path = pull_snapshot(reference.name, reference.revision, listener.on_download).folder
+            path = pull_snapshot(reference.name, reference.revision, listener.on_download)
         else:
             path = pull_ready_form(reference, listener.on_download)
     emit(str(path))

@@ -13,8 +13,7 @@ from typing import Any, Literal
 
 from localq.backends import has_backend, require_backend
 from localq.checkpoint.dequantize import quantization_name
-from localq.checkpoint.faults import tensor_faults
-from localq.checkpoint.folder import Checkpoint, read_config, read_contents
+from localq.checkpoint.folder import Checkpoint, read_config, read_contents, tensor_faults
 from localq.checkpoint.source import CheckpointPlace
 from localq.checkpoint.tensors import FLOAT_DTYPES, row_ranges
 from localq.checkpoint.weights import Weights, find_weights

@@ -1,7 +1,21 @@
 """The engine boundary: token ids in, token ids out.
 
-An engine runs one opened model. It knows no text, no chat template, no end token and no stop string; those
-exist once, above it. A new engine is one file that fulfils `Engine`, and one line in `localq.model`.
+An engine runs one opened model. It knows no text, no chat template, no end token and no stop string: the modules above
+it handle those, once for all engines.
+
+To write a new engine:
+
+1. `localq/engines/NAME.py` with a class that fulfils `Engine`, and the function `localq.model` opens it with:
+   `open_engine(path: Path, options: LoadOptions, context_length: int) -> Engine`. `context_length` is the number of
+   tokens to make room for; `options.context_length`, which it was chosen from, is ignored. It raises EngineError with
+   the library's own reason when the model can't be loaded, and UnsupportedOptionError for an option that the library
+   does not have. A large engine may have more files, named `NAME_*.py`. The helpers below are for all engines.
+2. One line in `BACKENDS` of `localq/backends.py`: the format, the module, the library that must be installed.
+3. `tests/contracts/conftest.py`: open it in the fixture `make_engine`. Those tests check what `Engine` states.
+4. Only for a new format: a recipe in `localq/recipes.py`, its conversion in `localq/conversion/`, and `open_form` in
+   `localq/model.py`.
+
+`tests/scripted_engine.py` is the smallest engine, to copy from. Import heavy libraries inside functions.
 """
 
 from __future__ import annotations
@@ -21,8 +35,8 @@ if TYPE_CHECKING:
     from localq.options import GenerationOptions
 
 PrefillProgress = Callable[[int, int], None]
-"""Called after every chunk of the prompt with (tokens done, tokens in all). Raising from it cancels the
-prefill; the engine stays usable."""
+"""Called after every chunk of the prompt with (tokens done, tokens in all). When it raises, the prefill is cancelled
+and the engine stays usable."""
 
 PREFILL_CHUNK_TOKENS = MOST_BATCH_TOKENS
 """Most prompt tokens computed between two chances to cancel."""
@@ -35,7 +49,7 @@ _FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """What an engine has computed: tokens with their keys and values, to be taken up by another one like it."""
+    """What an engine has computed: tokens with their keys and values. An engine of the same kind can restore it."""
 
     tokens: tuple[int, ...]
     arrays: tuple[NDArray[np.uint8], ...]
@@ -43,7 +57,7 @@ class EngineState:
 
 
 class Engine(Protocol):
-    """One opened model. Not safe for use by several threads at once; `Model` serialises its callers."""
+    """One opened model. Not safe for use by several threads at once; `Model` serializes its callers."""
 
     @property
     def context_length(self) -> int:
@@ -53,22 +67,26 @@ class Engine(Protocol):
     def vocabulary_size(self) -> int:
         """Number of logits per token."""
 
+    @property
+    def state_settings(self) -> Mapping[str, str | bool]:
+        """Settings that the keys and values depend on: with the same weights and settings, states can be exchanged."""
+
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """Compute the prompt up to the logits of its last token.
 
-        What an earlier call left in the key-value cache is used as far as it is a prefix of `prompt`.
+        Tokens that are in the key-value cache already are used as far as they are a prefix of `prompt`.
         Returns the number of prompt tokens taken from there; at least one token is always computed.
         Raises PromptTooLongError when the prompt leaves no room for one more token, EngineError when it is
-        empty or holds an id outside the vocabulary.
+        empty or has an id outside the vocabulary.
         """
 
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
         """Continue the prefilled prompt: ids one by one, at most `options.max_tokens`, until the context is full.
 
-        The first id comes from the logits that `prefill` left; each further one takes one forward pass.
+        The first id is drawn from the logits that `prefill` computed; each further one takes one forward pass.
         The caller stops early by closing the generator. Ids include end tokens: the engine does not know them.
-        With `options.logprobs`, `logits` gives the row that an id was drawn from as long as that id is the newest.
-        Raises EngineError when no prefill, or only a broken-off one, came before; OptionError as `check_bias`.
+        With `options.logprobs`, `logits` gives the row that an id was drawn from until the next id is requested.
+        Raises EngineError when no prefill was completed before; OptionError as `check_bias`.
         """
 
     def logits(self) -> NDArray[np.float32]:
@@ -81,22 +99,18 @@ class Engine(Protocol):
         """Logits after each of `tokens` from index `first` on, from an empty cache, in order.
 
         Arrays of shape (rows, vocabulary_size) that the caller may keep, each of at most `CHUNK_LOGITS_BYTES`, or of
-        one row. `tokens` may fill the whole context. The cache holds them in the end; before, nothing else may be
-        asked of the engine. Raises PromptTooLongError or EngineError when the first chunk is asked for.
+        one row. `tokens` may fill the whole context, and the cache holds them at the end. Until then nothing else may
+        be called. Raises PromptTooLongError or EngineError when the first chunk is requested.
         """
 
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """What two engines with the same weights must have alike to take up each other's states."""
-
     def state(self) -> EngineState:
-        """A copy of what the cache holds; another prefill must come before more is generated.
+        """A copy of what the cache holds; a prefill must come before more is generated.
 
         Raises UnsupportedOptionError for a network whose cache can't be copied.
         """
 
     def restore(self, state: EngineState) -> None:
-        """Put a state in the place of what the cache holds, as if its tokens had been computed; logits come later.
+        """Replace what the cache holds by a state, as if its tokens had been computed; there are no logits yet.
 
         Raises EngineError when it does not fit this engine; then the cache is empty.
         """
@@ -125,17 +139,17 @@ def check_window(tokens: Sequence[int], vocabulary_size: int, context_length: in
 
 
 def check_ids(tokens: Sequence[int], vocabulary_size: int) -> None:
-    """Raise EngineError when an id lies outside the vocabulary: the runtimes don't all notice."""
+    """Raise EngineError when an id lies outside the vocabulary: not every library checks it."""
     outside = next((token for token in tokens if not 0 <= token < vocabulary_size), None)
     if outside is not None:
         raise EngineError(
             f"token id {outside} is not in this model's vocabulary of {vocabulary_size}",
-            "tokenizer and weights belong to different models",
+            "tokenizer and weights are of different models",
         )
 
 
 def check_bias(options: GenerationOptions, vocabulary_size: int) -> None:
-    """Raise OptionError when the logit bias names a token outside the vocabulary, or leaves none."""
+    """Raise OptionError when the logit bias names a token outside the vocabulary, or bans all tokens."""
     outside = next((token for token in options.logit_bias if token >= vocabulary_size), None)
     if outside is not None:
         raise OptionError(
@@ -149,7 +163,7 @@ def check_bias(options: GenerationOptions, vocabulary_size: int) -> None:
 def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:
     """How many leading tokens of `prompt` the cache already holds.
 
-    One less than the prompt has at most, because the logits of its last token are wanted.
+    At most one less than the prompt has, because the logits of its last token must be computed.
     """
     limit = min(len(cached), len(prompt) - 1)
     return next((i for i in range(limit) if cached[i] != prompt[i]), limit)
@@ -162,5 +176,5 @@ def chunks(tokens: Sequence[int], start: int, size: int = PREFILL_CHUNK_TOKENS) 
 
 
 def rows_per_chunk(vocabulary_size: int) -> int:
-    """Rows of logits that a chunk has at most: what fits in `CHUNK_LOGITS_BYTES`, or one."""
+    """Rows of logits that a chunk has at most: as many as fit in `CHUNK_LOGITS_BYTES`, at least one."""
     return max(1, CHUNK_LOGITS_BYTES // (_FLOAT32_BYTES * vocabulary_size))

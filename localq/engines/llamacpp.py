@@ -1,14 +1,14 @@
 """The Engine over llama.cpp, through the C functions that llama_cpp exposes.
 
-The high-level `Llama` class is not used: its streaming slows down with the length of the text. Knows no
-text: llama.cpp's own tokenizer and chat templates stay unused.
+The high-level `Llama` class is not used: its streaming gets slower as the text gets longer. Nor are llama.cpp's
+tokenizer and chat templates.
 """
 
 from __future__ import annotations
 
 import ctypes
 import weakref
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -40,14 +40,13 @@ _NEWEST = -1
 """Index of the newest output in llama.cpp's calls that take one."""
 
 
-def open_engine(path: Path, options: LoadOptions, default_context_length: int) -> LlamaCppEngine:
+def open_engine(path: Path, options: LoadOptions, context_length: int) -> LlamaCppEngine:
     """Load a `.gguf` file.
 
     Raises BackendUnavailableError without llama_cpp, EngineError with llama.cpp's own reason when the file can't be
-    loaded, UnsupportedOptionError when the model's cache can't be as the options say.
+    loaded, UnsupportedOptionError when the model can't have the cache that the options name.
     """
     require_backend("gguf")
-    context_length = options.context_length or default_context_length
     return LlamaCppEngine(load_context(path, options, context_length), context_length, options.batch_tokens)
 
 
@@ -55,35 +54,25 @@ class LlamaCppEngine:
     """An opened GGUF model with one key-value cache."""
 
     def __init__(self, loaded: LoadedContext, context_length: int, batch_tokens: int) -> None:
-        """Takes ownership of what was loaded."""
+        """Frees what was loaded when it is closed."""
         model, context = loaded.model, loaded.context
         self._api = llama_api()
         self._context = context
         self._memory = self._api.llama_get_memory(context)
-        self._context_length = context_length
         self._batch_tokens = batch_tokens
-        self._vocabulary_size: int = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(model))
-        self._state_settings = loaded.settings
-        # What is surely in the cache. The cache may hold more after an interruption, never less.
+        self.context_length = context_length
+        self.vocabulary_size: int = self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(model))
+        self.state_settings = loaded.state_settings
+        # Tokens that are certainly in the cache. After an interruption it may hold more, never less.
         self._tokens: list[int] = []
         self._has_logits = False
-        # Also runs at exit: on a GPU, llama.cpp ends the process badly when a context is left over.
+        # Runs at exit too: on a GPU, llama.cpp crashes at exit when a context is still open.
         self._free = weakref.finalize(self, free, self._api, model, context)
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and reply that fit."""
-        return self._context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of logits per token."""
-        return self._vocabulary_size
 
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """See `Engine.prefill`."""
         self._require_open()
-        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        check_prompt(prompt, self.vocabulary_size, self.context_length)
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         for chunk in chunks(prompt, reused, self._batch_tokens):
             self._compute(chunk)
@@ -94,10 +83,10 @@ class LlamaCppEngine:
     def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
         """See `Engine.generate`."""
         self._require_logits()
-        check_bias(options, self._vocabulary_size)
+        check_bias(options, self.vocabulary_size)
         sample = self._api.llama_sampler_sample
-        limit = min(options.max_tokens, self._context_length - len(self._tokens))
-        with sampler_chain(options, self._vocabulary_size, self._tokens) as chain:
+        limit = min(options.max_tokens, self.context_length - len(self._tokens))
+        with sampler_chain(options, self.vocabulary_size, self._tokens) as chain:
             for left in reversed(range(limit)):
                 token: int = sample(chain, self._context, _NEWEST)
                 yield token
@@ -110,30 +99,26 @@ class LlamaCppEngine:
 
         self._require_logits()
         row = self._api.llama_get_logits_ith(self._context, _NEWEST)
-        return np.ctypeslib.as_array(row, (self._vocabulary_size,)).copy()
+        return np.ctypeslib.as_array(row, (self.vocabulary_size,)).copy()
 
     def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See `Engine.logits_in_chunks`. The output layer is left out for the tokens before `first`.
+        """See `Engine.logits_in_chunks`. The output layer is not computed for the tokens before `first`.
 
-        Passes are as large as ever, and llama.cpp keeps a whole pass's logits: it rounds what a quantized weight is
-        multiplied by otherwise in the last rows of a pass whose length is no multiple of four.
+        A pass is as long as in `prefill`, although llama.cpp then keeps all of its logits: in the last rows of a pass
+        whose length is not a multiple of four, it rounds the numbers that a quantized weight is multiplied by
+        differently.
         """
         import numpy as np
 
         self._require_open()
-        check_window(tokens, self._vocabulary_size, self._context_length)
+        check_window(tokens, self.vocabulary_size, self.context_length)
         self._keep(0)
         for chunk in chunks(tokens, 0, self._batch_tokens):
             wanted = min(len(self._tokens) + len(chunk) - first, len(chunk))
             self._compute(chunk, wanted)
-            for done in range(0, wanted, rows_per_chunk(self._vocabulary_size)):
-                rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (wanted, self._vocabulary_size))
-                yield rows[done : done + rows_per_chunk(self._vocabulary_size)].copy()
-
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """See `Engine.state_settings`."""
-        return self._state_settings
+            for done in range(0, wanted, rows_per_chunk(self.vocabulary_size)):
+                rows = np.ctypeslib.as_array(self._api.llama_get_logits(self._context), (wanted, self.vocabulary_size))
+                yield rows[done : done + rows_per_chunk(self.vocabulary_size)].copy()
 
     def state(self) -> EngineState:
         """See `Engine.state`."""
@@ -149,7 +134,7 @@ class LlamaCppEngine:
         """See `Engine.restore`."""
         self._require_open()
         self._keep(0)
-        check_ids(state.tokens, self._vocabulary_size)
+        check_ids(state.tokens, self.vocabulary_size)
         taken = 0
         with captured_llama_log() as log:
             for buffer in state.arrays[:1]:
@@ -158,7 +143,7 @@ class LlamaCppEngine:
         if not taken or newest + 1 != len(state.tokens):
             # A damaged state may leave cells that no position finds again.
             self._api.llama_memory_clear(self._memory, True)
-            raise EngineError(f"llama.cpp could not take up {len(state.tokens)} computed tokens: {reason(log)}")
+            raise EngineError(f"llama.cpp could not restore {len(state.tokens)} computed tokens: {reason(log)}")
         self._tokens = list(state.tokens)
 
     def close(self) -> None:
@@ -166,19 +151,19 @@ class LlamaCppEngine:
         self._free()
 
     def _keep(self, token_count: int) -> int:
-        """Forget all but the first tokens of the cache; returns how many could be kept."""
+        """Remove all but the first tokens from the cache; returns how many could be kept."""
         del self._tokens[token_count:]
         self._has_logits = False
-        # Asked for even when nothing is to go by our own list: an interruption may have left more in the cache.
+        # Also when our own list has no more tokens: after an interruption the cache may hold more.
         if not self._api.llama_memory_seq_rm(self._memory, _SEQUENCE, token_count, -1):
             self._api.llama_memory_clear(self._memory, False)
             self._tokens.clear()
         return len(self._tokens)
 
     def _compute(self, tokens: Sequence[int], outputs: int = 1) -> None:
-        """Append at most a chunk of tokens to the cache; logits of the last `outputs`, of one at least, can be read."""
+        """Append at most a chunk of tokens to the cache and compute the logits of the last `outputs`, at least one."""
         api = self._api
-        # The batch only points to these arrays: they must live until llama_decode returns.
+        # The batch only points to these arrays: they must exist until llama_decode returns.
         ids = (api.llama_token * len(tokens))(*tokens)
         batch = api.llama_batch_get_one(ids, len(tokens))
         if outputs > 1:

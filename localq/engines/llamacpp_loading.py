@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from localq.engines.llamacpp_amx import leave_amx_out
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
 from localq.gguf_file import read_header
 from localq.hardware import available_cores
@@ -22,33 +21,32 @@ from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
 
 _NO_DEVICES = (ctypes.c_void_p * 1)()
-"""What `llama_model_params.devices` wants: a list of devices that ends with NULL, here an empty one."""
-_ALL_FLOAT32 = 0  # of `enum llama_ftype`
+"""For `llama_model_params.devices`: a list of devices that ends with NULL, here an empty one."""
 _VALUE_BYTES = 64
 """Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
 
 _ONE_THREAD_BELOW_BYTES = 32 << 20
 """Smaller models run on one thread by default. Measured with 0.8 MB on two cores: 5,100 tokens per second on one
-thread; on two 6,700 at best, and 100 while other programs keep a core busy, since threads wait for each other after
+thread; on two 6,700 at best, and 100 while other programs use a core, because threads wait for each other after
 every operation."""
 
 
 @dataclass(frozen=True, slots=True)
 class LoadedContext:
-    """A `llama_model *` and a `llama_context *` made from it; whoever gets them frees them with `free`."""
+    """A `llama_model *` and a `llama_context *` made from it; the caller frees them with `free`."""
 
     model: Any
     context: Any
-    settings: Mapping[str, str | bool]
-    """What the keys and values depend on beside the weights."""
+    state_settings: Mapping[str, str | bool]
+    """See `Engine.state_settings`."""
 
 
 def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
     """Load a `.gguf` file and make a context.
 
-    All layers are on the GPU where llama.cpp was built for one; a float32 file stays on the CPU. Ctrl-C ends it at the
+    All layers are on the GPU where llama.cpp was built for one; a float32 file stays on the CPU. Ctrl-C stops it at the
     next tensor. Raises EngineError with llama.cpp's own reason when the file can't be loaded, UnsupportedOptionError
-    when the model's cache can't be as the options say.
+    when the model can't have the cache that the options name.
     """
     api = llama_api()
     model = context = None
@@ -66,7 +64,7 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
             if not context:
                 raise _context_error(path, options, context_length, reason(log))
     except BaseException:
-        # Also after Ctrl-C: model and context may be there already.
+        # Also after Ctrl-C: model and context may exist already.
         free(api, model, context)
         raise
     settings: dict[str, str | bool] = {
@@ -79,21 +77,58 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
 
 @functools.cache
 def llama_api() -> Any:
-    """llama.cpp's C functions, ready for use."""
+    """llama.cpp's C functions, initialized."""
     from llama_cpp import llama_cpp as api
 
     with captured_llama_log():
         api.llama_backend_init()
-    leave_amx_out(api)
+    _leave_amx_out(api)
     return api
+
+
+def _leave_amx_out(api: Any) -> None:
+    """Remove AMX from the buffer types that llama.cpp chooses from as it loads weights. Lasts as long as the process.
+
+    Its kernels end the process as compilers such as GCC 12 build them: they drop the tile configuration
+    (ggml-org/llama.cpp#26954). pip builds llama-cpp-python for the processor at hand, so a machine with AMX gets them.
+    llama.cpp's other ways of repacking weights for the processor stay.
+    """
+    if b"AMX_INT8 = 1" not in api.llama_print_system_info():
+        return
+    from llama_cpp._ggml import libggml
+
+    types = _extra_buffer_types(libggml)
+    name_of = _function(libggml.ggml_backend_buft_name, ctypes.c_char_p, ctypes.c_void_p)
+    count = next(index for index in range(2**31) if types[index] is None)
+    others = [types[index] for index in range(count) if name_of(types[index]) != b"AMX"]
+    # The list keeps its length: the first null pointer ends it.
+    for index, pointer in enumerate(others + [None] * (count - len(others))):
+        types[index] = pointer
+
+
+def _extra_buffer_types(libggml: Any) -> Any:
+    """The list of pointers, ended by a null pointer, that `llama_model_load_from_file` walks through for the CPU."""
+    cpu_type = 0  # GGML_BACKEND_DEVICE_TYPE_CPU
+    device = _function(libggml.ggml_backend_dev_by_type, ctypes.c_void_p, ctypes.c_int)(cpu_type)
+    registry = _function(libggml.ggml_backend_dev_backend_reg, ctypes.c_void_p, ctypes.c_void_p)(device)
+    find = _function(libggml.ggml_backend_reg_get_proc_address, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)
+    get_types = ctypes.CFUNCTYPE(ctypes.POINTER(ctypes.c_void_p), ctypes.c_void_p)(
+        find(registry, b"ggml_backend_dev_get_extra_bufts")
+    )
+    return get_types(device)
+
+
+def _function(function: Any, result: Any, *arguments: Any) -> Any:
+    function.restype, function.argtypes = result, arguments
+    return function
 
 
 @contextmanager
 def _interruptible() -> Iterator[Callable[[float, Any], bool]]:
-    """Gives a progress callback that ends loading after Ctrl-C; KeyboardInterrupt is raised as the block is left.
+    """Gives a progress callback that stops loading after Ctrl-C; KeyboardInterrupt is raised at the end of the block.
 
-    Python would raise it inside the callback, from where ctypes can't let it through llama.cpp. So the signal is noted
-    there and sent again afterwards. A handler of the caller's own is left in place, and other threads get no signals.
+    Python would raise it inside the callback, where ctypes drops exceptions. So the signal is only recorded there and
+    sent again at the end. A handler that the caller installed stays; threads other than the main one get no signals.
     """
     interrupted = False
 
@@ -117,8 +152,8 @@ def _interruptible() -> Iterator[Callable[[float, Any], bool]]:
 def _model_parameters(api: Any, path: Path) -> Any:
     parameters = api.llama_model_default_params()
     if api.llama_supports_gpu_offload() and _is_float32(path):
-        # A model in float32 is what others are measured against, and Metal's matrix product makes half-precision
-        # tiles of float32 weights (a fact of llama.cpp's source, not seen on a Mac). No devices: the CPU computes.
+        # Others are compared with a float32 model, and Metal's matrix product rounds float32 weights to half precision
+        # (read in llama.cpp's source, not measured on a Mac). Without devices the CPU computes.
         parameters.n_gpu_layers = 0
         parameters.devices = ctypes.cast(_NO_DEVICES, ctypes.c_void_p)
     else:
@@ -127,24 +162,24 @@ def _model_parameters(api: Any, path: Path) -> Any:
 
 
 def _is_float32(path: Path) -> bool:
-    """Whether a file says that all its weights are float32. Of one that can't be read, loading it will say why.
+    """Whether a file's header says that all its weights are float32; False where it can't be read: loading says why.
 
-    `llama_model_ftype` answers 0, which means float32, for every model that was loaded without its weights.
+    `llama_model_ftype` returns 0, which means float32, for every model that was loaded without its weights.
     """
     try:
-        return read_header(path).metadata.get("general.file_type") == _ALL_FLOAT32
+        return read_header(path).is_float32
     except LocalqError:
         return False
 
 
 def _original_context_length(api: Any, model: Any, default: int) -> int:
-    """Where LongRoPE's regimes meet."""
+    """The longest context for LongRoPE's short factors."""
     architecture = _metadata(api, model, "general.architecture")
     return int(_metadata(api, model, f"{architecture}.rope.scaling.original_context_length") or default)
 
 
 def _metadata(api: Any, model: Any, key: str) -> str:
-    """A short value as text; empty where there is none."""
+    """A short value as text; empty where the key does not exist."""
     value = ctypes.create_string_buffer(_VALUE_BYTES)
     api.llama_model_meta_val_str(model, key.encode(), value, _VALUE_BYTES)
     return value.value.decode()
@@ -163,8 +198,8 @@ def _context_parameters(api: Any, model: Any, options: LoadOptions, context_leng
     parameters.n_threads = parameters.n_threads_batch = options.threads or _default_threads(api, model)
     cache_type, flash_attention = api.GGML_TYPE_F16, options.flash_attention
     if api.llama_model_ftype(model) == api.LLAMA_FTYPE_ALL_F32 and options.kv_cache_type is None:
-        # A model in float32 is what others are measured against. Flash attention computes in float16 on the CPU,
-        # whatever the cache's type: measured on random weights, it is off by a KL divergence of 3e-6, without 1e-11.
+        # Others are compared with a float32 model. Flash attention computes in float16 on the CPU, whatever the
+        # cache's type: with random weights its KL divergence is 3e-6; without flash attention it is 1e-11.
         cache_type, flash_attention = api.GGML_TYPE_F32, bool(flash_attention)
     if options.kv_cache_type is not None:
         cache_type = getattr(api, f"GGML_TYPE_{options.kv_cache_type.upper()}")
@@ -174,7 +209,7 @@ def _context_parameters(api: Any, model: Any, options: LoadOptions, context_leng
         True: api.LLAMA_FLASH_ATTN_TYPE_ENABLED,
         False: api.LLAMA_FLASH_ATTN_TYPE_DISABLED,
     }[flash_attention]
-    # Any token of the cache may be wanted again, also one that has left the attention window.
+    # Any token of the cache may be needed again, also one outside the attention window.
     parameters.swa_full = True
     parameters.no_perf = True
     return parameters
@@ -185,11 +220,11 @@ def _context_error(path: Path, options: LoadOptions, context_length: int, cause:
         return UnsupportedOptionError(
             f"llama.cpp can't run {path} with kv_cache_type {options.kv_cache_type} and flash_attention "
             f"{options.flash_attention}: {cause}",
-            "leave both out: --kv-cache-type and --flash-attention",
+            "leave out both --kv-cache-type and --flash-attention",
         )
     return EngineError(
         f"llama.cpp could not make a context of {context_length} tokens for {path}: {cause}",
-        "a smaller one, with -c/--context-length, needs less memory",
+        "a smaller context needs less memory: -c/--context-length",
     )
 
 
@@ -201,6 +236,6 @@ def free(api: Any, model: Any, context: Any) -> None:
 
 
 def reason(log: Sequence[str]) -> str:
-    """What llama.cpp gave as the reason: its last line but for those that only say that a load failed."""
+    """What llama.cpp gave as the reason: its last line, except those that only say that a load failed."""
     lines = [line.strip() for line in "".join(log).splitlines() if line.strip()]
     return ([line for line in lines if "failed to load model" not in line] or lines or ["no reason given"])[-1]

@@ -1,4 +1,4 @@
-"""GenerationOptions as a chain of llama.cpp's own samplers. Knows no model and no logits."""
+"""GenerationOptions as a chain of llama.cpp's own samplers."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from localq.options import PENALTY_WINDOW_TOKENS, GenerationOptions
 
 @contextmanager
 def sampler_chain(options: GenerationOptions, vocabulary_size: int, context: Sequence[int]) -> Iterator[Any]:
-    """A `llama_sampler *` that draws by `options`, freed on leaving.
+    """A `llama_sampler *` that draws by `options`, freed at the end of the block.
 
-    `context` are the tokens so far, prompt included; the penalties look at the newest of them.
+    `context` are the tokens so far, prompt included; the penalties use the newest of them.
     """
     from llama_cpp import llama_cpp as api
 
@@ -32,12 +32,12 @@ def sampler_chain(options: GenerationOptions, vocabulary_size: int, context: Seq
 
 
 def _stages(options: GenerationOptions, vocabulary_size: int) -> Iterator[Any]:
-    # A stage that would change nothing is left out: each one passes over the whole vocabulary.
+    # A stage that would change nothing is left out: each one visits the whole vocabulary.
     from llama_cpp import llama_cpp as api
 
     keep_at_least = 1
     if options.logit_bias:
-        # Copied by llama.cpp.
+        # llama.cpp copies it.
         biases = (api.llama_logit_bias * len(options.logit_bias))(*options.logit_bias.items())
         yield api.llama_sampler_init_logit_bias(vocabulary_size, len(biases), biases)
     if options.penalizes:
@@ -54,5 +54,5 @@ def _stages(options: GenerationOptions, vocabulary_size: int) -> Iterator[Any]:
         yield api.llama_sampler_init_min_p(options.min_p, keep_at_least)
     if options.temperature != 1:
         yield api.llama_sampler_init_temp(options.temperature)
-    # LLAMA_DEFAULT_SEED makes llama.cpp draw a fresh one.
+    # With LLAMA_DEFAULT_SEED, llama.cpp draws a random one.
     yield api.llama_sampler_init_dist(api.LLAMA_DEFAULT_SEED if options.seed is None else options.seed)

@@ -1,14 +1,13 @@
-"""The Engine over MLX: the networks of mlx_lm with a generation loop of our own.
+"""The Engine over MLX: the networks of mlx_lm with localq's own generation loop.
 
-mlx_lm gives the network and its key-value cache. Its tokenizer is not used: it reads some checkpoints
-otherwise than the tokenizer that they come with. Knows no text.
+The network and its key-value cache are mlx_lm's. Its tokenizer is not used: for some checkpoints it gives other ids
+than the tokenizer that they come with.
 """
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,8 +24,7 @@ from localq.engines.base import (
     rows_per_chunk,
     shared_prefix_tokens,
 )
-from localq.engines.mlx_cache import CacheMaker, cache_arrays, cache_maker, fill_cache
-from localq.engines.mlx_loading import load_network
+from localq.engines.mlx_network import Network, cache_arrays, fill_cache, load_network
 from localq.engines.mlx_sampling import Sampler
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.hardware import mlx_runs_on_gpu
@@ -38,93 +36,62 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _CPU_CHUNK_TOKENS = 32
-"""Prompt tokens between two chances to cancel where MLX runs on a CPU: a 1.2B model computes one or two a second
-there, in large chunks no faster than in small ones."""
+"""Prompt tokens between two chances to cancel where MLX runs on a CPU: there a 1.2B model computes one or two per
+second, and large chunks are no faster than small ones."""
 _TOKENS_BETWEEN_CLEARS = 256
-"""How often MLX gives back the buffers that it keeps for reuse, as in mlx_lm."""
+"""How often MLX frees the buffers that it keeps for reuse, as in mlx_lm."""
 _MOST_PASS_TOKENS = {"phi3small": 1}
-"""By model type, where mlx_lm (0.32.2) is right in short passes only: its block-sparse attention adds a mask of
-booleans, so that the earlier tokens of a pass see the later ones."""
+"""By model type, where mlx_lm (0.32.2) is right only in short passes: its block-sparse attention adds a mask of
+booleans, so that the earlier tokens of a pass attend to the later ones."""
 
 
-def open_engine(folder: Path, options: LoadOptions, default_context_length: int) -> MlxEngine:
+def open_engine(folder: Path, options: LoadOptions, context_length: int) -> MlxEngine:
     """Load an MLX folder on MLX's default device.
 
-    Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for what MLX has no choice of and for
-    a cache that the network can't have, EngineError when mlx_lm can't load the folder.
+    Raises BackendUnavailableError without mlx and mlx_lm, UnsupportedOptionError for an option that MLX does not have
+    and for a cache that the network can't have, EngineError when mlx_lm can't load the folder.
     """
     require_backend("mlx")
     if options.threads is not None:
         raise UnsupportedOptionError(
-            f"MLX chooses its own number of threads; it can't be given {options.threads}",
-            "leave --threads out, or take a gguf form",
+            f"MLX chooses its own number of threads; it can't be set to {options.threads}",
+            "leave --threads out, or use a gguf format",
         )
     if options.flash_attention is not None:
         raise UnsupportedOptionError(
             f"MLX has one kind of attention; flash_attention can't be {options.flash_attention}",
-            "leave --flash-attention out, or take a gguf form",
+            "leave --flash-attention out, or use a gguf format",
         )
-    context_length = options.context_length or default_context_length
-    network = load_network(folder, context_length)
-    parts = MlxParts(
-        model=network.model,
-        make_cache=cache_maker(network.model, options.kv_cache_type),
-        vocabulary_size=network.vocabulary_size,
-        most_pass_tokens=_MOST_PASS_TOKENS.get(network.model.model_type, options.batch_tokens),
-        state_settings={
-            "engine": "mlx",
-            "kv_cache_type": options.kv_cache_type or "full",
-            "long_context": network.is_long_context,
-        },
-    )
-    return MlxEngine(parts, context_length)
-
-
-@dataclass(frozen=True, slots=True)
-class MlxParts:
-    """What an engine is made of."""
-
-    model: Any  # an `mlx.nn.Module` as mlx_lm makes it, its weights loaded
-    make_cache: CacheMaker
-    vocabulary_size: int
-    most_pass_tokens: int
-    state_settings: Mapping[str, str | bool]
+    network = load_network(folder, options, context_length)
+    pass_tokens = _MOST_PASS_TOKENS.get(network.model.model_type, options.batch_tokens)
+    return MlxEngine(network, context_length, pass_tokens)
 
 
 class MlxEngine:
     """An opened MLX model with one key-value cache."""
 
-    def __init__(self, parts: MlxParts, context_length: int) -> None:
-        self._model = parts.model
-        self._make_cache = parts.make_cache
-        self._vocabulary_size = parts.vocabulary_size
-        self._context_length = context_length
-        self._pass_tokens = parts.most_pass_tokens
-        self._state_settings = parts.state_settings
+    def __init__(self, network: Network, context_length: int, pass_tokens: int) -> None:
+        """At most `pass_tokens` are computed in one pass."""
+        self.context_length = context_length
+        self.vocabulary_size = network.vocabulary_size
+        self.state_settings = network.state_settings
+        self._model = network.model
+        self._make_cache = network.make_cache
+        self._pass_tokens = pass_tokens
         self._cache: list[Any] = []
-        # What every layer's cache surely holds. After an interruption some may hold more, never less.
+        # Tokens that every layer's cache certainly holds. After an interruption some may hold more, never less.
         self._tokens: list[int] = []
         self._newest_logits: mx.array | None = None
-
-    @property
-    def context_length(self) -> int:
-        """Tokens of prompt and reply that fit."""
-        return self._context_length
-
-    @property
-    def vocabulary_size(self) -> int:
-        """Number of logits per token."""
-        return self._vocabulary_size
 
     def prefill(self, prompt: Sequence[int], on_progress: PrefillProgress | None = None) -> int:
         """See `Engine.prefill`."""
         import mlx.core as mx
 
         self._require_open()
-        check_prompt(prompt, self._vocabulary_size, self._context_length)
+        check_prompt(prompt, self.vocabulary_size, self.context_length)
         reused = self._keep(shared_prefix_tokens(self._tokens, prompt))
         report = on_progress or (lambda done, total: None)
-        # The last token goes alone: mlx_lm's networks compute the output layer for all tokens of a pass.
+        # The last token has its own pass: mlx_lm's networks compute the output layer for all tokens of a pass.
         for chunk in chunks(prompt[:-1], reused, min(self._pass_tokens, _chunk_tokens())):
             with self._pass(chunk):
                 mx.eval([layer.state for layer in self._cache])
@@ -142,10 +109,10 @@ class MlxEngine:
         import mlx.core as mx
 
         logits = self._require_logits()
-        check_bias(options, self._vocabulary_size)
+        check_bias(options, self.vocabulary_size)
         sampler = Sampler(options, self._tokens)
-        limit = min(options.max_tokens, self._context_length - len(self._tokens))
-        # Whoever wants log-probabilities reads the row of each token before the next one is computed.
+        limit = min(options.max_tokens, self.context_length - len(self._tokens))
+        # For log-probabilities the caller reads the row of each token before the next one is computed.
         runs_ahead = _runs_ahead() and options.logprobs is None
         with self._errors_translated():
             token = sampler.draw(logits)
@@ -162,14 +129,14 @@ class MlxEngine:
                 token = self._commit(token_id, self._following(token, sampler))
 
     def _following(self, token: mx.array, sampler: Sampler) -> tuple[mx.array, mx.array]:
-        """Begin the pass that computes `token`; gives the next token and the logits it was drawn from."""
+        """Start the pass that computes `token`; returns the next token and the logits it was drawn from."""
         with self._errors_translated():
             logits = self._forward(token)[-1]
             following = sampler.draw(logits)
         return following, logits
 
     def _commit(self, token_id: int, following: tuple[mx.array, mx.array]) -> mx.array:
-        """Note that `token_id` is in the cache now; gives the token that follows."""
+        """Record that `token_id` is in the cache now; returns the token that follows."""
         self._tokens.append(token_id)
         token, self._newest_logits = following
         return token
@@ -181,27 +148,22 @@ class MlxEngine:
         return np.array(self._require_logits())
 
     def logits_in_chunks(self, tokens: Sequence[int], first: int = 0) -> Iterator[NDArray[np.float32]]:
-        """See `Engine.logits_in_chunks`. What is not asked for is not evaluated, the output layer among it."""
+        """See `Engine.logits_in_chunks`. The output layer is not evaluated for the tokens before `first`."""
         import mlx.core as mx
         import numpy as np
 
         self._require_open()
-        check_window(tokens, self._vocabulary_size, self._context_length)
+        check_window(tokens, self.vocabulary_size, self.context_length)
         self._drop_cache()
         for chunk in chunks(tokens[:first], 0, self._pass_tokens):
             with self._pass(chunk):
                 mx.eval([layer.state for layer in self._cache])
-        for chunk in chunks(tokens, first, min(self._pass_tokens, rows_per_chunk(self._vocabulary_size))):
+        for chunk in chunks(tokens, first, min(self._pass_tokens, rows_per_chunk(self.vocabulary_size))):
             with self._pass(chunk) as rows:
                 newest = rows[-1]
                 mx.eval(rows, newest)
             self._newest_logits = newest
             yield np.array(rows)
-
-    @property
-    def state_settings(self) -> Mapping[str, str | bool]:
-        """See `Engine.state_settings`."""
-        return self._state_settings
 
     def state(self) -> EngineState:
         """See `Engine.state`."""
@@ -212,7 +174,7 @@ class MlxEngine:
     def restore(self, state: EngineState) -> None:
         """See `Engine.restore`."""
         self._require_open()
-        check_ids(state.tokens, self._vocabulary_size)
+        check_ids(state.tokens, self.vocabulary_size)
         self._drop_cache()
         if state.tokens:
             try:
@@ -227,14 +189,14 @@ class MlxEngine:
         import mlx.core as mx
 
         self._model = self._newest_logits = None
-        self._make_cache = list  # the one for the model holds it
+        self._make_cache = list  # the earlier function refers to the model
         self._cache = []
         self._tokens = []
-        # MLX keeps the buffers of arrays that are gone for new ones.
+        # MLX keeps the buffers of freed arrays for new ones.
         mx.clear_cache()
 
     def _keep(self, token_count: int) -> int:
-        """Forget all but the first tokens of the cache; returns how many could be kept."""
+        """Remove all but the first tokens from the cache; returns how many could be kept."""
         from mlx_lm.models.cache import can_trim_prompt_cache
 
         self._newest_logits = None
@@ -259,14 +221,14 @@ class MlxEngine:
         try:
             rows: mx.array = self._model(ids[None], cache=self._cache)[0].astype(mx.float32)
         except BaseException:
-            # Broken off in the middle of an update, so a layer may not fit together any more.
+            # Interrupted in the middle of an update: the keys and values of a layer may not match any more.
             self._drop_cache()
             raise
         return rows
 
     @contextmanager
     def _pass(self, tokens: Sequence[int]) -> Iterator[mx.array]:
-        """A forward pass over a chunk. The block evaluates what it needs; then the tokens count as cached."""
+        """A forward pass over a chunk. The `with` block evaluates what it needs; then the tokens count as cached."""
         import mlx.core as mx
 
         with self._errors_translated():
@@ -297,5 +259,5 @@ def _chunk_tokens() -> int:
 
 
 def _runs_ahead() -> bool:
-    """A pass that nobody asks for in the end is cheap on a GPU that would idle; on a CPU it costs a token's time."""
+    """A pass whose result is not used is cheap on a GPU that would be idle; on a CPU it takes as long as a token."""
     return mlx_runs_on_gpu()

@@ -1,6 +1,6 @@
-"""GenerationOptions as functions of MLX arrays, meaning what llama.cpp's samplers mean. Knows no model.
+"""GenerationOptions as functions of MLX arrays, with the same meaning as llama.cpp's samplers.
 
-Logits have shape (vocabulary_size,), float32; a filter puts -inf where it drops a token.
+Logits have shape (vocabulary_size,), float32; a filter sets those of dropped tokens to -inf.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
 
 _SEED_BITS = 32
 _ROUNDS_TO_ONE = 1 - 2**-25
-"""From here on a top-p is 1 in float32, which llama.cpp keeps it in: it filters nothing."""
+"""A top-p from here on is 1 in float32, the type that llama.cpp has for it: it filters nothing."""
 _SMALLEST_TOP_P = 1e-30
-"""A smaller one could be 0 in float32, and keep no token at all."""
+"""A smaller one could be 0 in float32 and drop all tokens."""
 
 
 class Sampler:
-    """Draws token after token by `options`, with random numbers of its own.
+    """Draws token after token by `options`, with its own random numbers.
 
-    What it keeps is evaluated: an array that is not can be computed in no other thread than the one that made it.
+    All arrays that it keeps are evaluated: only the thread that made an array can evaluate it.
     """
 
     def __init__(self, options: GenerationOptions, context: Sequence[int]) -> None:
-        """`context` are the tokens so far, prompt included; the penalties look at the newest of them."""
+        """`context` are the tokens so far, prompt included; the penalties use the newest of them."""
         import mlx.core as mx
 
         self._options = options
@@ -40,9 +40,9 @@ class Sampler:
         mx.eval(self._biased, self._biases, self._recent, self._key)
 
     def draw(self, logits: mx.array) -> mx.array:
-        """The next token's id, shape (1,), being evaluated, and with it the logits.
+        """The next token's id, shape (1,). Its evaluation, and that of the logits, has begun.
 
-        It may go straight into the next forward pass.
+        It can be given to the next forward pass at once.
         """
         import mlx.core as mx
 
@@ -59,7 +59,7 @@ class Sampler:
         return token
 
     def filtered(self, logits: mx.array) -> mx.array:
-        """Logits to draw from: every stage of the options that changes something, in its order."""
+        """Logits to draw from: after all stages of the options that change something, in their order."""
         options = self._options
         if options.logit_bias:
             logits = logits.at[self._biased].add(self._biases)
@@ -79,8 +79,8 @@ class Sampler:
 def penalized(logits: mx.array, recent: mx.array, options: GenerationOptions) -> mx.array:
     """Make the tokens `recent` (ids, shape (n,)) less likely.
 
-    The repeat penalty divides a positive logit and multiplies another one, once however often the token occurs;
-    then the presence penalty is subtracted once, and the frequency penalty as often as the token occurs.
+    The repeat penalty divides a positive logit, and multiplies any other, once per token. Then the presence penalty
+    is subtracted once, and the frequency penalty as often as the token occurs.
     """
     import mlx.core as mx
 
@@ -93,7 +93,7 @@ def penalized(logits: mx.array, recent: mx.array, options: GenerationOptions) ->
 
 
 def top_k(logits: mx.array, k: int) -> mx.array:
-    """Keep the k likeliest tokens."""
+    """Keep the k most likely tokens."""
     import mlx.core as mx
 
     drop_count = logits.shape[-1] - k
@@ -104,7 +104,7 @@ def top_k(logits: mx.array, k: int) -> mx.array:
 
 
 def top_p(logits: mx.array, p: float) -> mx.array:
-    """Keep the likeliest tokens up to and with the one whose running sum of probabilities reaches p."""
+    """Keep the most likely tokens, up to and including the one at which the sum of probabilities reaches p."""
     import mlx.core as mx
 
     order = mx.argsort(-logits)
@@ -115,7 +115,7 @@ def top_p(logits: mx.array, p: float) -> mx.array:
 
 
 def min_p(logits: mx.array, p: float) -> mx.array:
-    """Keep the tokens with at least p times the probability of the likeliest one."""
+    """Keep the tokens with at least p times the probability of the most likely one."""
     import mlx.core as mx
 
     return mx.where(logits >= mx.max(logits) + math.log(p), logits, -math.inf)

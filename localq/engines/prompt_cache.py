@@ -1,7 +1,7 @@
-"""What an engine has computed of a prompt, kept in a file for a later run of the same model.
+"""What an engine has computed for a prompt, saved to a file for a later run of the same model.
 
-The file: a line that says what it is, the length of a JSON header, the header, the bytes of the arrays in its order,
-and the SHA-256 of everything before. Knows no tokenizer and no reference; what a state holds is the engine's business.
+The file: a line that names its type, the length of a JSON header, the header, the bytes of the arrays in its order,
+and the SHA-256 of everything before. Each engine has its own arrays.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ _PIECE_BYTES = 1 << 20
 
 
 def save_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
-    """Keep what the engine's cache holds. The file appears whole or not at all; what was there before is replaced.
+    """Save what the engine's cache holds. The file is written whole or not at all; an earlier one is overwritten.
 
-    `fingerprint` tells one model's weights from another's. Raises EngineError when the file can't be written.
+    `fingerprint` identifies the model's weights. Raises EngineError when the file can't be written.
     """
     state = engine.state()
     header = {
@@ -50,7 +50,7 @@ def save_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
 
 
 def load_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
-    """Fill the engine's cache with what a file keeps; the next prefill uses it as far as it is a prefix of its prompt.
+    """Fill the engine's cache from a file; the next prefill uses it as far as it is a prefix of its prompt.
 
     Raises OptionError when it was made by another model or with other options, EngineError when it can't be read or
     is damaged. Then the engine's cache is as it was, or empty.
@@ -60,7 +60,7 @@ def load_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
         _require_alike(header, {"fingerprint": fingerprint, "settings": dict(engine.state_settings)}, file)
         if len(header["tokens"]) > engine.context_length:
             raise OptionError(
-                f"{file} keeps {len(header['tokens'])} tokens; the context holds {engine.context_length}",
+                f"{file} has {len(header['tokens'])} tokens; the context holds {engine.context_length}",
                 "give a larger context with -c/--context-length, or another --prompt-cache",
             )
         _require_whole(opened, file)
@@ -68,9 +68,9 @@ def load_prompt_cache(engine: Engine, file: Path, fingerprint: str) -> None:
 
 
 def weights_fingerprint(path: Path) -> str:
-    """Tells a `.gguf` file or an MLX folder from others by names, sizes and times: reading it all would take long.
+    """Identifies a `.gguf` file or an MLX folder by names, sizes and times: reading all of it would take long.
 
-    Raises EngineError for files that can't be looked at.
+    Raises EngineError for files whose size and time can't be read.
     """
     if path.is_dir():
         files = [path / "config.json", *sorted(path.glob("*.safetensors"))]
@@ -93,9 +93,9 @@ def _pieces(header: bytes, state: EngineState) -> Iterator[bytes | memoryview]:
 
 
 def _read_header(opened: IO[bytes], file: Path) -> dict[str, Any]:
-    """The header, its parts of the right kinds and its sizes those of the file; the arrays come next."""
+    """The header, checked: its types are right and its sizes add up to the file's. The arrays come next."""
     if opened.read(len(_MAGIC)) != _MAGIC:
-        raise EngineError(f"{file} is no prompt cache of this version of localq", "give --prompt-cache another file")
+        raise EngineError(f"{file} is not a prompt cache of this version of localq", "give --prompt-cache another file")
     length = int.from_bytes(opened.read(_LENGTH_BYTES), "little")
     try:
         if length > _MOST_HEADER_BYTES:
@@ -116,7 +116,7 @@ def _read_header(opened: IO[bytes], file: Path) -> dict[str, Any]:
 def _require_alike(header: Mapping[str, Any], expected: Mapping[str, Any], file: Path) -> None:
     if header.get("fingerprint") != expected["fingerprint"]:
         raise OptionError(
-            f"{file} was made with another model, or with another form of it", "give --prompt-cache another file"
+            f"{file} was made with another model, or with another format of it", "give --prompt-cache another file"
         )
     if header.get("settings") != expected["settings"]:
         raise OptionError(
@@ -145,7 +145,7 @@ def _arrays(opened: IO[bytes], shapes: list[list[int]]) -> Iterator[Any]:
 
 
 def _damaged(file: Path) -> EngineError:
-    return EngineError(f"{file} is damaged", "remove it; the prompt is computed again, and kept again")
+    return EngineError(f"{file} is damaged", "remove it; the prompt is then computed and saved again")
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""What a family of models must tell: its tensors, its GGUF names and metadata, its MLX config.
+"""What a family of models defines: its tensors, its GGUF names and metadata, its MLX config.
 
 A family knows shapes and names. It reads no file and quantizes nothing.
 """
@@ -23,22 +23,22 @@ MetadataValue = str | bool | int | float
 
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
-    """One tensor of a model: where it is in the checkpoint, and what it is called in a GGUF file."""
+    """One tensor of a model: its name in the checkpoint and in a GGUF file, and its shape."""
 
     name: str
     shape: tuple[int, ...]
     """(rows, columns) of a matrix, (length,) of a vector, (number, rows, columns) of a stack."""
     gguf_name: str
     rope_head_count: int | None = None
-    """Heads whose rows change order: Hugging Face rotates the halves of a head against each other, GGUF's
-    Llama rotates neighbours. None where the order stays."""
+    """The number of heads where rows change order: Hugging Face rotates the first half of a head with the second,
+    GGUF's Llama rotates neighbours. None where the order stays."""
     parts: tuple[str, ...] = ()
-    """The checkpoint's tensors of shape `shape[1:]` that are stacked to this one, such as a layer's experts.
-    Empty where the checkpoint has the tensor under its name."""
+    """The checkpoint's tensors of shape `shape[1:]` of which this one is the stack, such as a layer's experts.
+    Empty where the checkpoint has the tensor itself."""
     mlx_name: str | None = None
     """Its name in an MLX folder, where it differs from `name`."""
     is_float32_in_gguf: bool = False
-    """A matrix that llama.cpp keeps in single precision whatever the checkpoint's, such as a router's."""
+    """A matrix that llama.cpp always keeps in single precision, such as a router's."""
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -47,15 +47,15 @@ class TensorLayout:
 
 
 class Family(Protocol):
-    """What is particular to one architecture. Families inherit what most of them do alike."""
+    """What is particular to one architecture. Families inherit what most of them do in the same way."""
 
     name: str
     """For people: `Llama`, `Phi-3`."""
     formats: tuple[str, ...] = ("mlx", "gguf")
-    """The forms that have a runtime for it; the GGUF methods of others raise UnsupportedModelError."""
+    """The formats that have a runtime for it; without `gguf`, the GGUF methods raise UnsupportedModelError."""
 
     def check(self, config: ModelConfig) -> None:
-        """Raise UnsupportedModelError or CheckpointError for a variant that can't be converted rightly."""
+        """Raise UnsupportedModelError or CheckpointError for a variant that can't be converted correctly."""
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
         """Sentences on where a runtime differs from the model's reference, for people to read."""
@@ -71,35 +71,35 @@ class Family(Protocol):
         """Hyperparameters under their full GGUF keys."""
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-        """Tensors that GGUF wants and the checkpoint has not, such as rotary frequency factors."""
+        """Tensors that GGUF needs and the checkpoint does not have, such as rotary frequency factors."""
         return {}
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """`config.json` of an MLX artifact: the checkpoint's own, with what mlx_lm needs put right."""
+        """`config.json` of an MLX artifact: the checkpoint's, changed where mlx_lm needs it."""
         return common_mlx_config(config)
 
     def default_context_length(self, config: ModelConfig) -> int:
-        """Tokens that a context has when nobody asks for another length: the maximum, at most 8,192."""
+        """Length of a context in tokens where no other is given: the maximum, at most 8,192."""
         return min(config.max_position_embeddings, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the runtimes' class for a family is made for. Each tuple lists what is supported."""
+    """What the runtimes support for a family. Each tuple lists the supported values."""
 
     model_type: str
-    """MLX chooses its class by it."""
+    """By which MLX chooses its class."""
     rope_types: tuple[str, ...]
     activation: str = "silu"
     own_head_dim: bool = False
-    """Whether the width of a head may be another than hidden_size / num_attention_heads."""
+    """Whether the width of a head may differ from hidden_size / num_attention_heads."""
     partial_rotary: bool = False
-    """Whether a part of each head may be rotated."""
+    """Whether only a part of each head may be rotated."""
     tied_embeddings: tuple[bool, ...] = (True, False)
 
 
 def check_traits(family: str, config: ModelConfig, traits: Traits) -> None:
-    """Refuse what the family's runtimes don't honour, by its name and with what they do."""
+    """Refuse what the family's runtimes do not support; the error names it and what they support."""
     natural_head_dim = config.hidden_size / config.head_count
     compared: list[tuple[str, Any, tuple[Any, ...]]] = [
         ("model type", config.model_type, (traits.model_type,)),
@@ -123,11 +123,11 @@ def refuse_unless(family: str, trait: str, value: object, supported: tuple[objec
 
 
 Module = tuple[str, tuple[int, ...], str]
-"""Name in the checkpoint, shape of the weight, name in a GGUF file: of a projection or a norm."""
+"""Of a projection or a norm: name in the checkpoint, shape of the weight, name in a GGUF file."""
 
 
 def layouts_of(modules: Iterable[Module], *, biased: bool) -> list[TensorLayout]:
-    """Weights of modules, each followed by its bias where they have one."""
+    """Weights of modules, each followed by its bias if they are biased."""
     layouts = []
     for name, shape, gguf_name in modules:
         layouts.append(TensorLayout(f"{name}.weight", shape, f"{gguf_name}.weight"))
@@ -137,7 +137,7 @@ def layouts_of(modules: Iterable[Module], *, biased: bool) -> list[TensorLayout]
 
 
 def outer_layouts(config: ModelConfig, *, norm: str = "model.norm", biased: bool = False) -> list[TensorLayout]:
-    """The tensors outside the layers: embedding, last norm, and the output layer where it is not the embedding."""
+    """The tensors outside the layers: embedding, last norm, and the output layer unless it is the embedding."""
     vocabulary = (config.vocabulary_size, config.hidden_size)
     modules: list[Module] = [(norm, (config.hidden_size,), "output_norm")]
     if not config.tied_embeddings:
@@ -165,18 +165,20 @@ def common_mlx_config(config: ModelConfig) -> dict[str, Any]:
     embeddings where the key is missing, so these are always written out.
     """
     mlx: dict[str, Any] = {k: v for k, v in config.raw.items() if k not in ("quantization", "quantization_config")}
+    if mlx.get("text_config", {}) is None:  # mlx_lm fails on it
+        del mlx["text_config"]
     mlx["architectures"] = [config.architecture]
     mlx["max_position_embeddings"] = config.max_position_embeddings
     mlx["tie_word_embeddings"] = config.tied_embeddings
     mlx["num_key_value_heads"] = config.kv_head_count
     mlx["rope_theta"] = config.rope.theta
     mlx["partial_rotary_factor"] = config.rope.partial_rotary_factor
-    mlx.pop("rope_scaling", None)  # mlx_lm's Phi-3 takes a scaling of type `default` for a broken one
+    mlx.pop("rope_scaling", None)  # mlx_lm's Phi-3 refuses a scaling of type `default`
     if config.rope.type != "default":
         mlx["rope_scaling"] = {**config.rope.parameters, "type": config.rope.type, "rope_type": config.rope.type}
     return mlx
 
 
 def is_rotary_table(tensor_name: str) -> bool:
-    """Whether a tensor is one that old versions of transformers saved, and every runtime computes for itself."""
+    """Whether it is a table that old versions of transformers saved and every runtime computes itself."""
     return tensor_name.endswith(".rotary_emb.inv_freq")

@@ -1,8 +1,8 @@
 """A checkpoint's `config.json`, read into one shape whichever transformers version wrote it.
 
 transformers 4 writes `rope_theta` and `rope_scaling` (with `type` or `rope_type`) at the top level;
-transformers 5 writes `rope_parameters`. Both end up in `Rope`. Knows no weights, and of the architectures
-only how their configs spell the same things.
+transformers 5 writes `rope_parameters`. Both become `Rope`. Knows no weights, and of the architectures only
+their names for the same settings.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _NAMES: dict[str, dict[str, str]] = {
         "rope_theta": "rope_embedding_base",
     },
 }
-"""Model type -> what it calls the keys that the others have alike."""
+"""Model type -> its own names for keys that the other types share."""
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"max_position_embeddings": 2048},
@@ -35,7 +35,7 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "phimoe": {"rope_theta": 1_000_000.0},
     "phi3small": {"tie_word_embeddings": True},
 }
-"""Model type -> what its class in transformers takes where a config says nothing, unlike `_COMMON_DEFAULTS`."""
+"""Model type -> the values of its class in transformers for keys that a config lacks, before `_COMMON_DEFAULTS`."""
 
 _COMMON_DEFAULTS: dict[str, Any] = {
     "partial_rotary_factor": 1.0,
@@ -50,7 +50,7 @@ _CLASSES = {
     "phi3small": "Phi3SmallForCausalLM",
     "phimoe": "PhimoeForCausalLM",
 }
-"""Model type -> the class that generates text, which is what transformers' AutoModelForCausalLM opens."""
+"""Model type -> the class that generates text, as transformers' AutoModelForCausalLM chooses it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,14 +61,14 @@ class Rope:
     type: str
     """`default`, `linear`, `dynamic`, `yarn`, `llama3` or `longrope`, as transformers calls them."""
     parameters: Mapping[str, Any]
-    """The rest of the scaling settings, as the checkpoint gives them."""
+    """The other scaling settings, as the checkpoint has them."""
     partial_rotary_factor: float = 1.0
     """Share of each head's width that is rotated."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """What every family needs to know about a checkpoint."""
+    """The settings of a checkpoint that every family needs."""
 
     architecture: str
     model_type: str
@@ -89,7 +89,7 @@ class ModelConfig:
 
     @property
     def original_context_length(self) -> int:
-        """Context in tokens that the model was first trained on: below the maximum for LongRoPE models."""
+        """Context in tokens of the model's first training: shorter than the maximum for LongRoPE models."""
         return int(self.rope.parameters.get(_ORIGINAL_CONTEXT, self.max_position_embeddings))
 
     @property
@@ -99,7 +99,7 @@ class ModelConfig:
 
     @property
     def kv_cache_bytes_per_token(self) -> int:
-        """Memory that a context takes for each of its tokens, with keys and values in half precision.
+        """Memory for each token of a context, with keys and values in half precision.
 
         2 (key and value) x layers x key-value heads x width of a head x 2 bytes.
         """
@@ -107,9 +107,9 @@ class ModelConfig:
 
 
 def architecture_of(raw: Mapping[str, Any]) -> str:
-    """The class name in `architectures`; where that is missing, the model type's class that generates text.
+    """The class name in `architectures`; without it the model type's class that generates text.
 
-    Raises CheckpointError where neither is told.
+    Raises CheckpointError where both are missing.
     """
     names = raw.get("architectures")
     if names is None and (name := _CLASSES.get(str(raw.get("model_type")))):
@@ -117,7 +117,7 @@ def architecture_of(raw: Mapping[str, Any]) -> str:
     if not isinstance(names, list) or not names or not isinstance(names[0], str):
         raise CheckpointError(
             'config.json has no "architectures"',
-            "it should name the model's class, such as LlamaForCausalLM",
+            "it must name the model's class, such as LlamaForCausalLM",
         )
     return names[0]
 
@@ -126,7 +126,7 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
     """Read a config; raises CheckpointError that names the missing or impossible key."""
     model_type: str = _key(raw, "model_type", str)
     names = _NAMES.get(model_type, {})
-    settings = {**_COMMON_DEFAULTS, **_DEFAULTS.get(model_type, {}), **_told(raw)}
+    settings = {**_COMMON_DEFAULTS, **_DEFAULTS.get(model_type, {}), **_without_nulls(raw)}
     head_count = positive_integer(settings, "num_attention_heads")
     hidden_size = positive_integer(settings, "hidden_size")
     config = ModelConfig(
@@ -151,25 +151,29 @@ def parse_config(raw: Mapping[str, Any]) -> ModelConfig:
         )
         raise CheckpointError(message, HINT)
     if config.head_dim % 2:
-        raise CheckpointError(f'config.json: "head_dim" is {config.head_dim}; rotary embedding needs pairs', HINT)
+        raise CheckpointError(
+            f'config.json: "head_dim" is {config.head_dim}; rotary embedding needs an even number', HINT
+        )
     if config.rotated_width % 2 or not config.rotated_width:
-        message = f"config.json: each head rotates {config.rotated_width} dimensions; rotary embedding needs pairs"
+        message = (
+            f"config.json: each head rotates {config.rotated_width} dimensions; rotary embedding needs an even number"
+        )
         raise CheckpointError(message, HINT)
     return config
 
 
 def positive_integer(settings: Mapping[str, Any], name: str, default: int | None = None) -> int:
-    """A number of `config.json`; raises CheckpointError that names the key when it is missing or no such number."""
+    """A whole number above 0 of `config.json`. Raises CheckpointError that names the key."""
     return int(_positive(settings, name, int, default))
 
 
 def positive_number(settings: Mapping[str, Any], name: str, default: float | None = None) -> float:
-    """As `positive_integer`, for a finite number with a fraction."""
+    """As `positive_integer`, for a finite number that may have a fraction."""
     return float(_positive(settings, name, (int, float), default))
 
 
-def _told(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the keys that are null: they mean the same as missing ones."""
+def _without_nulls(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A key that is null means the same as a missing one."""
     return {key: value for key, value in settings.items() if value is not None}
 
 
@@ -177,7 +181,7 @@ def _parse_rope(settings: Mapping[str, Any], theta_name: str) -> Rope:
     scaling = settings.get("rope_scaling") or settings.get("rope_parameters") or {}
     if not isinstance(scaling, Mapping):
         raise CheckpointError(f"config.json: rope_scaling is {scaling!r}, not an object", HINT)
-    parameters = _told(scaling)
+    parameters = _without_nulls(scaling)
     kind = parameters.get("rope_type") or parameters.get("type")
     if kind is None and parameters.keys() - {"rope_theta", "partial_rotary_factor", _ORIGINAL_CONTEXT}:
         raise CheckpointError('config.json: rope_scaling has no "rope_type"', HINT)

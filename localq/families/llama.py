@@ -1,4 +1,4 @@
-"""Llama 1, 2, 3, 3.1, 3.2 (text) and 3.3, CodeLlama, and whatever else has Llama's network, such as llamafied Phi-4."""
+"""Llama 1, 2, 3, 3.1, 3.2 (text) and 3.3, CodeLlama, and others with Llama's network, such as llamafied Phi-4."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ _YARN_SETTINGS: dict[str, Any] = {
     "mscale": 1,
     "mscale_all_dim": 0,
 }
-"""YaRN's other settings with the values that both runtimes take whatever the checkpoint says."""
+"""YaRN's other settings with the values that both runtimes always take."""
 _TRAITS = Traits("llama", tuple(_ROPE_PARAMETERS), own_head_dim=True)
 
 
@@ -53,11 +53,11 @@ class Llama(Family):
     name = "Llama"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse the variants that the two runtimes don't run, or not alike."""
+        """Refuse the variants that the two runtimes do not run, or run differently."""
         check_traits(self.name, config, _TRAITS)
         if "draft_vocab_size" in config.raw:
             raise UnsupportedModelError(
-                "this Llama is a draft head for speculative decoding, not a model of its own",
+                "this Llama is a draft head for speculative decoding, not a complete model",
                 "convert the model that it drafts for",
             )
         layer_types = config.raw.get("layer_types") or []
@@ -71,7 +71,7 @@ class Llama(Family):
             _check_yarn(config)
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
-        """Where the context ends."""
+        """How long a context may be with dynamic scaling."""
         if config.rope.type != "dynamic":
             return ()
         return (
@@ -80,14 +80,14 @@ class Llama(Family):
         )
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
-        """Every tensor, with biases where the config asks for them."""
+        """Every tensor, with biases where the config has them."""
         layouts = outer_layouts(config)
         for layer in range(config.layer_count):
             layouts += _layer(config, f"model.layers.{layer}", f"blk.{layer}")
         return layouts
 
     def gguf_architecture(self) -> str:
-        """llama.cpp's name of it."""
+        """llama.cpp's name for it."""
         return "llama"
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
@@ -113,14 +113,14 @@ class Llama(Family):
             return {}
         import numpy as np
 
-        with np.errstate(all="ignore"):  # by absurd settings: told below
+        with np.errstate(all="ignore"):  # absurd settings are refused below
             factors = _llama3_frequency_factors(config)
         if not np.isfinite(factors).all():
-            raise CheckpointError("config.json: the rotary scaling gives frequencies that are no numbers", HINT)
+            raise CheckpointError("config.json: the rotary scaling gives frequencies that are not numbers", HINT)
         return {"rope_freqs.weight": factors}
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """Without the list of layer types, by which mlx_lm would count the layers."""
+        """Without the list of layer types: mlx_lm would count the layers by it."""
         mlx = common_mlx_config(config)
         mlx.pop("layer_types", None)
         return mlx
@@ -164,7 +164,7 @@ def _check_llama3(config: ModelConfig) -> None:
 
 
 def _stated_yarn_settings(config: ModelConfig) -> dict[str, MetadataValue]:
-    """Settings of YaRN that the converter writes where the config states them, though they are the defaults."""
+    """Settings of YaRN that llama.cpp's converter writes where the config has them, even if they are the defaults."""
     keys = {"extrapolation_factor": "ext_factor", "attention_factor": "attn_factor", "attn_factor": "attn_factor"}
     keys |= {"beta_fast": "beta_fast", "beta_slow": "beta_slow"}
     stated = config.rope.parameters
@@ -174,7 +174,7 @@ def _stated_yarn_settings(config: ModelConfig) -> dict[str, MetadataValue]:
 def _check_yarn(config: ModelConfig) -> None:
     """Refuse the settings of YaRN that one of the runtimes does not read.
 
-    Both derive the scale of queries and keys from the factor, as transformers does where the config says nothing.
+    Both derive the scale of queries and keys from the factor, as transformers does where the config has no scale.
     """
     parameters = config.rope.parameters
     for name, taken in _YARN_SETTINGS.items():
@@ -188,12 +188,12 @@ def _check_yarn(config: ModelConfig) -> None:
 
 
 def _llama3_frequency_factors(config: ModelConfig) -> NDArray[np.float32]:
-    """By how much each rotary frequency is divided: shape (head_dim / 2,).
+    """The divisor of each rotary frequency: shape (head_dim / 2,).
 
     Llama 3.1's rule (transformers' `_compute_llama3_parameters`): wavelengths below
     original / high_freq_factor keep their frequency, those above original / low_freq_factor are divided by
-    `factor`, those between are blended. Single precision, each quotient taken as a product with the
-    reciprocal, as torch does for llama.cpp's converter: so the bytes are the same.
+    `factor`, those between are blended. In single precision, and with products of reciprocals instead of
+    quotients, as torch does it for llama.cpp's converter: so the bytes are the same.
     """
     import numpy as np
 

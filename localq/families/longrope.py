@@ -1,7 +1,7 @@
 """LongRoPE: two lists of rotary frequency divisors, for contexts up to the original length and for longer ones.
 
-Source: transformers' `_compute_longrope_parameters`. Both runtimes rotate whole cache entries by one list;
-which one is chosen by the context's length, when a model is opened.
+Source: transformers' `_compute_longrope_parameters`. Both runtimes use one list for a whole context; they choose it by
+the context's length, when a model is opened.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _LLAMA_CPP_CONTEXT_STEP = 256
 
 
 def check_longrope(config: ModelConfig, rotated_width: int, derived_scales: tuple[str, ...]) -> None:
-    """Refuse settings that are incomplete, and `derived_scales` that say otherwise than both context lengths.
+    """Refuse settings that are incomplete, and `derived_scales` that do not follow from the two context lengths.
 
-    The runtimes derive those scales, whatever stands there.
+    The runtimes always derive those scales.
     """
     parameters = config.rope.parameters
     original = positive_integer(parameters, "original_max_position_embeddings")
@@ -48,18 +48,18 @@ def attention_factor(config: ModelConfig) -> float:
 
 
 def longrope_caveats(config: ModelConfig) -> tuple[str, ...]:
-    """llama.cpp takes the long factors where its context, a multiple of 256 (src/llama-context.cpp), is longer."""
+    """llama.cpp compares its context with the original one after rounding it up to 256 (src/llama-context.cpp)."""
     original = config.original_context_length
     if config.rope.type != "longrope" or original % _LLAMA_CPP_CONTEXT_STEP == 0:
         return ()
     return (
-        f"llama.cpp rounds contexts up to multiples of {_LLAMA_CPP_CONTEXT_STEP} tokens: for those that are rounded "
-        f"beyond the original {original} it takes LongRoPE's long factors, unlike MLX.",
+        f"llama.cpp rounds contexts up to multiples of {_LLAMA_CPP_CONTEXT_STEP} tokens. Where that is more than "
+        f"the original {original}, it uses LongRoPE's long factors, unlike MLX.",
     )
 
 
 def factor_tensors(config: ModelConfig) -> dict[str, NDArray[np.float32]]:
-    """Both lists as GGUF has them; none where the model does not use LongRoPE."""
+    """Both lists as tensors of a GGUF file; none where the model does not use LongRoPE."""
     import numpy as np
 
     if config.rope.type != "longrope":
@@ -75,7 +75,7 @@ def _check_factors(name: str, factors: object, count: int) -> None:
         raise CheckpointError(f'config.json: rope_scaling has no "{name}", which LongRoPE needs', HINT)
     if len(factors) != count:
         raise CheckpointError(
-            f"config.json: {name} has {len(factors)} numbers; the head's rotated width asks for {count}", HINT
+            f"config.json: {name} has {len(factors)} numbers; the head's rotated width needs {count}", HINT
         )
     for number, factor in enumerate(factors):
         positive_number({f"{name}[{number}]": factor}, f"{name}[{number}]")

@@ -1,4 +1,4 @@
-"""Phi-1, Phi-1.5 and Phi-2: whatever is a PhiForCausalLM."""
+"""Phi-1, Phi-1.5 and Phi-2: every PhiForCausalLM."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ _TRAITS = Traits("phi", ("default",), activation="gelu_new", partial_rotary=True
 
 
 class Phi(Family):
-    """Attention and feed-forward side by side behind one norm, biases everywhere, a part of each head rotated."""
+    """Attention and feed-forward in parallel after one norm, biases everywhere, a part of each head rotated."""
 
     name = "Phi"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse the variants that the two runtimes don't run, or not alike."""
+        """Refuse the variants that the two runtimes do not run, or run differently."""
         check_traits(self.name, config, _TRAITS)
         refuse_unless(self.name, "qk_layernorm", config.raw.get("qk_layernorm", False), (False,))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
-        """Every tensor; all but the embedding have a bias."""
+        """Every tensor; all except the embedding have a bias."""
         hidden, inner = config.hidden_size, config.intermediate_size
         key = config.kv_head_count * config.head_dim
         modules: list[Module] = [
@@ -50,14 +50,14 @@ class Phi(Family):
         return layouts
 
     def gguf_architecture(self) -> str:
-        """llama.cpp's name of it, for Phi-1 as well."""
+        """llama.cpp's name for it, also for Phi-1."""
         return "phi2"
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
-        """As llama.cpp's converter writes them (conversion/phi.py), and what it takes for granted.
+        """As llama.cpp's converter writes them (conversion/phi.py), and what it assumes.
 
-        The runtime reads the inner width, the key-value heads and the rotary base; the converter supposes 4
-        times the width, one for each head and 10,000, as all of Microsoft's have.
+        The runtime reads the inner width, the key-value heads and the rotary base; the converter assumes 4 times the
+        width, one for each head and 10,000, as in all of Microsoft's models.
         """
         metadata = common_gguf_metadata("phi2", config)
         metadata["phi2.attention.layer_norm_epsilon"] = config.norm_epsilon

@@ -1,4 +1,4 @@
-"""Phi-3 mini and medium, Phi-3.5-mini, Phi-4 and Phi-4-mini: whatever is a Phi3ForCausalLM."""
+"""Phi-3 mini and medium, Phi-3.5-mini, Phi-4 and Phi-4-mini: every Phi3ForCausalLM."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Phi3(Family):
     name = "Phi-3"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse the variants that the two runtimes don't run, or not alike."""
+        """Refuse the variants that the two runtimes do not run, or run differently."""
         check_traits(self.name, config, _TRAITS)
         if config.raw.get("sliding_window"):
             positive_integer(config.raw, "sliding_window")
@@ -42,7 +42,7 @@ class Phi3(Family):
             check_longrope(config, config.rotated_width, _DERIVED_SCALES)
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
-        """The sliding window, where it is shorter than the context, and an uneven original context."""
+        """A sliding window that is shorter than the context, and an original context that llama.cpp rounds."""
         return (*_sliding_window_caveats(config), *longrope_caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
@@ -64,7 +64,7 @@ class Phi3(Family):
         return layouts
 
     def gguf_architecture(self) -> str:
-        """llama.cpp's name of it."""
+        """llama.cpp's name for it."""
         return "phi3"
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
@@ -75,7 +75,7 @@ class Phi3(Family):
         metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
         metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
         metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
-        # Zero marks a member without a sliding window, such as Phi-4; the runtime attends in full in any case.
+        # Zero means no sliding window, as in Phi-4; the runtime always attends to all tokens.
         metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
         if config.rope.type == "longrope":
             metadata[f"{architecture}.rope.scaling.attn_factor"] = attention_factor(config)
@@ -90,16 +90,16 @@ class Phi3(Family):
         return {**common_mlx_config(config), "original_max_position_embeddings": config.original_context_length}
 
     def default_context_length(self, config: ModelConfig) -> int:
-        """The original context of a LongRoPE model, where its short factors hold; at most 8,192 tokens."""
+        """The original context, which a LongRoPE model's short factors are for; at most 8,192 tokens."""
         return min(config.original_context_length, DEFAULT_CONTEXT_LENGTH_TOKENS)
 
 
 def _sliding_window_caveats(config: ModelConfig) -> tuple[str, ...]:
-    """For models that were trained to look back no further than their window, which no runtime honours."""
+    """For models that were trained with a sliding window, which no runtime uses."""
     window = config.raw.get("sliding_window") or config.max_position_embeddings
     if window >= config.max_position_embeddings:
         return ()
-    return (f"The model was trained to look back {window} tokens; both runtimes let it look back on all.",)
+    return (f"The model was trained to attend to the last {window} tokens; in both runtimes it attends to all.",)
 
 
 FAMILY = Phi3()

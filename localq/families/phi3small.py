@@ -1,7 +1,7 @@
 """Phi-3-small-8k: grouped query-key-value projection, GEGELU, block-sparse attention in every other layer.
 
-Known to MLX alone. The reference is code in Microsoft's repository (modeling_phi3_small.py), which needs a
-CUDA GPU; what is refused here is where mlx_lm's class was read to compute something else.
+Only MLX runs it. The reference is code in Microsoft's repository (modeling_phi3_small.py), which needs a CUDA GPU.
+Refused are the settings with which mlx_lm's class, as its source shows, computes something else.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 _VOCABULARY_SIZE = 100_352  # mlx_lm masks ids up to this one
 _BLOCK_SIZES = (32, 64)
 _SLOW_PROMPTS = (
-    "mlx_lm's Phi-3-small lets earlier tokens of a pass see later ones, so prompts are computed token by token: "
-    "reading takes as long as writing."
+    "mlx_lm's Phi-3-small lets earlier tokens of a pass attend to later ones, so prompts are computed token by token: "
+    "a prompt takes as long as a reply of the same length."
 )
 _TRAITS = Traits("phi3small", ("default",), activation="gegelu", tied_embeddings=(True,))
 _DEFAULTS: dict[str, Any] = {
@@ -46,7 +46,7 @@ _DEFAULTS: dict[str, Any] = {
     "mup_width_multiplier": 8.0,
     "rope_position_scale": 1.0,
 }
-"""Microsoft's configuration class takes these where a config says nothing."""
+"""The values of Microsoft's configuration class for keys that a config lacks."""
 
 
 class Phi3Small(Family):
@@ -56,14 +56,14 @@ class Phi3Small(Family):
     formats = ("mlx",)
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
-        """What mlx_lm's block-sparse attention costs; computed token by token it is the reference's."""
+        """That prompts are slow: token by token, mlx_lm's block-sparse attention equals the reference's."""
         return (_SLOW_PROMPTS,)
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse what mlx_lm computes otherwise than the reference: LongRoPE first of all."""
+        """Refuse what mlx_lm computes differently from the reference: LongRoPE first of all."""
         if config.rope.type == "longrope":
             raise UnsupportedModelError(
-                "Phi-3-small with LongRoPE is not supported: MLX would ignore it and rotate wrongly",
+                "Phi-3-small with LongRoPE is not supported: MLX would ignore it and compute wrong positions",
                 "take Phi-3-small-8k-instruct",
             )
         check_traits(self.name, config, _TRAITS)
@@ -79,7 +79,7 @@ class Phi3Small(Family):
             refuse_unless(self.name, name, settings[name], values)
         refuse_unless(self.name, "vocabulary size", config.vocabulary_size, (_VOCABULARY_SIZE,))
         if stride >= 2 * config.head_count:
-            # There the reference spreads the pattern of blocks over the heads in larger steps.
+            # With larger strides the reference gives the heads other patterns of blocks.
             raise UnsupportedModelError(
                 f"Phi-3-small with blocksparse_vert_stride {stride} and {config.head_count} heads is not supported",
                 f"supported: strides below {2 * config.head_count}",
@@ -122,18 +122,18 @@ class Phi3Small(Family):
         _refuse_gguf()
 
     def mlx_config(self, config: ModelConfig) -> dict[str, Any]:
-        """With the settings that mlx_lm has no defaults for."""
+        """With the settings for which mlx_lm has no defaults."""
         return {**common_mlx_config(config), **_settings(config)}
 
 
 def _settings(config: ModelConfig) -> dict[str, Any]:
-    """What the config says on `_DEFAULTS`, completed by them."""
+    """The config's values of the keys in `_DEFAULTS`, else the default."""
     return {name: config.raw.get(name, default) for name, default in _DEFAULTS.items()}
 
 
 def _refuse_gguf() -> NoReturn:
     raise UnsupportedModelError(
-        "Phi-3-small can't be had as GGUF: llama.cpp does not know its block-sparse attention",
+        "Phi-3-small can't be converted to GGUF: llama.cpp does not have its block-sparse attention",
         "convert it with --to mlx-4bit",
     )
 

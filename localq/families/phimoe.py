@@ -1,8 +1,6 @@
-"""Phi-3.5-MoE and Phi-mini-MoE, under both class names: Microsoft's and that of transformers."""
+"""Phi-3.5-MoE and Phi-mini-MoE, under both class names: Microsoft's and transformers'."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 from localq.errors import CheckpointError
 from localq.families.base import (
@@ -19,28 +17,25 @@ from localq.families.config import HINT, ModelConfig, positive_integer, positive
 from localq.families.longrope import attention_factor, check_longrope
 from localq.families.phi3 import Phi3
 
-if TYPE_CHECKING:
-    pass
-
 _TRAITS = Traits("phimoe", ("default", "longrope"), tied_embeddings=(False,))
 _EXPERTS_PER_TOKEN = 2  # sparsemixer, the reference's routing, takes exactly these
 _LLAMA_CPP_MOST_EXPERTS = 1024  # LLAMA_MAX_EXPERTS
 _GGUF_CAVEAT = (
-    "llama.cpp runs PhiMoE with softmax routing and RMS norms; it was trained with sparsemixer routing and layer "
-    "norms, and MLX runs it so. Answers from GGUF differ noticeably from the reference, whatever the precision."
+    "PhiMoE was trained with sparsemixer routing and layer norms, and MLX runs it with them; llama.cpp runs it with "
+    "softmax routing and RMS norms. Answers from GGUF differ noticeably from the reference at every precision."
 )
 _GGUF_SCALE_CAVEAT = (
-    "GGUF has LongRoPE's scale as llama.cpp's converter derives it, {derived:.3f}; the model states {stated:.3f}."
+    "GGUF has LongRoPE's scale as llama.cpp's converter derives it, {derived:.3f}; the model's config has {stated:.3f}."
 )
 
 
 class PhiMoe(Phi3):
-    """Layer norms, biases in the attention, and for each token two of a layer's feed-forward networks (experts)."""
+    """Layer norms, biases in the attention, and per token two of a layer's feed-forward networks (experts)."""
 
     name = "PhiMoE"
 
     def check(self, config: ModelConfig) -> None:
-        """Refuse the variants that the two runtimes don't run, or not alike."""
+        """Refuse the variants that the two runtimes do not run, or run differently."""
         check_traits(self.name, config, _TRAITS)
         for key in ("attention_bias", "lm_head_bias"):
             refuse_unless(self.name, key, config.raw.get(key, True), (True,))
@@ -58,24 +53,24 @@ class PhiMoe(Phi3):
             refuse_unless(self.name, f"long_mscale {long} and short_mscale", short, (long,))
 
     def caveats(self, config: ModelConfig) -> tuple[str, ...]:
-        """What llama.cpp does otherwise: with random weights, three in four of the likeliest tokens are others."""
+        """What llama.cpp computes differently: with random weights, three of four top tokens differ."""
         stated, derived = config.rope.parameters.get("short_mscale"), attention_factor(config)
         scale = _GGUF_SCALE_CAVEAT.format(derived=derived, stated=stated) if stated not in (None, derived) else ""
         return (_GGUF_CAVEAT, *filter(None, [scale]), *super().caveats(config))
 
     def tensors(self, config: ModelConfig) -> list[TensorLayout]:
-        """Every tensor; the experts' are stacked, as both runtimes want them."""
+        """Every tensor; the experts' are stacked, as both runtimes need them."""
         layouts = outer_layouts(config, biased=True)
         for layer in range(config.layer_count):
             layouts += _layer(config, f"model.layers.{layer}", f"blk.{layer}")
         return layouts
 
     def gguf_architecture(self) -> str:
-        """llama.cpp's name of it."""
+        """llama.cpp's name for it."""
         return "phimoe"
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
-        """Phi-3's, and how many experts there are."""
+        """Phi-3's, and the number of experts."""
         metadata = super().gguf_metadata(config)
         metadata["phimoe.expert_count"] = _expert_count(config)
         metadata["phimoe.expert_used_count"] = _EXPERTS_PER_TOKEN
@@ -100,7 +95,7 @@ def _layer(config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
 
 
 def _experts(config: ModelConfig, source: str, target: str) -> list[TensorLayout]:
-    """The router, and each projection of all experts as one stack, named as mlx_lm has it."""
+    """The router, and each projection of all experts as one stack with mlx_lm's name."""
     count, hidden, inner = _expert_count(config), config.hidden_size, config.intermediate_size
     projections = [
         ("w1", "gate_proj", (inner, hidden), "ffn_gate_exps"),

@@ -24,34 +24,34 @@ FAMILIES = {
 """Class name in `config.json` -> module that holds its `FAMILY`. Fine-tunes of llamafied Phi-4 say LlamaModel."""
 
 _REMOTE_CODE = (
-    "an old form of Phi that needs code from its repository",
+    "an old version of Phi that needs code from its repository",
     "take the repository's newest revision, which has a PhiForCausalLM",
 )
 _REFUSALS: tuple[tuple[str, str, str], ...] = (
     (r"^MixFormerSequential", *_REMOTE_CODE),
-    (r"^Phi4Flash", "a state-space hybrid that no runtime here knows", "take Phi-4-mini-reasoning"),
-    (r"Eagle|Medusa|Draft", "a draft head, not a model of its own", "convert the model that it drafts for"),
+    (r"^Phi4Flash", "a state-space hybrid that no runtime of localq runs", "take Phi-4-mini-reasoning"),
+    (r"Eagle|Medusa|Draft", "a draft head, not a complete model", "convert the model that it drafts for"),
     (
         r"Classification|QuestionAnswering|RewardModel|Embedding",
-        "a model that scores or labels text and writes none",
+        "a model that scores or labels text and does not write any",
         "localq converts models that generate text",
     ),
     (
         r"^Llama4ForCausalLM",
         "Llama 4, whose experts localq does not convert",
-        "take a Llama 3.x, or a ready-made GGUF of it",
+        "take a Llama 3.x, or a GGUF file of Llama 4 that others made",
     ),
     (
         r"^Llama4|^Mllama|^Phi3V|^Phi4MM|^Phi4Multimodal|CausalLMV$|ForConditionalGeneration|Llava|ImageText",
-        "a model with more than text",
-        "localq converts plain text models, such as Llama 3.x and Phi-4-mini; a ready-made GGUF may run here",
+        "a model for more than text",
+        "localq converts text-only models, such as Llama 3.x and Phi-4-mini; a GGUF file that others made may run",
     ),
 )
-"""Pattern of class names, what such a model is, and what would work."""
+"""Pattern of class names, what such a model is, and what helps."""
 
 
 def family_of(raw: Mapping[str, Any]) -> Family:
-    """The family of a `config.json`; raises UnsupportedModelError or CheckpointError that says what would work."""
+    """The family of a `config.json`; raises UnsupportedModelError or CheckpointError that says what helps."""
     architecture = architecture_of(raw)
     if raw.get("model_type") == "phi-msft":
         raise UnsupportedModelError(f"{architecture} of model type 'phi-msft' is {_REMOTE_CODE[0]}", _REMOTE_CODE[1])
@@ -59,7 +59,7 @@ def family_of(raw: Mapping[str, Any]) -> Family:
 
 
 def find_family(architecture: str) -> Family:
-    """The family of a class name; raises UnsupportedModelError that says what would work."""
+    """The family of a class name; raises UnsupportedModelError that says what helps."""
     module = FAMILIES.get(architecture)
     if module is not None:
         return cast(Family, import_module(module).FAMILY)
@@ -69,5 +69,5 @@ def find_family(architecture: str) -> Family:
     raise UnsupportedModelError(
         f"architecture {architecture!r} is not supported",
         f"localq converts Llama and Phi ({', '.join(sorted(FAMILIES))}); "
-        "other models run here as ready-made GGUF files and MLX folders",
+        "it runs other models as GGUF files and MLX folders that others made",
     )

@@ -4,47 +4,38 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from localq.backends import default_recipe_names
+from localq.context_length import ContextLimits, config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, convert
 from localq.errors import OptionError
-from localq.gguf_file import model_name, part_names
+from localq.gguf_file import model_name, part_names, read_model_header
+from localq.json_files import read_config
+from localq.measure.reports import FormFacts
 from localq.model import chosen_recipe, ready_form
-from localq.recipes import Recipe, parse_recipe
+from localq.recipes import parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.manifest import Artifact, read_artifact
 
 
-@dataclass(frozen=True, slots=True)
-class Form:
-    """A model in one form, ready to be opened."""
+class Form(FormFacts):
+    """A model in one format, ready to be opened. Its recipe is `mlx` or `gguf` where localq did not make it."""
 
-    model: str
-    recipe: str
-    """`mlx` or `gguf` for one that localq did not make."""
     path: Path
     """An artifact's folder, another MLX folder, or a `.gguf` file."""
-    artifact_bytes: int
-    bits_per_weight: float | None
-    """None where localq did not make the form, so that no manifest says it."""
-
-    @property
-    def format(self) -> str:
-        """`mlx` or `gguf`."""
-        return self.recipe.partition("-")[0]
-
-    @property
-    def name(self) -> str:
-        """As references are written: `toy-phi:mlx-4bit`."""
-        return f"{self.model}:{self.recipe}"
 
 
 def form_of(artifact: Artifact) -> Form:
     """An artifact of localq, to be measured."""
     manifest = artifact.manifest
-    return Form(manifest.model, manifest.recipe, artifact.folder, manifest.bytes, manifest.bits_per_weight)
+    return Form(
+        model=manifest.model,
+        recipe=manifest.recipe,
+        path=artifact.folder,
+        artifact_bytes=manifest.bytes,
+        bits_per_weight=manifest.bits_per_weight,
+    )
 
 
 def find_forms(
@@ -62,7 +53,7 @@ def find_forms(
         if ready is not None:
             forms.append(_existing_form(ready, reference))
             continue
-        recipes = _recipes(reference)
+        recipes = [chosen_recipe(reference)] if reference.recipe else [*map(parse_recipe, default_recipe_names())]
         artifacts = convert(reference.without_recipe(), recipes, models_dir=models_dir, listener=listener)
         forms += [form_of(artifact) for artifact in artifacts]
     found = list(dict.fromkeys(forms))
@@ -71,16 +62,21 @@ def find_forms(
 
 
 def check_names(forms: Iterable[Form]) -> None:
-    """Raise OptionError for two forms of one name: nobody could tell their figures apart."""
+    """Raise OptionError for two forms of one name, whose figures nobody could keep apart."""
     for name, count in Counter(form.name for form in forms).items():
         if count > 1:
-            raise OptionError(f"{count} forms are called {name}", "rename the file or folder of one of them")
+            raise OptionError(f"{count} artifacts have the name {name}", "rename the file or folder of one of them")
 
 
-def _recipes(reference: ModelReference) -> list[Recipe]:
-    if reference.recipe is not None:
-        return [chosen_recipe(reference)]
-    return [parse_recipe(name) for name in default_recipe_names()]
+def form_files(path: Path) -> list[Path]:
+    """The files that are read when a form is opened: those of a folder, or all parts of a `.gguf` file."""
+    files = [path.with_name(name) for name in part_names(path.name)] if path.is_file() else sorted(path.iterdir())
+    return [file for file in files if file.is_file()]
+
+
+def context_limits(form: Form) -> ContextLimits:
+    """How long a context the form may have, by its headers."""
+    return gguf_limits(read_model_header(form.path)) if form.path.is_file() else config_limits(read_config(form.path))
 
 
 def _existing_form(path: Path, reference: ModelReference) -> Form:
@@ -90,5 +86,5 @@ def _existing_form(path: Path, reference: ModelReference) -> Form:
     model, recipe = (model_name(path), "gguf") if path.is_file() else (path.name, "mlx")
     if reference.kind == "repo":
         model, recipe = reference.name, reference.recipe.name if reference.recipe else recipe
-    files = [path.with_name(name) for name in part_names(path.name)] if path.is_file() else path.iterdir()
-    return Form(model, recipe, path, sum(file.stat().st_size for file in files if file.is_file()), None)
+    size = sum(file.stat().st_size for file in form_files(path))
+    return Form(model=model, recipe=recipe, path=path, artifact_bytes=size, bits_per_weight=None)

@@ -7,17 +7,24 @@ reads one. Keys that a newer version added are ignored. What a rate means is def
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
 
 from localq.disk import reason
 from localq.errors import OptionError
 from localq.options import KvCacheType
 
 DECODE_PROMPT_TOKENS = 1
-"""Prompt of the runs that measure generation: as llama-bench does, from a context that is all but empty."""
+"""Prompt of the runs that measure generation: as llama-bench does, from an almost empty context."""
+
+LARGEST_NOISE_FLOOR = 1e-3
+"""Mean divergence between the engines' unquantized formats, in nats, above which they don't compute the same model.
+8-bit quantization costs that much (llama.cpp's table for an 8B Llama 3 has 0.0014 for Q8_0, half of it from storing
+logits in 16 bits); bfloat16 against float16 costs 0.000025. The share of same top tokens does not count: where two
+tokens are almost equally likely, it falls without anything being wrong."""
 
 _MOST_BYTES = 64 << 20
 """A report of a hundred forms has a hundredth of that."""
@@ -43,7 +50,7 @@ class Machine(Data):
     metal: bool
     """Whether MLX can compute on a GPU through Metal."""
     busy_cores: float
-    """Logical cores that other work kept busy when this was asked, over half a second."""
+    """Logical cores that other work kept busy, over half a second before the measurement."""
     busy: bool
     """Whether that is more than half of the physical cores: figures will be too low and will vary."""
 
@@ -65,9 +72,9 @@ class Rate(Data):
     stdev: float | None
     """Sample standard deviation (n - 1); None for a single sample."""
     confidence_interval: tuple[float, float] | None
-    """Of the median; None for a single sample."""
+    """Of the median; None for fewer than three samples."""
     confidence_level: float | None
-    """Of that interval: 0.95, less with few repetitions."""
+    """Of that interval: 0.95 from six samples on; of fewer, 1 - 2 x 0.5^n."""
     samples: tuple[float, ...]
     """In the order in which they were measured."""
 
@@ -91,6 +98,10 @@ class FormFacts(Data):
         """`mlx` or `gguf`."""
         return self.recipe.partition("-")[0]
 
+    def facts(self) -> dict[str, Any]:
+        """These four fields alone, for a result."""
+        return {name: getattr(self, name) for name in FormFacts.model_fields}
+
 
 class BenchTest(Data):
     """One rate to measure: of prompt processing or of generation, after a context of `depth_tokens`."""
@@ -102,7 +113,8 @@ class BenchTest(Data):
     depth_tokens: int = 0
     """Tokens in the cache before; computing them is not part of the rate."""
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def test(self) -> str:
         """As llama-bench names it: `pp512`, `tg128 @ d4096`."""
         what = f"pp{self.prompt_tokens}" if self.prompt_tokens else f"tg{self.generated_tokens}"
@@ -148,14 +160,16 @@ class FormSpeed(FormFacts):
     time_to_first_token_seconds: float | None
     """Median, of the first prompt size at the first depth; None where no prompt is measured."""
     peak_memory_bytes: int
-    tests: tuple[TestResult, ...]
+    tests: Annotated[tuple[TestResult, ...], Field(min_length=1)]
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def prompt_tokens_per_second(self) -> Rate | None:
         """Of the first prompt size."""
         return next((test.tokens_per_second for test in self.tests if test.prompt_tokens), None)
 
-    @computed_field
+    @computed_field  # type: ignore[prop-decorator]
+    @property
     def generated_tokens_per_second(self) -> Rate | None:
         """Of the first reply length."""
         return next((test.tokens_per_second for test in self.tests if test.generated_tokens), None)
@@ -207,22 +221,27 @@ class BenchReport(Data):
     warnings: tuple[str, ...]
     """What makes the figures less sure."""
     partial: bool = False
-    """Whether it was stopped before the last repetition."""
-    results: tuple[FormSpeed, ...]
+    """Whether Ctrl-C stopped it. It has the repetitions that were complete: fewer than the settings say."""
+    results: Annotated[tuple[FormSpeed, ...], Field(min_length=1)]
     comparisons: tuple[SpeedComparison, ...]
     """Of every two forms in every test; none for a single repetition."""
     command: str = ""
     """The line that repeats it."""
+
+    @model_validator(mode="after")
+    def _compares_its_own(self) -> BenchReport:
+        _require_names(self.results, [name for item in self.comparisons for name in (item.faster, item.slower)])
+        return self
 
 
 class Cost(Data):
     """What it took to run a form in an evaluation. Indicative: `localq bench` measures it properly."""
 
     bytes_read_per_token: int | None
-    """Of weights, as the form lies in memory here; None where its files don't tell."""
+    """Of weights, as the form lies in memory here; None where its files don't say."""
     load_seconds: float
     prompt_seconds_per_token: float
-    """Of the windows, all but the first where there are more."""
+    """Of the windows, without the first one where there are more."""
     generated_seconds_per_token: float | None
     """Of a short reply to one token; None where the context has no room for it."""
     peak_memory_bytes: int
@@ -302,13 +321,13 @@ class EvalText(Data):
     first_scored: int
     windows: int
     begin_token_id: int | None
-    """That stands in each window's first place, where the tokenizer puts one in front of texts."""
+    """In each window's first place, where the tokenizer puts one before texts."""
     positions: int
     """That were scored in all."""
     threads: int | None
     """For the GGUF forms; None is llama.cpp's default here."""
     generated_tokens: int
-    """Of the short reply that tells how long a token takes."""
+    """Of the short reply that shows how long a token takes."""
 
 
 class EvalReport(Data):
@@ -320,12 +339,30 @@ class EvalReport(Data):
     reference: BaselineQuality
     noise_floor: FormQuality | None
     """The unquantized form in the other engine; None where one engine ran all."""
-    results: tuple[FormQuality, ...]
+    results: Annotated[tuple[FormQuality, ...], Field(min_length=1)]
     comparisons: tuple[QualityComparison, ...]
     """Of every two forms."""
     warnings: tuple[str, ...]
     command: str = ""
     """The line that repeats it."""
+
+    @model_validator(mode="after")
+    def _compares_its_own(self) -> EvalReport:
+        _require_names(self.results, [name for item in self.comparisons for name in (item.nearer, item.farther)])
+        return self
+
+    @property
+    def engines_agree(self) -> bool:
+        """Whether unquantized formats of both engines predict the same, as far as that was measured."""
+        floor = self.noise_floor
+        return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
+
+
+def _require_names(forms: Sequence[FormFacts], compared: Iterable[str]) -> None:
+    """Each name once, and only these compared. Raises ValueError, which pydantic turns into a ValidationError."""
+    names = [form.name for form in forms]
+    if len(set(names)) < len(names) or not set(compared) <= set(names):
+        raise ValueError("the names of results and comparisons don't fit")
 
 
 Report = TypeVar("Report", BenchReport, EvalReport)

@@ -1,10 +1,10 @@
-"""Messages to one prompt text, through the checkpoint's own chat template, as transformers 5 renders it.
+"""Messages to one prompt text, by the checkpoint's own chat template, rendered as transformers 5 does.
 
-A template is code from the network. It runs in jinja2's sandbox, which forbids changing what it is given,
-private attributes, and `range` beyond 100,000. Not covered: time and memory. A template may still nest loops
-or build huge strings and keep one core busy; only a separate process could stop that.
+A template is code from the network. It runs in jinja2's sandbox, which forbids changing the values it is given,
+private attributes, and `range` beyond 100,000. Time and memory are not limited: a template with nested loops
+or huge strings can still keep one core busy. Only a separate process could stop that.
 
-Knows nothing of token ids. No template is ever made up: a base model has none.
+localq never invents a template: a base model has none.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _RAW_HINT = "use --raw to send the text without a chat template"
-# The names under which a message's reasoning goes about; templates read the first (gpt-oss: the second).
+# Names that programs use for a message's reasoning; templates read the first (gpt-oss: the second).
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
 class ChatTemplate:
-    """A chat template in Jinja, and the special tokens that it may name."""
+    """A chat template in Jinja, and the special tokens that it may use."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str]) -> None:
         self.source = source
@@ -44,10 +44,10 @@ class ChatTemplate:
         """The prompt text for a conversation, as `apply_chat_template` of transformers gives it.
 
         A message is `{"role": str, "content": str}`; `content` may be a list of parts where the template
-        reads one, and may be missing beside `tool_calls`. `add_generation_prompt` ends the prompt where the
-        reply begins. `variables` reach the template by name (`tools`, `documents`, `date_string`, ...).
+        reads one, and may be missing where there are `tool_calls`. `add_generation_prompt` adds what comes before a
+        reply. The template gets `variables` by name (`tools`, `documents`, `date_string`, ...).
         Encode the result with `add_special_tokens=False`: the template writes its own. Raises
-        ChatTemplateError when the messages are ill-formed or the template refuses them or fails.
+        ChatTemplateError when the messages are malformed or the template refuses them or fails.
         """
         context = {"tools": None, "documents": None, **self.special_tokens, **_plain(variables)}
         context["messages"] = _checked_messages(messages)
@@ -58,9 +58,9 @@ class ChatTemplate:
         except _TemplateRefusal as error:
             hint = f"change the messages (roles and their order), or {_RAW_HINT}"
             raise ChatTemplateError(f"the chat template refuses these messages: {error}", hint) from error
-        except Exception as error:  # the template is foreign code: it may fail in any way
+        except Exception as error:  # the template may fail in any way
             message = f"the chat template failed: {type(error).__name__}: {error}"
-            raise ChatTemplateError(message, f"the checkpoint's template is at fault; {_RAW_HINT}") from error
+            raise ChatTemplateError(message, f"the checkpoint's template is wrong; {_RAW_HINT}") from error
 
     @cached_property
     def _compiled(self) -> jinja2.Template:
@@ -71,16 +71,15 @@ class ChatTemplate:
         except jinja2.TemplateError as error:
             line = getattr(error, "lineno", None)
             message = f"the chat template is not valid Jinja: {error}" + (f" (line {line})" if line else "")
-            raise ChatTemplateError(message, f"the checkpoint's template is at fault; {_RAW_HINT}") from error
+            raise ChatTemplateError(message, f"the checkpoint's template is wrong; {_RAW_HINT}") from error
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
-    """The chat template of a Hugging Face folder; None when it has none, as a base model.
+    """The chat template of a Hugging Face folder; None when it has none, like a base model.
 
-    `chat_template.jinja` goes before `chat_template` in `tokenizer_config.json`, as in transformers 5;
-    `chat_template.json`, which transformers reads for processors only, comes last. Of several named templates
-    the one called `default` is taken. Raises ChatTemplateError when there are several and none is the
-    default.
+    The first of `chat_template.jinja`, `chat_template` in `tokenizer_config.json` (both as in transformers 5), and
+    `chat_template.json`, which transformers reads for processors only. Of several named templates the one called
+    `default` is used. Raises ChatTemplateError when none of them has this name.
     """
     source = _template_source(folder)
     return None if source is None else ChatTemplate(source, read_special_tokens(folder))
@@ -101,7 +100,7 @@ def _template_source(folder: Path) -> str | None:
         pass
     except (OSError, ValueError) as error:
         message = f"{folder / 'chat_template.jinja'} can't be read: {error}"
-        raise ChatTemplateError(message, "fetch the file again") from error
+        raise ChatTemplateError(message, "download the file again") from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         entry = read_optional_json(folder / name).get("chat_template")
         if entry is not None:
@@ -119,7 +118,7 @@ def _default_template(entry: object, path: Path) -> str:
         raise ChatTemplateError(message, f"correct {path.name}, or {_RAW_HINT}") from error
     if "default" not in templates:
         message = f"{path} has no chat template called default, only: {', '.join(sorted(templates)) or 'none'}"
-        raise ChatTemplateError(message, f"rename the one that is meant to default, or {_RAW_HINT}")
+        raise ChatTemplateError(message, f"rename one of them to default, or {_RAW_HINT}")
     return templates["default"]
 
 
@@ -143,7 +142,7 @@ def _checked_message(position: int, message: object) -> dict[str, Any]:
         fault = "content"
     if fault is not None:
         raise ChatTemplateError(f"messages[{position}] has no {fault}: {dict(message)!r}", hint)
-    # transformers leaves keys without a value out, so that `'tool_calls' in message` means what it says.
+    # transformers removes keys without a value, so that a template can test `'tool_calls' in message`.
     present = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((present[key] for key in _REASONING_KEYS if key in present), None)
     if reasoning is None:
@@ -152,7 +151,7 @@ def _checked_message(position: int, message: object) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """A copy made of JSON's types alone: a template must not get at the methods of a caller's objects."""
+    """A copy of JSON's types only: a template must not reach the methods of a caller's objects."""
     if value is None or type(value) in (str, int, float, bool):
         return value
     if isinstance(value, Mapping):
@@ -160,7 +159,7 @@ def _plain(value: Any) -> Any:
     if type(value) in (list, tuple):
         return type(value)(_plain(item) for item in value)
     raise ChatTemplateError(
-        f"a chat template can't be given a {type(value).__name__}: {value!r}",
+        f"a chat template can't use a {type(value).__name__}: {value!r}",
         "give text, numbers, lists and objects",
     )
 
@@ -184,12 +183,12 @@ def _to_json(
     separators: tuple[str, str] | None = None,
     sort_keys: bool = False,
 ) -> str:
-    # Jinja's own filter escapes <, > and & for HTML. The parameters' names are those that templates use.
+    # Jinja's own filter escapes <, > and & for HTML. Templates use these names of parameters.
     return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
 class _TemplateDict:
-    """`dict` for templates: makes dictionaries, and is not the class itself."""
+    """`dict` for templates: makes dictionaries, but does not give access to the class."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
         return dict(*args, **kwargs)
@@ -221,14 +220,14 @@ def _generation_block() -> type[jinja2.ext.Extension]:
     import jinja2.ext
 
     class GenerationBlock(jinja2.ext.Extension):
-        """`{% generation %}` marks the assistant's text, for training. Rendered, it is its content."""
+        """`{% generation %}` marks the assistant's text, for training. It is rendered as its content."""
 
         tags = {"generation"}
 
         def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            # A call block and not the bare body: variables set inside stay inside, as in transformers.
+            # A call block: variables that are set inside exist only inside, as in transformers.
             return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
 
         def _content(self, caller: Any) -> Any:
@@ -241,9 +240,9 @@ def _template_namespace() -> type[jinja2.utils.Namespace]:
     import jinja2
 
     class TemplateNamespace(jinja2.utils.Namespace):
-        """Jinja's `namespace` without private names: those could pass for an object's own protocol."""
+        """Jinja's `namespace` without private names: with those it could imitate a Python protocol."""
 
-        def __init__(*args: Any, **kwargs: Any) -> None:  # no named `self`: `namespace(self=...)` is allowed
+        def __init__(*args: Any, **kwargs: Any) -> None:  # without `self`: `namespace(self=...)` is allowed
             namespace, *rest = args
             attributes = dict(*rest, **kwargs)
             for name in attributes:

@@ -1,7 +1,7 @@
 """Which tokens end a reply: one rule for both formats.
 
-The checkpoint's own statements, and end-of-turn tokens by name, because the statements are often incomplete:
-Phi-3's `config.json` names `<|endoftext|>`, while every turn ends with `<|end|>`.
+The ids in the checkpoint's configuration, and end-of-turn tokens by name, because the configuration is often
+incomplete: Phi-3's `config.json` names `<|endoftext|>`, but every turn ends with `<|end|>`.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ END_TOKEN_NAMES = (
     "[e~[",
     "<｜end▁of▁sentence｜>",
 )
-"""What llama.cpp takes for the end of generation by name, whatever the family (`special_eog_ids` in
+"""Tokens at which llama.cpp ends generation because of their name, in all families (`special_eog_ids` in
 src/llama-vocab.cpp)."""
 
 _ENDS_A_PART = "<|end|>"
 _ENDS_OF_HARMONY = ({"<|return|>", "<|call|>"}, {"<|calls|>", "<|flush|>"})
-"""Where a vocabulary has one of these pairs, `<|end|>` ends a part of a reply, and not the reply."""
+"""In a vocabulary with one of these pairs, `<|end|>` ends only a part of a reply."""
 
 
 def end_tokens(config: Mapping[str, Any], generation_config: Mapping[str, Any], tokenizer: Tokenizer) -> frozenset[int]:
     """Ids that end a reply.
 
-    `eos_token_id` of both configurations, the tokenizer's `eos_token`, and the named ones. A named one counts
-    only as an added token: `</s>` as an ordinary piece of text, in HTML, ends nothing. (llama.cpp would stop
-    there as well.) Raises CheckpointError for an `eos_token_id` that is neither an id nor a list of ids.
+    `eos_token_id` of both configurations, the tokenizer's `eos_token`, and those of END_TOKEN_NAMES that are added
+    tokens: `</s>` as an ordinary piece of text, as in HTML, ends nothing. (llama.cpp would stop
+    there too.) Raises CheckpointError for an `eos_token_id` that is neither an id nor a list of ids.
     """
     names = {name for name in END_TOKEN_NAMES if name in tokenizer.added_tokens}
     if any(pair <= names for pair in _ENDS_OF_HARMONY):

@@ -1,7 +1,7 @@
 """The vocabulary inside a GGUF file, through llama.cpp: for files that localq did not make.
 
-A file that localq made has the checkpoint's `tokenizer.json` beside it, and that is used instead
-(`localq.text.tokenizer`). Reads the header of the file alone; no weights.
+For a file that localq made, the `tokenizer.json` beside it is used (`localq.text.tokenizer`). Only the header of the
+file is read, no weights.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class GgufTokenizer:
     """The tokenizer of a GGUF file. Fulfils `localq.text.tokenizer.Tokenizer`."""
 
     def __init__(self, model: Any) -> None:
-        """Takes over `model`, a `llama_model` pointer, and frees it in the end."""
+        """`model` is a `llama_model` pointer; the tokenizer frees it."""
         import llama_cpp
 
         self._llama = llama_cpp
@@ -44,10 +44,10 @@ class GgufTokenizer:
 
     @cached_property
     def strips_leading_space(self) -> bool:
-        """Whether llama.cpp puts a space before a text, and takes it away again when decoding.
+        """Whether llama.cpp puts a space before a text, and removes it when decoding.
 
-        `tokenizer.ggml.add_space_prefix`; without it llama.cpp assumes so for SentencePiece vocabularies.
-        WordPiece ones have the space within the first token of a word.
+        `tokenizer.ggml.add_space_prefix`; without it llama.cpp does so for SentencePiece vocabularies.
+        In WordPiece ones the space is part of the first token of a word.
         """
         stated = self.metadata("tokenizer.ggml.add_space_prefix")
         if stated is not None:
@@ -57,7 +57,7 @@ class GgufTokenizer:
 
     @cached_property
     def special_tokens(self) -> Mapping[str, str]:
-        """`bos_token` and `eos_token`, as far as the file names them."""
+        """`bos_token` and `eos_token`, where the file names them."""
         ids = {
             "bos_token": self._llama.llama_vocab_bos(self._vocabulary),
             "eos_token": self._llama.llama_vocab_eos(self._vocabulary),
@@ -79,9 +79,9 @@ class GgufTokenizer:
         }
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text; see `Tokenizer.encode`. The file itself says what is added in front and behind."""
+        """Ids of a text; see `Tokenizer.encode`. The file states what is added at both ends."""
         content = utf8_bytes(text)
-        capacity = len(content) + 8  # room for a token per byte, a space in front, and special tokens at both ends
+        capacity = len(content) + 8  # for a token per byte, a space in front, and special tokens at both ends
         ids = (self._llama.llama_token * capacity)()
         count = self._llama.llama_tokenize(
             self._vocabulary, content, len(content), ids, capacity, add_special_tokens, True
@@ -91,7 +91,7 @@ class GgufTokenizer:
         return list(ids[:count])
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes that one token adds; asked of llama.cpp once for each id that is met."""
+        """Bytes that one token adds; read from llama.cpp once for each id."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._token_bytes(token_id)
@@ -117,7 +117,7 @@ class GgufTokenizer:
 
     @property
     def keys(self) -> list[str]:
-        """Names of all metadata values that are no lists."""
+        """Names of all metadata values that are not lists."""
         buffer = ctypes.create_string_buffer(_LONGEST_KEY_BYTES)
         found = []
         for number in range(self._llama.llama_model_meta_count(self._model)):
@@ -142,7 +142,7 @@ class GgufTokenizer:
         if not 0 <= token_id < self.vocabulary_size:
             return b""
         length = -_SHORT_PIECE_BYTES
-        while length < 0:  # a negative answer is the room that is needed
+        while length < 0:  # a negative result is the number of bytes needed
             buffer = ctypes.create_string_buffer(-length)
             length = self._llama.llama_token_to_piece(self._vocabulary, token_id, buffer, len(buffer), 0, False)
         return buffer.raw[:length]
@@ -165,10 +165,12 @@ def load_gguf_tokenizer(path: Path) -> GgufTokenizer:
         model = llama_cpp.llama_model_load_from_file(os.fsencode(path), parameters)
     if not model:
         reason = next((line for line in "".join(log).splitlines() if "error" in line.lower()), "no reason given")
-        raise EngineError(f"llama.cpp can't read the vocabulary of {path}: {reason}", "check or fetch the file again")
+        raise EngineError(
+            f"llama.cpp can't read the vocabulary of {path}: {reason}", "check the file or download it again"
+        )
     tokenizer = GgufTokenizer(model)
     if llama_cpp.llama_vocab_type(llama_cpp.llama_model_get_vocab(model)) == llama_cpp.LLAMA_VOCAB_TYPE_NONE:
-        raise CheckpointError(f"{path} has no vocabulary: no text can be made tokens of", "take a file that has one")
+        raise CheckpointError(f"{path} has no vocabulary: text can't be turned into tokens", "use a file that has one")
     return tokenizer
 
 
@@ -176,14 +178,14 @@ def gguf_chat_template(tokenizer: GgufTokenizer) -> str | None:
     """Source of the chat template in the file; None when it has none.
 
     `tokenizer.chat_template` is the default one, `tokenizer.chat_template.NAME` is one of that name, as llama.cpp's
-    converter writes them. Without a default the only one there is counts; raises ChatTemplateError for several.
+    converter writes them. Without a default a single named one is used; raises ChatTemplateError for several.
     """
     default = tokenizer.metadata(_CHAT_TEMPLATE)
     names = [] if default is not None else [key for key in tokenizer.keys if key.startswith(f"{_CHAT_TEMPLATE}.")]
     if len(names) > 1:
         shown = ", ".join(sorted(name.removeprefix(f"{_CHAT_TEMPLATE}.") for name in names))
         raise ChatTemplateError(
-            f"the file has no default chat template, but several others: {shown}", "take another file"
+            f"the file has no default chat template, but several others: {shown}", "use another file"
         )
     return tokenizer.metadata(names[0]) if names else default
 

@@ -1,7 +1,7 @@
 """A SentencePiece model file (`tokenizer.model`): its pieces, and how it prepares text.
 
 The file is a protocol buffer message (`ModelProto` of sentencepiece_model.proto). It is read here because the
-sentencepiece library tells neither which pieces are user-defined nor how text is normalised. Encodes nothing.
+sentencepiece library gives neither the user-defined pieces nor how text is normalized. Encodes nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Field = tuple[int, int | bytes]  # number and value
 
 
 class TokenType(IntEnum):
-    """What a token is for. SentencePiece's numbers, which llama.cpp took over (`enum llama_token_type`)."""
+    """What a token is for. SentencePiece's numbers, which llama.cpp uses too (`enum llama_token_type`)."""
 
     NORMAL = 1
     UNKNOWN = 2
@@ -35,7 +35,7 @@ class TokenType(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """An entry of the vocabulary; its place in the list is its id."""
+    """An entry of the vocabulary; its index in the list is its id."""
 
     text: str
     score: float
@@ -45,13 +45,13 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class SentencePieceModel:
-    """A BPE model that takes text as it is, but for the word marks."""
+    """A BPE model that changes nothing in a text except that it writes spaces as word marks."""
 
     pieces: tuple[Piece, ...]
     adds_dummy_prefix: bool
     """Whether a text gets a word mark in front."""
     bos_id: int
-    """-1 where the model has no beginning-of-text token; likewise `eos_id`."""
+    """-1 where the model has no beginning-of-text token; in the same way `eos_id`."""
     eos_id: int
 
 
@@ -68,13 +68,13 @@ def read_sentencepiece_model(file: Path) -> SentencePieceModel:
     if faults:
         raise CheckpointError(
             f"{file} is a SentencePiece model that localq does not read: {', '.join(faults)}",
-            "localq reads the kind that Llama and Phi-3 have; with a tokenizer.json beside it any model serves",
+            "localq reads the kind that Llama and Phi-3 have; any other needs a tokenizer.json beside it",
         )
     return model
 
 
 def _parsed(data: bytes) -> tuple[SentencePieceModel, list[str]]:
-    """The model and what is unlike Llama's; field numbers and defaults from sentencepiece_model.proto."""
+    """The model, and how it differs from Llama's; field numbers and defaults from sentencepiece_model.proto."""
     fields = list(_fields(data))
     pieces = tuple(_piece(_message(value)) for number, value in fields if number == 1)
     trainer = dict(field for number, value in fields if number == 2 for field in _fields(_message(value)))
@@ -87,7 +87,7 @@ def _parsed(data: bytes) -> tuple[SentencePieceModel, list[str]]:
         "it drops repeated spaces": bool(normalizer.get(4, 1)),
         "it keeps spaces as they are": not normalizer.get(5, 1),
         "it has unused pieces": any(piece.type is TokenType.UNUSED for piece in pieces),
-        # `tokenizers` and llama.cpp look for such symbols before they write word marks, SentencePiece behind that.
+        # `tokenizers` and llama.cpp look for such symbols before they write word marks, SentencePiece after that.
         "its symbols hold word marks": any(p.type is TokenType.USER_DEFINED and WORD_MARK in p.text for p in pieces),
     }
     model = SentencePieceModel(
@@ -111,13 +111,13 @@ def _token_id(value: int | bytes, count: int) -> int:
 
 def _number(value: int | bytes) -> int:
     if isinstance(value, bytes):
-        raise ValueError("bytes where a number belongs")
+        raise ValueError("bytes instead of a number")
     return value
 
 
 def _message(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("a number where bytes belong")
+        raise ValueError("a number instead of bytes")
     return value
 
 
@@ -142,7 +142,7 @@ def _fields(data: bytes) -> Iterator[_Field]:
 
 
 def _varint(data: bytes, position: int) -> tuple[int, int]:
-    """A number of seven bits a byte, the lowest first, and the position behind it."""
+    """A number with seven bits per byte, the lowest first, and the position after it."""
     value = 0
     for shift in range(0, 64, 7):
         byte = data[position]

@@ -22,11 +22,11 @@ class TokenDecoder:
     """How a token of the vocabulary is written as bytes."""
 
     byte_level: bool = False
-    """Every character of a token stands for one byte (GPT-2's alphabet)."""
+    """Every character of a token means one byte (GPT-2's alphabet)."""
     byte_fallback: bool = False
     """`<0xE2>` is the byte E2."""
     replacements: tuple[tuple[str, str], ...] = ()
-    """Replaced in every token, in this order: `("▁", " ")`."""
+    """Replaced in every token, in this order, such as `("▁", " ")`."""
     strips_leading_space: bool = False
     """The first space of a decoded text is dropped."""
 
@@ -48,7 +48,7 @@ class TokenDecoder:
 def token_decoder(section: Mapping[str, Any] | None) -> TokenDecoder:
     """Read the decoder section of a `tokenizer.json`.
 
-    Raises CheckpointError when it holds a step that localq does not know: the text would come out wrong.
+    Raises CheckpointError for a step that localq does not know: the text would be wrong.
     """
     if section is None:
         raise CheckpointError("tokenizer.json has no decoder, so tokens can't be turned into text", _HINT)
@@ -61,7 +61,7 @@ def token_decoder(section: Mapping[str, Any] | None) -> TokenDecoder:
     return decoder
 
 
-_HINT = "localq reads the tokenizers of the Llama and Phi families; check where this tokenizer.json comes from"
+_HINT = "localq reads the tokenizers of the Llama and Phi families; check the source of this tokenizer.json"
 
 
 def _with_step(decoder: TokenDecoder, step: Mapping[str, Any], fused: bool) -> TokenDecoder:
@@ -74,7 +74,7 @@ def _with_step(decoder: TokenDecoder, step: Mapping[str, Any], fused: bool) -> T
             return decoder
         case {"type": "Replace", "pattern": {"String": str(pattern)}, "content": str(content)}:
             return replace(decoder, replacements=(*decoder.replacements, (pattern, content)))
-        # Before the tokens are fused into one text, Strip would work on every token.
+        # Before Fuse joins the tokens into one text, Strip would change every token.
         case {"type": "Strip", "content": " ", "start": 1, "stop": 0} if fused:
             return replace(decoder, strips_leading_space=True)
         case {"type": "Metaspace", "replacement": str(mark), "prepend_scheme": scheme}:
@@ -84,16 +84,16 @@ def _with_step(decoder: TokenDecoder, step: Mapping[str, Any], fused: bool) -> T
 
 
 def _byte_level_bytes(token: str) -> bytes:
-    alphabet = _byte_alphabet()
+    alphabet = byte_alphabet()
     try:
         return bytes([alphabet[character] for character in token])
-    except KeyError:  # not written in the alphabet: plain text, as the tokenizers library has it
+    except KeyError:  # not written in the alphabet: plain text, as in the tokenizers library
         return token.encode()
 
 
 @cache
-def _byte_alphabet() -> dict[str, int]:
-    """GPT-2's alphabet: printable Latin-1 stands for itself, U+0100 onwards for the other 68 bytes."""
+def byte_alphabet() -> dict[str, int]:
+    """The byte of each character of GPT-2's alphabet: printable Latin-1 as it is, U+0100 and up for the other bytes."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = {chr(byte): byte for byte in printable}
     others = (byte for byte in range(0x100) if byte not in set(printable))

@@ -1,9 +1,8 @@
 """Text to token ids and back: the `Tokenizer` protocol, and the tokenizer of a Hugging Face folder.
 
-The authority is the folder's own `tokenizer.json`, read by the `tokenizers` library; where a folder has older
-files in its stead, what `localq.text.tokenizer_json` makes of them. transformers is not asked: it rebuilds parts
-of some tokenizers and then gives other ids than the model was trained with. Knows nothing of chat templates,
-stop strings or engines.
+The folder's own `tokenizer.json` counts, read by the `tokenizers` library; where a folder has only older
+files, `localq.text.tokenizer_json` makes one of them. transformers is not used: it rebuilds parts
+of some tokenizers and then gives other ids than the model was trained with.
 """
 
 from __future__ import annotations
@@ -43,31 +42,31 @@ class Tokenizer(Protocol):
         """Ids of the tokens that are matched whole, before the text is split; special ones and others."""
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
-        """Ids of a text. Special tokens written in the text are recognised.
+        """Ids of a text. Special tokens that are written in the text are recognized.
 
-        `add_special_tokens` puts in front and behind what the tokenizer itself puts there (usually the
-        beginning-of-text token). Text from a chat template is encoded without: the template writes its own.
+        `add_special_tokens` adds at both ends what this tokenizer adds there (usually the beginning-of-text token).
+        Text from a chat template is encoded without it: the template writes its own.
         Raises OptionError for a text that is not valid Unicode.
         """
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes that one token adds in the middle of a text; none for special tokens and unused ids."""
+        """Bytes that a token adds to a text, not at its beginning; none for special tokens and unused ids."""
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token as the vocabulary writes it (`<|end|>`, `Ġthe`, `▁the`); None when there is none."""
+        """Id of a token as the vocabulary spells it (`<|end|>`, `Ġthe`, `▁the`); None when there is none."""
 
     def decode(self, token_ids: Iterable[int]) -> str:
-        """Text of a whole sequence of ids. Special tokens are left out, ill-formed UTF-8 becomes U+FFFD."""
+        """Text of a whole sequence of ids. Special tokens are left out, invalid UTF-8 becomes U+FFFD."""
 
 
 def decode_tokens(tokenizer: Tokenizer, token_ids: Iterable[int]) -> str:
-    """`Tokenizer.decode` by means of `token_bytes`, so that it agrees with `TextStream`."""
+    """`Tokenizer.decode` through `token_bytes`, so that it agrees with `TextStream`."""
     text = b"".join(map(tokenizer.token_bytes, token_ids)).decode("utf-8", errors="replace")
     return text.removeprefix(" ") if tokenizer.strips_leading_space else text
 
 
 def utf8_bytes(text: str) -> bytes:
-    """A text as UTF-8. Raises OptionError when it holds half of a surrogate pair (undecodable input)."""
+    """A text as UTF-8. Raises OptionError when it contains half of a surrogate pair (from input that is not UTF-8)."""
     try:
         return text.encode()
     except UnicodeEncodeError as error:
@@ -106,30 +105,29 @@ class HuggingFaceTokenizer:
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Ids of a text; see `Tokenizer.encode`.
 
-        The post-processor of `tokenizer.json` alone decides what `add_special_tokens` adds. `add_bos_token`
-        and `add_eos_token` of `tokenizer_config.json` have no say, neither for nor against: transformers 5
-        drops them where there is a `tokenizer.json` (transformers 4 rebuilt the post-processor of
-        LlamaTokenizer from them).
+        Only the post-processor of `tokenizer.json` decides what `add_special_tokens` adds. `add_bos_token`
+        and `add_eos_token` of `tokenizer_config.json` are ignored, as in transformers 5 where there is a
+        `tokenizer.json` (transformers 4 rebuilt the post-processor of LlamaTokenizer from them).
         """
         utf8_bytes(text)
         return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
     def token_bytes(self, token_id: int) -> bytes:
-        """Bytes that one token adds; worked out once for each id that is met."""
+        """Bytes that one token adds; computed once for each id."""
         known = self._bytes.get(token_id)
         if known is None:
             known = self._bytes[token_id] = self._token_bytes(token_id)
         return known
 
     def token_id(self, token: str) -> int | None:
-        """Id of a token as the vocabulary writes it."""
+        """Id of a token as the vocabulary spells it."""
         return self._backend.token_to_id(token)
 
     def decode(self, token_ids: Iterable[int]) -> str:
         """Text of the ids.
 
-        The same as the tokenizers library gives for well-formed text. Where byte tokens (`<0xE2>`) don't make
-        a character, that library writes one U+FFFD for every byte of the run, the sound ones included.
+        The same as from the tokenizers library for valid text. Where a run of byte tokens (`<0xE2>`) is not valid
+        UTF-8, that library writes one U+FFFD for every byte of the run, also for the valid ones.
         """
         return decode_tokens(self, token_ids)
 
@@ -140,7 +138,7 @@ class HuggingFaceTokenizer:
     def _token_bytes(self, token_id: int) -> bytes:
         if added := self._added.get(token_id):
             return b"" if added.special else self._decoder.added_token_bytes(added.content)
-        # A negative id would overflow in the library; it has no token either.
+        # The library fails for a negative id.
         token = self._backend.id_to_token(token_id) if token_id >= 0 else None
         return b"" if token is None else self._decoder.token_bytes(token)
 
@@ -155,17 +153,17 @@ def load_tokenizer(folder: Path) -> HuggingFaceTokenizer:
 
     path = folder / "tokenizer.json"
     try:
-        # What is made from other files is not written into the folder: it belongs to someone else.
+        # A tokenizer.json made from other files is not written into the folder, which is someone else's.
         data = path.read_bytes() if path.is_file() else json.dumps(read_tokenizer_json(folder)).encode()
         backend = tokenizers.Tokenizer.from_buffer(data)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}", "fetch the file again") from error
+        raise CheckpointError(f"{path} can't be read: {error}", "download the file again") from error
     special_tokens = read_special_tokens(folder)
     for name in ("bos_token", "eos_token"):
         token = special_tokens.get(name)
         if token is not None and backend.token_to_id(token) is None:
             raise CheckpointError(
                 f"{folder}: {name} is {token!r}, which is not in the vocabulary of tokenizer.json",
-                f"correct {name} in tokenizer_config.json, or take both files from the same repository",
+                f"correct {name} in tokenizer_config.json, or download both files from the same repository",
             )
     return HuggingFaceTokenizer(backend, special_tokens)

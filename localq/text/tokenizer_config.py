@@ -1,7 +1,4 @@
-"""The small JSON files beside `tokenizer.json`: which special tokens a checkpoint names.
-
-Knows nothing of ids, vocabularies or templates.
-"""
+"""The small JSON files beside `tokenizer.json`: which special tokens a checkpoint names."""
 
 from __future__ import annotations
 
@@ -20,9 +17,9 @@ NAMED_SPECIAL_TOKENS = (
     "cls_token",
     "mask_token",
 )
-"""The names under which transformers hands special tokens to a chat template."""
+"""The names that special tokens have in chat templates, as in transformers."""
 
-# What a tokenizer class of transformers takes where the folder names no token (its `__init__` defaults).
+# What a tokenizer class of transformers uses where the folder names no token (its `__init__` defaults).
 _CLASS_DEFAULTS: dict[str, dict[str, str]] = {
     "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
@@ -33,9 +30,9 @@ _CLASS_DEFAULTS: dict[str, dict[str, str]] = {
 def read_special_tokens(folder: Path) -> dict[str, str]:
     """Special tokens by name (`bos_token`, `eos_token`, ...), as transformers 5 gives them to templates.
 
-    From `tokenizer_config.json`; `special_tokens_map.json` goes before it, unless `tokenizer_config.json` has
-    the newer `added_tokens_decoder` (`PreTrainedTokenizerBase._from_pretrained`). An entry is a string or an
-    object with `content`; null names no token.
+    From `special_tokens_map.json`, then from `tokenizer_config.json`; only from the latter where it has the newer
+    `added_tokens_decoder` (`PreTrainedTokenizerBase._from_pretrained`). An entry is a string or an object with
+    `content`; null names no token.
     """
     config = read_optional_json(folder / "tokenizer_config.json")
     tokenizer_class = str(config.get("tokenizer_class") or "").removesuffix("Fast")
@@ -59,7 +56,7 @@ def read_special_tokens(folder: Path) -> dict[str, str]:
 
 
 def special_token_names(folder: Path) -> frozenset[str]:
-    """The special tokens that a folder names in any way; `additional_special_tokens` have no name of their own."""
+    """All special tokens of a folder: the named ones and `additional_special_tokens`, which have no names."""
     files = (read_optional_json(folder / name) for name in ("tokenizer_config.json", "special_tokens_map.json"))
     others = [entry for file in files for entry in file.get("additional_special_tokens") or ()]
     contents = (entry.get("content") if isinstance(entry, dict) else entry for entry in others)

@@ -1,4 +1,4 @@
-"""Makes quantized/*.safetensors: what the quantization libraries store, and what they make of it again.
+"""Makes quantized/*.safetensors: what the quantization libraries store, and the floats that they read from it.
 
 Needs torch, transformers, bitsandbytes, gptqmodel, auto-gptq, autoawq and compressed-tensors, none of which localq
 needs; all of it runs on a CPU. The vectors in the repository come from bitsandbytes 0.50.2, gptqmodel 7.7.0,
@@ -38,7 +38,7 @@ class Vectors:
         self.cases: dict[str, Any] = {}
 
     def add(self, case: str, settings: dict[str, Any], stored: dict[str, Any], expected: torch.Tensor) -> None:
-        """`stored` holds the parts of the weight `X.weight`, and whatever else lies beside it."""
+        """`stored` holds the parts of the weight `X.weight`, and other tensors."""
         self.cases[case] = {"quantization_config": settings, "dtype": DTYPES[expected.dtype]}
         self.tensors |= {f"{case}/{name}": tensor.contiguous().clone() for name, tensor in stored.items()}
         self.tensors[f"{case}/expected/X.weight"] = expected.contiguous().clone()
@@ -54,7 +54,7 @@ def normal(rows: int, columns: int, dtype: torch.dtype = torch.float32) -> torch
 
 
 def bare_package(name: str) -> None:
-    """Import modules of a package whose `__init__` asks for more than its packing code needs."""
+    """Import modules of a package whose `__init__` imports more than its packing code needs."""
     specification = importlib.util.find_spec(name)
     assert specification is not None
     package = types.ModuleType(name)

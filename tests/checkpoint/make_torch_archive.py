@@ -1,4 +1,4 @@
-"""Writes `torch_archive.bin` with PyTorch, which localq's tests do without; run by hand where torch is installed."""
+"""Writes `torch_archive.bin` with PyTorch, which the tests do not need; run by hand where torch is installed."""
 
 from __future__ import annotations
 

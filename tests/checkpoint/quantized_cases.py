@@ -54,7 +54,7 @@ def case_of(method: str, name: str) -> Case:
 
 
 def stored_in(folder: Path, tensor: StoredTensor, values: np.ndarray[Any, Any]) -> StoredTensor:
-    """The tensor with other values, in a file of its own."""
+    """The tensor with other values, in a separate file."""
     file = folder / f"{len(list(folder.iterdir()))}.bin"
     file.write_bytes(values.tobytes())
     return replace(tensor, file=file, offset=0, shape=values.shape)

@@ -1,4 +1,4 @@
-"""Quantized checkpoints against what the libraries that made them read, bit for bit."""
+"""Quantized checkpoints are read, bit for bit, as by the libraries that made them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_every_range_of_rows_is_that_part_of_the_whole(path: Path, name: str, fi
         assert part.tobytes() == rows[start:stop].tobytes()
 
 
-def test_tensors_that_are_not_quantized_stay_and_scales_of_activations_go() -> None:
+def test_unquantized_tensors_stay_and_scales_of_activations_are_dropped() -> None:
     case = case_of("bitsandbytes", "nf4-nested")
     assert set(case.read()) == {"X.weight", "norm.weight"}
     assert case.read()["norm.weight"] is case.tensors["norm.weight"]
@@ -58,14 +58,14 @@ def test_columns_of_wide_matrices_are_those_of_narrow_ones(monkeypatch: pytest.M
             weight = case_of(method, name).read()["X.weight"]
             rows = whole(weight)
             with monkeypatch.context() as context:
-                context.setattr("localq.checkpoint.quantized.packing._SHORT_ROW_BYTES", 0)
+                context.setattr("localq.checkpoint.quantized.parts._SHORT_ROW_BYTES", 0)
                 assert whole(weight).tobytes() == rows.tobytes()
             with monkeypatch.context() as context:
-                context.setattr("localq.checkpoint.quantized.packing._STRETCH_BYTES", 400)
+                context.setattr("localq.checkpoint.quantized.parts._STRETCH_BYTES", 400)
                 assert whole(weight).tobytes() == rows.tobytes()
 
 
-def test_biases_of_zeros_that_the_model_does_not_have_go_and_others_stay(tmp_path: Path) -> None:
+def test_biases_of_zeros_that_the_model_does_not_have_are_dropped_and_others_stay(tmp_path: Path) -> None:
     case = case_of("gptq", "4-bits")
     bias = replace(case.tensors["X.scales"], name="X.bias")
     for values, expected, stays in [
@@ -82,7 +82,7 @@ def test_biases_of_zeros_that_the_model_does_not_have_go_and_others_stay(tmp_pat
     ("settings", "name"),
     [
         ({"quant_method": "gptq", "bits": 4, "group_size": 128}, "GPTQ, 4 bits, groups of 128"),
-        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "GPTQ, 8 bits, one group a row"),
+        ({"quant_method": "gptq", "bits": 8, "group_size": -1}, "GPTQ, 8 bits, one group per row"),
         ({"quant_method": "awq", "bits": 4, "group_size": 64}, "AWQ, 4 bits, groups of 64"),
         ({"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}, "bitsandbytes, 4 bits (nf4)"),
         ({"quant_method": "bitsandbytes", "load_in_8bit": True}, "bitsandbytes, 8 bits"),

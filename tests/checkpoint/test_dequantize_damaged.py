@@ -79,7 +79,7 @@ def test_a_zero_point_that_format_gptq_can_not_hold_is_refused_unless_gptqmodel_
     case = case_of("gptq", "4-bits-asymmetric")
     whole(case.read()["X.weight"])
     case.settings["meta"] = {"quantizer": ["autogptq:0.7.1"]}
-    assert "X.qzeros holds zero points of 15 + 1" in failure(case).message
+    assert "X.qzeros has zero points of 15 + 1" in failure(case).message
 
 
 STATE = {"quant_type": "nf4", "blocksize": 64, "dtype": "float16", "shape": [24, 40]}
@@ -126,7 +126,7 @@ def test_damaged_double_quantization_is_refused(tmp_path: Path, change: dict[str
     assert f"X.weight says nested_blocksize = {change.get('nested_blocksize', 256)}" in failure(case).message
 
 
-def test_scales_that_are_not_finite_reach_the_reader_without_a_warning(tmp_path: Path) -> None:
+def test_scales_that_are_not_finite_give_such_values_without_a_warning(tmp_path: Path) -> None:
     case = case_of("bitsandbytes", "nf4")
     for value in (np.inf, np.nan):
         absmax = np.full(case.tensors["X.weight.absmax"].shape, value, np.float32)
@@ -134,7 +134,7 @@ def test_scales_that_are_not_finite_reach_the_reader_without_a_warning(tmp_path:
         assert not np.isfinite(whole(case.read()["X.weight"])).any()
 
 
-def test_bytes_that_mean_no_number_reach_the_reader(tmp_path: Path) -> None:
+def test_bytes_that_mean_no_number_are_read_as_nan(tmp_path: Path) -> None:
     case = case_of("fp8", "tensor")
     case.tensors["X.weight"] = stored_in(tmp_path, case.tensors["X.weight"], np.full((2, 3), 0x7D, np.uint8))
     assert np.isnan(whole(case.read()["X.weight"])).all()
@@ -150,7 +150,7 @@ def test_bytes_that_mean_no_number_reach_the_reader(tmp_path: Path) -> None:
         ("gptq", "4-bits", {"checkpoint_format": "marlin"}, "format marlin"),
         ("gptq", "4-bits", {"is_marlin_format": True}, "format marlin"),
         ("gptq", "4-bits", {"bits": 5}, "5 bits"),
-        ("gptq", "4-bits", {"dynamic": {"+:.*down.*": {"bits": 8}}}, "differ by module"),
+        ("gptq", "4-bits", {"dynamic": {"+:.*down.*": {"bits": 8}}}, "different settings for some layers"),
         ("awq", "gemm", {"version": "gemv_fast"}, "version gemv_fast"),
         ("awq", "gemm", {"backend": "llm-awq"}, "by llm-awq"),
         ("compressed_tensors", "packed", {"format": "mixed-precision"}, "mixed-precision"),

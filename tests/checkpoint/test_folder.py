@@ -121,7 +121,7 @@ def test_an_impossible_norm_epsilon_is_named(llama: Path, value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", ["false", 0, []], ids=repr)
-def test_a_tie_that_is_neither_true_nor_false_is_refused(llama: Path, value: Any) -> None:
+def test_tied_embeddings_that_are_neither_true_nor_false_are_refused(llama: Path, value: Any) -> None:
     change_config(llama, tie_word_embeddings=value)
     assert '"tie_word_embeddings"' in failure(llama).message
 
@@ -138,12 +138,12 @@ def test_an_odd_head_width_is_refused(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", "\ufeff{}", "[" * 100_000])
-def test_a_config_that_is_no_json_object_is_named(llama: Path, content: str) -> None:
+def test_a_config_that_is_not_a_json_object_is_named(llama: Path, content: str) -> None:
     (llama / "config.json").write_text(content, encoding="utf-8")
     assert str(llama / "config.json") in failure(llama).message
 
 
-def test_a_config_that_is_no_text_is_named(llama: Path) -> None:
+def test_a_config_that_is_not_text_is_named(llama: Path) -> None:
     (llama / "config.json").write_bytes(b'{"\xff": 1}')
     assert str(llama / "config.json") in failure(llama).message
 
@@ -173,7 +173,7 @@ def test_a_config_without_an_architecture_says_so(llama: Path, value: Any) -> No
     assert '"architectures"' in failure(llama).message
 
 
-def test_the_model_type_tells_the_architecture_where_the_config_is_silent(llama: Path) -> None:
+def test_the_architecture_follows_from_the_model_type_where_the_config_has_none(llama: Path) -> None:
     change_config(llama, architectures=None)
     assert opened(llama).config.architecture == "LlamaForCausalLM"
     change_config(llama, model_type="other")
@@ -198,7 +198,7 @@ def test_a_method_of_quantization_that_is_not_read_is_named(
 
 
 @pytest.mark.parametrize("dtype", ["I8", "U8", "F8_E4M3", "F64"])
-def test_weights_of_another_kind_are_refused_by_tensor_and_dtype(llama: Path, dtype: str) -> None:
+def test_weights_of_another_dtype_are_refused_with_tensor_and_dtype(llama: Path, dtype: str) -> None:
     raw = (llama / "model.safetensors").read_bytes()
     length = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + length])
@@ -233,7 +233,7 @@ def test_a_wrong_shape_is_named_with_both_shapes(llama: Path) -> None:
     assert all(part in message for part in ("model.norm.weight", "(255,)", "(256,)"))
 
 
-def test_a_tensor_without_a_place_is_named(llama: Path) -> None:
+def test_a_tensor_that_the_model_does_not_have_is_named(llama: Path) -> None:
     name = "model.layers.0.self_attn.q_proj.lora_A.weight"
     change_tensors(llama, "llama-3", **{name: np.ones((4, 4), dtype=np.float32)})
     assert name in failure(llama).message
@@ -245,7 +245,7 @@ def test_more_layers_than_the_config_says_are_refused(llama: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["llama-3", "phi-3-4k"])
-def test_saved_rotary_tables_are_left_aside(tmp_path: Path, name: str) -> None:
+def test_saved_rotary_tables_are_skipped(tmp_path: Path, name: str) -> None:
     folder = write_checkpoint(tmp_path, name)
     before = opened(folder).parameters
     table = "model.layers.0.self_attn.rotary_emb.inv_freq"
@@ -265,7 +265,7 @@ def test_a_tied_output_layer_is_not_counted_whether_it_is_saved_or_not(tmp_path:
     assert HEAD not in {layout.name for layout in checkpoint.layouts}
 
 
-def test_an_untied_output_layer_is_needed_when_the_config_is_silent(tmp_path: Path) -> None:
+def test_an_untied_output_layer_is_needed_where_the_config_does_not_tie_it(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path, "llama-3.2")
     change_config(folder, tie_word_embeddings=None)
     assert HEAD in failure(folder).message
@@ -308,7 +308,7 @@ def test_more_layers_than_tensors_are_refused_before_they_are_listed(tmp_path: P
 
 
 def with_output_layer(folder: Path, change: float) -> Path:
-    """A tied checkpoint that has an output layer all the same."""
+    """A tied checkpoint that has an output layer too."""
     tensors = random_tensors(CONFIGS["llama-3.2"])
     head = tensors["model.embed_tokens.weight"].copy()
     head[-1, -1] += change
@@ -316,7 +316,7 @@ def with_output_layer(folder: Path, change: float) -> Path:
     return folder
 
 
-def test_an_output_layer_that_was_trained_is_kept_although_the_config_ties_it(tmp_path: Path) -> None:
+def test_an_output_layer_that_was_trained_is_converted_although_the_config_ties_it(tmp_path: Path) -> None:
     checkpoint = opened(with_output_layer(write_checkpoint(tmp_path, "llama-3.2"), 0.25))
     assert not checkpoint.config.tied_embeddings
     assert "lm_head.weight" in {layout.name for layout in checkpoint.layouts}
@@ -324,9 +324,7 @@ def test_an_output_layer_that_was_trained_is_kept_although_the_config_ties_it(tm
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_names_without_their_prefix_are_those_of_a_model_saved_without_its_output_layer(
-    tmp_path: Path, tied: bool
-) -> None:
+def test_a_model_saved_without_its_output_layer_has_names_without_a_prefix(tmp_path: Path, tied: bool) -> None:
     folder = write_checkpoint(tmp_path / "whole", "llama-3.2" if tied else "llama-3")
     expected = opened(folder)
     change_config(folder, architectures=["LlamaModel"])

@@ -35,11 +35,11 @@ def test_a_pull_brings_the_needed_files_byte_for_byte_into_the_shared_cache(
     snapshot = hub.pull(REPO)
 
     commit = head(repository)
-    assert snapshot == hub.Snapshot(cache_folder / "models--org--tiny-llama" / "snapshots" / commit, REPO, commit)
-    assert contents(snapshot.folder) == NEEDED
+    assert snapshot == cache_folder / "models--org--tiny-llama" / "snapshots" / commit
+    assert contents(snapshot) == NEEDED
 
 
-def test_files_that_localq_does_not_read_are_never_asked_for(server: HubServer, cache_folder: Path) -> None:
+def test_files_that_localq_does_not_read_are_never_requested(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FILES)
     hub.pull(REPO)
     assert sorted(server.fetched()) == sorted(NEEDED)
@@ -50,7 +50,7 @@ def test_other_tools_find_what_was_pulled(server: HubServer, cache_folder: Path)
 
     server.add(REPO, FILES)
     pulled = hub.pull(REPO)
-    assert snapshot_download(REPO, local_files_only=True) == str(pulled.folder)
+    assert snapshot_download(REPO, local_files_only=True) == str(pulled)
 
 
 def test_what_another_tool_downloaded_is_found(server: HubServer, cache_folder: Path) -> None:
@@ -60,7 +60,7 @@ def test_what_another_tool_downloaded_is_found(server: HubServer, cache_folder: 
     folder = snapshot_download(REPO)
     found = hub.find_snapshot(REPO)
     assert found is not None
-    assert str(found.folder) == folder
+    assert str(found) == folder
 
 
 def test_one_weight_file_without_an_index_is_enough(server: HubServer, cache_folder: Path, tmp_path: Path) -> None:
@@ -71,7 +71,7 @@ def test_one_weight_file_without_an_index_is_enough(server: HubServer, cache_fol
     (source / "model.safetensors").write_bytes(NEEDED[SHARDS[0]])
     server.add(REPO, source)
 
-    assert contents(hub.pull(REPO).folder) == contents(source)
+    assert contents(hub.pull(REPO)) == contents(source)
     assert hub.find_snapshot(REPO) is not None
 
 
@@ -90,14 +90,14 @@ def test_a_new_commit_fetches_only_what_changed(
     first = hub.pull(REPO)
     server.requests.clear()
     commit = repository.commit(FILES | {"config.json": b'{"model_type": "phi3"}'})
-    # Weights that are here already don't count as room that is needed.
+    # Weights that are in the cache already need no room.
     monkeypatch.setattr("shutil.disk_usage", lambda _: SimpleNamespace(free=1000))
 
     second = hub.pull(REPO)
 
-    assert second.revision == commit != first.revision
+    assert second.name == commit != first.name
     assert server.fetched() == ["config.json"]
-    assert contents(second.folder) == NEEDED | {"config.json": b'{"model_type": "phi3"}'}
+    assert contents(second) == NEEDED | {"config.json": b'{"model_type": "phi3"}'}
 
 
 def test_a_snapshot_is_found_again_without_any_request(server: HubServer, cache_folder: Path) -> None:
@@ -105,7 +105,7 @@ def test_a_snapshot_is_found_again_without_any_request(server: HubServer, cache_
     pulled = hub.pull(REPO)
     server.requests.clear()
     assert hub.find_snapshot(REPO) == pulled
-    assert hub.find_snapshot(REPO, pulled.revision) == pulled
+    assert hub.find_snapshot(REPO, pulled.name) == pulled
     assert server.requests == []
 
 
@@ -133,17 +133,17 @@ def test_a_half_snapshot_is_not_found_and_a_pull_completes_it(
     server.add(REPO, FILES)
     pulled = hub.pull(REPO)
     for name in lost:
-        (pulled.folder / name).resolve().unlink()
+        (pulled / name).resolve().unlink()
 
     assert hub.find_snapshot(REPO) is None
     assert hub.pull(REPO) == pulled
-    assert contents(pulled.folder) == NEEDED
+    assert contents(pulled) == NEEDED
 
 
 @pytest.mark.parametrize("index", ["{", "[]", '{"weight_map": {}}', '{"weight_map": {"first": 1}}'])
 def test_a_snapshot_with_an_unreadable_index_is_not_found(server: HubServer, cache_folder: Path, index: str) -> None:
     server.add(REPO, FILES)
-    folder = hub.pull(REPO).folder
+    folder = hub.pull(REPO)
     (folder / "model.safetensors.index.json").write_text(index)
     assert hub.find_snapshot(REPO) is None
 
@@ -151,13 +151,13 @@ def test_a_snapshot_with_an_unreadable_index_is_not_found(server: HubServer, cac
 def test_a_truncated_file_in_the_cache_is_fetched_again(server: HubServer, cache_folder: Path) -> None:
     repository = server.add(REPO, FILES)
     pulled = hub.pull(REPO)
-    (pulled.folder / SHARDS[0]).resolve().write_bytes(NEEDED[SHARDS[0]][:-1])
+    (pulled / SHARDS[0]).resolve().write_bytes(NEEDED[SHARDS[0]][:-1])
     repository.commit(FILES | {"config.json": b"{}"})
     server.requests.clear()
 
     # The truncated blob is shared by the two commits: neither may keep it.
-    assert contents(hub.pull(REPO).folder)[SHARDS[0]] == NEEDED[SHARDS[0]]
-    assert contents(pulled.folder) == NEEDED
+    assert contents(hub.pull(REPO))[SHARDS[0]] == NEEDED[SHARDS[0]]
+    assert contents(pulled) == NEEDED
     assert sorted(server.fetched()) == ["config.json", SHARDS[0]]
 
 
@@ -169,8 +169,8 @@ def test_a_revision_can_be_given_as_tag_or_commit(server: HubServer, cache_folde
 
     snapshot = hub.pull(REPO, revision)
 
-    assert snapshot.revision == commit
-    assert (snapshot.folder / "config.json").read_bytes() == b'{"old": true}'
+    assert snapshot.name == commit
+    assert (snapshot / "config.json").read_bytes() == b'{"old": true}'
     assert hub.find_snapshot(REPO, revision) == snapshot
     assert hub.find_snapshot(REPO) is None
 
@@ -194,14 +194,14 @@ def test_progress_of_a_second_pull_is_complete_too(server: HubServer, cache_fold
     assert reports[-1] == (NEEDED_BYTES, NEEDED_BYTES)
 
 
-def test_a_short_break_of_the_connection_is_bridged(
+def test_a_pull_continues_after_a_short_break_of_the_connection(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
     server.add(REPO, FILES)
     server.cut_after_bytes = 50_000
     reports: list[int] = []
-    folder = hub.pull(REPO, progress=lambda done, total: reports.append(done)).folder
+    folder = hub.pull(REPO, progress=lambda done, total: reports.append(done))
     assert contents(folder) == NEEDED
     assert server.fetched().count(SHARDS[0]) == 2
     assert max(reports) == NEEDED_BYTES
@@ -220,13 +220,13 @@ def test_a_broken_download_leaves_no_snapshot_and_the_next_pull_completes_it(
     assert server.endpoint in error.message
     assert "finished files are kept" in error.hint
     assert hub.find_snapshot(REPO) is None
-    server.mend()
+    server.repair()
     server.requests.clear()
-    assert contents(hub.pull(REPO).folder) == NEEDED
+    assert contents(hub.pull(REPO)) == NEEDED
     assert sorted(server.fetched()) == sorted(SHARDS)
 
 
-def test_a_broken_update_leaves_the_older_snapshot_in_force(
+def test_after_a_broken_update_the_older_snapshot_is_found(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -252,9 +252,9 @@ def test_ctrl_c_passes_through_and_leaves_no_snapshot(server: HubServer, cache_f
 
 def test_the_environment_decides_hub_and_cache_and_nothing_else_is_printed(server: HubServer, tmp_path: Path) -> None:
     repository = server.add(REPO, FILES)
-    # The one break makes the client log a warning, were it not kept quiet.
+    # At the break the client would log a warning.
     server.cut_after_bytes = 50_000
-    done = in_fresh_process(server, tmp_path, f"print(hub.pull({REPO!r}).folder)", HF_TOKEN="")
+    done = in_fresh_process(server, tmp_path, f"print(hub.pull({REPO!r}))", HF_TOKEN="")
     folder = tmp_path / "hub" / "models--org--tiny-llama" / "snapshots" / head(repository)
     assert (done.stdout, done.stderr) == (f"{folder}\n", "")
     assert contents(folder) == NEEDED
@@ -272,23 +272,23 @@ def test_weights_of_torch_are_pulled_where_there_are_no_safetensors(server: HubS
     }
     server.add(REPO, {**kept, **torch})
     pulled = hub.pull(REPO)
-    there = {path.name for path in pulled.folder.iterdir()}
+    there = {path.name for path in pulled.iterdir()}
     assert there >= torch.keys() - {"training_args.bin"}
     assert "training_args.bin" not in there
     assert hub.find_snapshot(REPO) == pulled
-    (pulled.folder / "pytorch_model-00002-of-00002.bin").unlink()
+    (pulled / "pytorch_model-00002-of-00002.bin").unlink()
     assert hub.find_snapshot(REPO) is None
 
 
 def test_safetensors_are_taken_where_a_repository_has_both(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, {**FILES, "pytorch_model.bin": b"the same once more"})
-    assert not (hub.pull(REPO).folder / "pytorch_model.bin").exists()
+    assert not (hub.pull(REPO) / "pytorch_model.bin").exists()
 
 
 def test_older_tokenizer_files_are_enough(server: HubServer, cache_folder: Path) -> None:
     kept = {name: data for name, data in FILES.items() if name not in ("tokenizer.json", "tokenizer.model")}
     server.add(REPO, {**kept, "vocab.json": b"{}", "merges.txt": b""})
-    assert {"vocab.json", "merges.txt"} <= {path.name for path in hub.pull(REPO).folder.iterdir()}
+    assert {"vocab.json", "merges.txt"} <= {path.name for path in hub.pull(REPO).iterdir()}
     assert hub.find_snapshot(REPO) is not None
     server.add("org/bare", kept)
     with pytest.raises(DownloadError, match="no tokenizer.json"):

@@ -38,7 +38,7 @@ def test_a_gated_repository_names_its_licence_page_and_how_to_log_in(server: Hub
     assert "hf auth login" in error.hint and "HF_TOKEN" in error.hint
 
 
-def test_a_gated_repository_tells_a_logged_in_user_to_accept_the_licence(
+def test_a_logged_in_user_of_a_gated_repository_reads_that_the_licence_is_to_be_accepted(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FILES).gated = True
@@ -58,7 +58,7 @@ def test_a_token_with_access_opens_the_repository(
     setattr(repository, kind, True)
     repository.readers = server.tokens = {"hf_reader"}
     monkeypatch.setenv("HF_TOKEN", "hf_reader")
-    assert contents(hub.pull(REPO).folder) == NEEDED
+    assert contents(hub.pull(REPO)) == NEEDED
 
 
 def test_a_missing_repository_without_a_token_may_be_a_private_one(server: HubServer, cache_folder: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_missing_revision_is_named(server: HubServer, cache_folder: Path) -> N
     assert server.endpoint in error.hint
 
 
-def test_a_refused_token_is_told_from_a_missing_repository(
+def test_a_refused_token_is_not_called_a_missing_repository(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FILES)
@@ -124,7 +124,7 @@ def test_without_network_and_cache_the_endpoint_is_named(
     assert REPO in error.message
 
 
-def test_a_hub_that_never_answers_is_given_up(
+def test_a_hub_that_never_answers_ends_in_an_error(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 0.2)
@@ -136,7 +136,7 @@ def test_a_hub_that_never_answers_is_given_up(
 
 
 @pytest.mark.parametrize("outage", ["network", "offline", "server"])
-def test_a_complete_snapshot_serves_when_the_hub_cannot(
+def test_a_complete_snapshot_is_enough_when_the_hub_cannot_answer(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, outage: str
 ) -> None:
     server.add(REPO, FILES)
@@ -149,7 +149,7 @@ def test_a_complete_snapshot_serves_when_the_hub_cannot(
         server.failing_status = 502
     assert hub.pull(REPO) == pulled
 
-    (pulled.folder / SHARDS[1]).unlink()
+    (pulled / SHARDS[1]).unlink()
     assert isinstance(failure(), DownloadError)
 
 
@@ -160,7 +160,7 @@ def test_a_cached_snapshot_does_not_hide_that_the_repository_is_gone(server: Hub
     assert isinstance(failure(), ModelNotFoundError)
 
 
-def test_too_small_a_disk_is_refused_before_the_weights_travel(
+def test_too_small_a_disk_is_refused_before_the_weights_are_downloaded(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FILES | {SHARDS[0]: bytes(3_000_000)})
@@ -190,19 +190,19 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
     [
         (
             ["config.json", "tokenizer.json", "consolidated.00.pth", "rust_model.ot"],
-            "no model.safetensors, no pytorch_model.bin; its weights are .pth",
+            "no model.safetensors and no pytorch_model.bin; its weights are .pth",
         ),
         (
             ["tiny.gguf", "README.md"],
-            r"holds .gguf files, which are forms already, and no checkpoint; it has gguf-tiny \(2 B\)",
+            r"has no checkpoint, only .gguf files, which are converted already; it has gguf-tiny \(2 B\)",
         ),
-        (["README.md"], "no model.safetensors, no pytorch_model.bin; nor any other weights"),
+        (["README.md"], "no model.safetensors and no pytorch_model.bin; it has no other weights either"),
         (["model.safetensors", "tokenizer.json"], "no config.json"),
         (["pytorch_model.bin", "tokenizer.json"], "no config.json"),
-        (["model.safetensors", "config.json", "vocab.json"], "no tokenizer.json, nor another tokenizer"),
+        (["model.safetensors", "config.json", "vocab.json"], "no tokenizer.json and no other tokenizer"),
     ],
 )
-def test_a_repository_that_is_no_checkpoint_is_refused_with_what_it_has(
+def test_a_repository_that_is_not_a_checkpoint_is_refused_with_what_it_has(
     server: HubServer, cache_folder: Path, names: list[str], expected: str
 ) -> None:
     server.add(REPO, {name: b"{}" for name in names})
@@ -212,17 +212,17 @@ def test_a_repository_that_is_no_checkpoint_is_refused_with_what_it_has(
 
 
 @pytest.mark.parametrize("shard", ["model-00002-of-00002.safetensors", "../../../elsewhere.safetensors"])
-def test_an_index_that_names_a_file_the_repository_lacks_is_refused(
+def test_an_index_that_names_a_file_the_repository_does_not_have_is_refused(
     server: HubServer, cache_folder: Path, shard: str
 ) -> None:
     index = json.dumps({"weight_map": {"first": SHARDS[0], "second": shard}}).encode()
     files = {name: content for name, content in FILES.items() if name != SHARDS[1]}
     server.add(REPO, files | {"model.safetensors.index.json": index})
-    with pytest.raises(DownloadError, match=f"lacks {shard}"):
+    with pytest.raises(DownloadError, match=f"does not have {shard}"):
         hub.pull(REPO)
 
 
-def test_an_endpoint_that_is_no_hub_is_a_download_error(
+def test_an_endpoint_that_is_not_a_hub_is_a_download_error(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FILES)

@@ -1,4 +1,4 @@
-"""Which file of a repository a form's name means, and how it comes here."""
+"""Which `.gguf` file of a repository a format names, and how it is pulled."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from localq.checkpoint import hub
-from localq.checkpoint.hub_gguf import choose_form, exact_form, gguf_forms
+from localq.checkpoint.hub_files import choose_form, exact_form, gguf_forms
 from localq.errors import DownloadError, LocalqError
 from tests.hub_client import FILES, stop_network
 from tests.hub_client import cache_folder as cache_folder
@@ -53,11 +53,11 @@ def test_the_file_type_is_a_word_of_the_name(name: str, form: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["mmproj-model-f16.gguf", "Name.mmproj-Q8_0.gguf", "imatrix_x.gguf", "a.bin", "gguf"])
-def test_what_is_no_model_is_no_form(name: str) -> None:
+def test_a_file_that_is_not_a_model_has_no_format(name: str) -> None:
     assert gguf_forms({name: 7}) == []
 
 
-def test_a_split_model_is_one_form_with_all_its_bytes() -> None:
+def test_a_split_model_is_one_with_the_bytes_of_all_parts() -> None:
     sizes = {f"Q8_0/a-Q8_0-0000{number}-of-00003.gguf": 10**number for number in (3, 1, 2)}
     (found,) = gguf_forms(sizes)
     assert found.names == tuple(sorted(sizes)) and found.size_bytes == 1110
@@ -65,16 +65,16 @@ def test_a_split_model_is_one_form_with_all_its_bytes() -> None:
     assert gguf_forms(sizes) == []
 
 
-def test_a_files_own_mix_is_had_by_its_type_where_no_other_has_it() -> None:
+def test_a_files_own_mix_of_types_is_found_by_its_type_where_no_other_file_has_it() -> None:
     sizes = {"a-UD-Q4_K_XL.gguf": 1, "a-UD-Q4_K_M.gguf": 2, "a-Q4_K_M.gguf": 3}
     assert choose_form(REPO, sizes, "gguf-q4_k_xl").names == ("a-UD-Q4_K_XL.gguf",)
     assert choose_form(REPO, sizes, "gguf-q4_k_m").names == ("a-Q4_K_M.gguf",)
     assert choose_form(REPO, sizes, "gguf-ud-q4_k_m").names == ("a-UD-Q4_K_M.gguf",)
-    # Without the hub's whole list nobody knows whether there is a plain one.
+    # In the cache it is not known whether the repository has a plain file too.
     assert exact_form({"a-UD-Q4_K_M.gguf": 2}, "gguf-q4_k_m") is None
 
 
-def test_of_several_files_of_a_type_each_can_be_named() -> None:
+def test_each_of_several_files_of_a_type_can_be_named() -> None:
     sizes = {"chat/a-Q4_0.gguf": 1, "chat/b-Q4_0.gguf": 2}
     with pytest.raises(DownloadError, match=r"chat/a-Q4_0\.gguf, chat/b-Q4_0\.gguf") as caught:
         choose_form(REPO, sizes, "gguf-q4_0")
@@ -83,7 +83,7 @@ def test_of_several_files_of_a_type_each_can_be_named() -> None:
 
 
 @pytest.mark.parametrize("form", ["gguf-q4_k_m", "gguf-iq2_xxs", "gguf-q4_k_xl"])
-def test_just_the_file_of_the_form_is_fetched(server: HubServer, cache_folder: Path, form: str) -> None:
+def test_only_the_file_of_the_format_is_fetched(server: HubServer, cache_folder: Path, form: str) -> None:
     repository = server.add(REPO, FORMS)
     name = next(name for name in FORMS if form[5:] in name.lower())
     reports: list[tuple[int, int]] = []
@@ -103,7 +103,7 @@ def test_all_parts_of_a_split_file_are_fetched_and_the_first_is_given(server: Hu
     assert path.with_name("Name-BF16-00002-of-00002.gguf").is_file()
 
 
-def test_a_form_in_the_cache_is_found_without_any_request(server: HubServer, cache_folder: Path) -> None:
+def test_a_gguf_file_in_the_cache_is_found_without_any_request(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FORMS)
     assert hub.find_form(REPO, "gguf-bf16") is None
     first = hub.pull_form(REPO, "gguf-bf16")
@@ -118,7 +118,14 @@ def test_a_form_in_the_cache_is_found_without_any_request(server: HubServer, cac
     assert hub.find_form(REPO, "gguf-bf16") is None
 
 
-def test_a_form_that_is_there_is_not_fetched_again(server: HubServer, cache_folder: Path) -> None:
+def test_a_suffix_in_capitals_is_found_in_the_cache(server: HubServer, cache_folder: Path) -> None:
+    server.add(REPO, {"Name-Q8_0.GGUF": b"GGUF" * 5})
+    path = hub.pull_form(REPO, "gguf-q8_0")
+    assert path is not None
+    assert hub.find_form(REPO, "gguf-q8_0") == path
+
+
+def test_a_gguf_file_that_is_there_is_not_fetched_again(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FORMS)
     hub.pull_form(REPO, "gguf-q4_0")
     server.requests.clear()
@@ -126,7 +133,7 @@ def test_a_form_that_is_there_is_not_fetched_again(server: HubServer, cache_fold
     assert server.fetched() == []
 
 
-def test_without_a_network_the_cache_will_do(
+def test_without_a_network_the_cache_is_enough(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FORMS)
@@ -137,7 +144,7 @@ def test_without_a_network_the_cache_will_do(
         hub.pull_form(REPO, "gguf-q4_k_m")
 
 
-def test_a_broken_download_leaves_no_form(
+def test_a_broken_download_leaves_no_gguf_file(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.sleep", lambda _: None)
@@ -146,11 +153,11 @@ def test_a_broken_download_leaves_no_form(
     with pytest.raises(DownloadError):
         hub.pull_form(REPO, "gguf-bf16")
     assert hub.find_form(REPO, "gguf-bf16") is None
-    server.mend()
+    server.repair()
     assert hub.pull_form(REPO, "gguf-bf16") == hub.find_form(REPO, "gguf-bf16") is not None
 
 
-def test_a_form_that_does_not_fit_on_the_disk_is_refused_before_it_travels(
+def test_a_gguf_file_that_does_not_fit_on_the_disk_is_refused_before_it_is_downloaded(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server.add(REPO, FORMS)
@@ -160,7 +167,7 @@ def test_a_form_that_does_not_fit_on_the_disk_is_refused_before_it_travels(
     assert server.fetched() == []
 
 
-def test_a_form_that_is_not_there_is_told_with_those_that_are(server: HubServer, cache_folder: Path) -> None:
+def test_a_format_that_is_not_there_is_refused_with_those_that_are(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FORMS)
     with pytest.raises(DownloadError, match="has no gguf-q8_0") as caught:
         hub.pull_form(REPO, "gguf-q8_0")
@@ -168,7 +175,9 @@ def test_a_form_that_is_not_there_is_told_with_those_that_are(server: HubServer,
     assert "mmproj" not in caught.value.hint and "imatrix" not in caught.value.hint
 
 
-def test_a_pull_of_all_is_refused_with_the_forms_and_how_to_name_one(server: HubServer, cache_folder: Path) -> None:
+def test_a_pull_of_a_whole_repository_is_refused_with_its_formats_and_how_to_name_one(
+    server: HubServer, cache_folder: Path
+) -> None:
     server.add(REPO, FORMS)
     with pytest.raises(DownloadError, match=r"gguf-bf16 \(21\.00 kB\)") as caught:
         hub.pull(REPO)

@@ -168,7 +168,7 @@ def write_both(folder: Path, name: str, method: Method) -> tuple[Path, Path, Sto
 
 
 def form_bytes(checkpoint: Path, models: Path) -> dict[str, bytes]:
-    """What is written of each form: the `.gguf` file; weights and config of the MLX folder."""
+    """The bytes of each artifact: the `.gguf` file; weights and config of the MLX folder."""
     files = {}
     for artifact in convert(checkpoint, FORMS, models_dir=models):
         names = [artifact.manifest.main_file] if artifact.manifest.main_file else ["model.safetensors", "config.json"]
@@ -179,7 +179,7 @@ def form_bytes(checkpoint: Path, models: Path) -> dict[str, bytes]:
 # With biases; and with fused matrices.
 @pytest.mark.parametrize("name", ["llama-odd", "phi-4"])
 @pytest.mark.parametrize("method", METHODS)
-def test_every_form_has_the_bytes_that_the_dequantized_floats_give(tmp_path: Path, method: str, name: str) -> None:
+def test_every_artifact_has_the_bytes_that_the_dequantized_floats_give(tmp_path: Path, method: str, name: str) -> None:
     quantized, plain, _ = write_both(tmp_path, name, METHODS[method])
     expected = form_bytes(plain, tmp_path / "from floats")
     found = form_bytes(quantized, tmp_path / "from quantized")
@@ -216,7 +216,7 @@ COMPANIONS = [
 
 
 @pytest.mark.parametrize(("method", "companion"), COMPANIONS)
-def test_a_companion_that_is_missing_or_of_another_size_is_named(tmp_path: Path, method: str, companion: str) -> None:
+def test_scales_that_are_missing_or_of_another_size_are_named(tmp_path: Path, method: str, companion: str) -> None:
     quantized, _, stored = write_both(tmp_path, "llama-3", METHODS[method])
     stem = "model.layers.1.self_attn.k_proj"
     name = f"{stem}.{companion}"

@@ -1,4 +1,4 @@
-"""Headers against the `safetensors` library: equal on good files, never laxer on damaged ones."""
+"""Headers against the `safetensors` library: equal on good files, never less strict on damaged ones."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_file_without_tensors_has_none(tmp_path: Path) -> None:
     assert read_header(written(tmp_path, container({}, b""))) == []
 
 
-def test_an_empty_tensor_may_stand_anywhere(tmp_path: Path) -> None:
+def test_an_empty_tensor_may_be_anywhere(tmp_path: Path) -> None:
     content = container({"full": entry(), "none": entry(shape=(0,), offsets=(0, 0))}, DATA[:8])
     assert len(safetensors.deserialize(content)) == 2
     assert len(read_header(written(tmp_path, content))) == 2
@@ -148,7 +148,7 @@ MALFORMED: dict[str, bytes] = {
 
 
 @pytest.mark.parametrize("content", MALFORMED.values(), ids=MALFORMED.keys())
-def test_a_malformed_file_is_refused_by_name_with_advice(tmp_path: Path, content: bytes) -> None:
+def test_a_damaged_file_is_refused_with_its_name_and_a_hint(tmp_path: Path, content: bytes) -> None:
     with pytest.raises(CheckpointError) as caught:
         read_header(written(tmp_path, content))
     assert "model.safetensors" in caught.value.message
@@ -163,7 +163,7 @@ def test_a_dtype_that_localq_does_not_know_is_not_called_damage(tmp_path: Path) 
         read_header(written(tmp_path, content))
 
 
-def test_the_message_of_a_cut_file_has_both_lengths(tmp_path: Path) -> None:
+def test_the_message_about_a_truncated_file_has_both_lengths(tmp_path: Path) -> None:
     content = container({"a": entry()}, DATA[:7])
     with pytest.raises(CheckpointError, match=rf"{len(content):,} bytes.*{len(content) + 1:,}"):
         read_header(written(tmp_path, content))
@@ -173,7 +173,7 @@ def test_a_header_longer_than_the_format_allows_is_refused(tmp_path: Path) -> No
     file = written(tmp_path, (100_000_001).to_bytes(8, "little"))
     with file.open("r+b") as stream:
         stream.truncate(100_000_100)  # a hole on the disk, not 100 MB
-    with pytest.raises(CheckpointError, match="no complete safetensors file"):
+    with pytest.raises(CheckpointError, match="not a complete safetensors file"):
         read_header(file)
 
 

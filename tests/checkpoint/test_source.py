@@ -1,4 +1,4 @@
-"""From references to checkpoints: what is pulled, and what is refused before it travels."""
+"""From references to checkpoints: what is pulled, and what is refused before it is downloaded."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from tests.tiny_checkpoints import CONFIGS, random_tensors, write_checkpoint
     ],
 )
 @pytest.mark.parametrize("bring", [fetch_snapshot, pull_checkpoint, resolve_checkpoint])
-def test_a_model_of_another_kind_is_refused_before_its_weights_travel(
+def test_a_model_of_another_kind_is_refused_before_its_weights_are_downloaded(
     server: HubServer, cache_folder: Path, bring: Any, change: dict[str, Any], words: str
 ) -> None:
     server.add(REPO, FILES | {"config.json": json.dumps(CONFIGS["llama-3"] | change).encode()})
@@ -72,7 +72,7 @@ def test_the_name_of_a_converted_folder_is_never_a_repository(
     server: HubServer, cache_folder: Path, bring: Any
 ) -> None:
     server.add("local/model", FILES)
-    with pytest.raises(ModelNotFoundError, match="local/model is no repository") as caught:
+    with pytest.raises(ModelNotFoundError, match="local/model is not a repository") as caught:
         bring(parse_reference("local/model"))
     assert "localq ls" in caught.value.hint
     assert server.requests == []

@@ -1,4 +1,4 @@
-"""Files of `torch.save` against what PyTorch itself reads from one, and everything that is no such file."""
+"""Files of `torch.save` against what PyTorch itself reads from one, and other files that are refused."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from localq.checkpoint.tensors import StoredTensor, WeightFiles
+from localq.checkpoint.tensors import StoredTensor, opened
 from localq.checkpoint.torch_archive import read_torch_archive
 from localq.conversion.convert import convert
 from localq.errors import CheckpointError
@@ -43,13 +43,12 @@ def failure(file: Path) -> CheckpointError:
 
 
 def read_all(file: Path) -> dict[str, np.ndarray]:
-    files = WeightFiles()
-    files.open([file])
+    stored = read_torch_archive(file)
     tensors = {}
-    for found in read_torch_archive(file):
-        rows = int(np.prod(found.shape[:-1], dtype=int)) if len(found.shape) > 1 else int(np.prod(found.shape))
-        tensors[found.name] = found.read_rows(files, 0, rows).reshape(found.shape)
-    files.close()
+    with opened(stored) as files:
+        for found in stored:
+            rows = int(np.prod(found.shape[:-1], dtype=int)) if len(found.shape) > 1 else int(np.prod(found.shape))
+            tensors[found.name] = found.read_rows(files, 0, rows).reshape(found.shape)
     return tensors
 
 
@@ -60,7 +59,7 @@ def test_a_file_of_pytorch_is_read_as_pytorch_reads_it() -> None:
         np.testing.assert_array_equal(tensors[key], values, strict=True)
 
 
-def test_views_of_one_storage_lie_in_the_same_bytes() -> None:
+def test_views_of_one_storage_have_the_same_bytes() -> None:
     found = {tensor.name: tensor for tensor in read_torch_archive(FILE)}
     base, tied, rows = found["float32"], found["tied"], found["rows"]
     assert isinstance(base, StoredTensor) and isinstance(tied, StoredTensor) and isinstance(rows, StoredTensor)
@@ -168,26 +167,26 @@ def test_tensors_of_other_kinds_are_refused_by_name(tmp_path: Path, asked: bytes
     assert kind in failure(write_archive(tmp_path / "a.bin", dict_of({"a": asked}), TEN)).message
 
 
-def test_a_nested_dict_is_named_with_the_line_that_saves_what_is_in_it(tmp_path: Path) -> None:
+def test_a_nested_dict_is_refused_with_the_command_that_saves_its_tensors(tmp_path: Path) -> None:
     inner = ORDERED_DICT + text("a") + tensor(storage(10), 0, (10,), (1,)) + b"s"
     error = failure(write_archive(tmp_path / "a.bin", dict_of({"state_dict": inner, "epoch": number(3)}), TEN))
     assert "'state_dict'" in error.message
     assert "['state_dict']" in error.hint and "weights_only=True" in error.hint
 
 
-def test_a_hint_never_repeats_what_a_shell_could_run(tmp_path: Path) -> None:
+def test_a_hint_never_repeats_text_that_a_shell_could_run(tmp_path: Path) -> None:
     error = failure(write_archive(tmp_path / "a.bin", dict_of({"$(reboot)": ORDERED_DICT}), TEN))
     assert "reboot" not in error.hint
 
 
 @pytest.mark.parametrize("entry", [number(3), text("x"), b"N", b"]", storage(10), name("torch", "Size")])
-def test_an_entry_that_is_no_tensor_is_named(tmp_path: Path, entry: bytes) -> None:
+def test_an_entry_that_is_not_a_tensor_is_named(tmp_path: Path, entry: bytes) -> None:
     pickled = dict_of({"a": tensor(storage(10), 0, (10,), (1,)), "stray": entry})
-    assert "'stray' is no tensor" in failure(write_archive(tmp_path / "a.bin", pickled, TEN)).message
+    assert "'stray' is not a tensor" in failure(write_archive(tmp_path / "a.bin", pickled, TEN)).message
 
 
 @pytest.mark.parametrize("key", ["a\x1b[2J", "a\nb", "\ud800"], ids=ascii)
-def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) -> None:
+def test_a_name_that_is_not_printable_is_refused_and_quoted(tmp_path: Path, key: str) -> None:
     error = failure(write_archive(tmp_path / "a.bin", dict_of({key: tensor(storage(10), 0, (1,), (1,))}), TEN))
     assert key not in error.message
     error.message.encode()
@@ -196,7 +195,7 @@ def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) 
 @pytest.mark.parametrize(
     ("content", "what", "advice"),
     [
-        (b"", "nothing that torch.save writes", "download"),
+        (b"", "not a file that torch.save writes", "download"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git-lfs", "git lfs pull"),
         (b"<!DOCTYPE html><html>", "web page", "open it"),
         (b"\n <html>", "web page", "open it"),
@@ -204,11 +203,11 @@ def test_a_name_that_is_no_text_is_refused_and_quoted(tmp_path: Path, key: str) 
         (b"\x80\x02\x8a\x0alFc\x9cF\xf9 j\xa8P\x19.\x80\x02M\xe9\x03.", "before 1.6", "torch.save(torch.load("),
         (b"sys_info".ljust(257, b"\0") + b"ustar\x0000", "PyTorch 0.1", "safetensors"),
         (b"\x40\0\0\0\0\0\0\0" + json.dumps({"__metadata__": {}}).encode(), "safetensors", "rename"),
-        (b"PK\x03\x04" + b"\0" * 100, "no complete zip", "download"),
-        (b"GGUF" + b"\0" * 100, "nothing that torch.save writes", "download"),
+        (b"PK\x03\x04" + b"\0" * 100, "not a complete zip", "download"),
+        (b"GGUF" + b"\0" * 100, "not a file that torch.save writes", "download"),
     ],
 )
-def test_what_lies_under_the_name_of_a_weight_file_is_told(
+def test_another_file_under_the_name_of_a_weight_file_is_refused_as_what_it_is(
     tmp_path: Path, content: bytes, what: str, advice: str
 ) -> None:
     (tmp_path / "pytorch_model.bin").write_bytes(content)
@@ -222,9 +221,9 @@ def test_a_torchscript_program_and_another_zip_file_are_refused(tmp_path: Path) 
     assert "TorchScript" in failure(program).message
     other = write_archive(tmp_path / "b.bin", pickled, TEN)
     other.write_bytes(other.read_bytes().replace(b"data.pkl", b"data.txt"))
-    assert "not one of torch.save" in failure(other).message
+    assert "torch.save did not write" in failure(other).message
     two = write_archive(tmp_path / "c.bin", pickled, TEN, {"x/data.pkl": pickled})
-    assert "not one of torch.save" in failure(two).message
+    assert "torch.save did not write" in failure(two).message
 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
@@ -269,7 +268,7 @@ def test_a_file_with_changed_bytes_is_read_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("transposed", [False, True])
 @pytest.mark.parametrize(("model", "dtype"), [("llama-3.2", "BF16"), ("phi-3-4k", "F16")])
-def test_forms_are_those_of_the_same_weights_in_safetensors(
+def test_artifacts_are_those_of_the_same_weights_in_safetensors(
     tmp_path: Path, model: str, dtype: str, transposed: bool
 ) -> None:
     folder = write_checkpoint(tmp_path / "safetensors", model, dtype=dtype)

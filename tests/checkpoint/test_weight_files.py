@@ -77,7 +77,7 @@ def test_links_to_files_elsewhere_are_followed_as_in_the_hugging_face_cache(shar
 
 
 @pytest.mark.parametrize("with_its_index", [True, False])
-def test_a_missing_shard_is_counted_and_advice_given(sharded: Path, with_its_index: bool) -> None:
+def test_missing_shards_are_counted_and_the_hint_helps(sharded: Path, with_its_index: bool) -> None:
     (sharded / SHARDS[1]).unlink()
     if not with_its_index:
         (sharded / INDEX_NAME).unlink()
@@ -118,7 +118,7 @@ def test_an_index_names_files_of_its_own_folder_only(sharded: Path, outside: Any
     failure(sharded)
 
 
-def test_a_file_outside_the_folder_is_called_that(sharded: Path) -> None:
+def test_a_file_outside_the_folder_is_refused_as_one(sharded: Path) -> None:
     with_index(sharded, lambda weight_map: weight_map.update(matrix="../secret.safetensors"))
     error = failure(sharded)
     assert "'../secret.safetensors'" in error.message and "not a file of this folder" in error.message
@@ -127,7 +127,7 @@ def test_a_file_outside_the_folder_is_called_that(sharded: Path) -> None:
 
 def test_an_index_with_a_name_too_long_for_a_file_is_refused(sharded: Path) -> None:
     with_index(sharded, lambda weight_map: weight_map.update(matrix="x" * 5000))
-    assert "lacks 1 of" in failure(sharded).message
+    assert "does not have 1 of" in failure(sharded).message
 
 
 def test_a_tensor_that_its_shard_lacks_is_named_with_both_files(sharded: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_tensor_in_another_shard_than_the_index_says_is_refused(sharded: Path)
     assert "matrix" in failure(sharded).message
 
 
-def test_a_tensor_that_the_index_leaves_out_is_not_lost(sharded: Path) -> None:
+def test_a_tensor_that_the_index_does_not_name_is_read(sharded: Path) -> None:
     write_safetensors(sharded / SHARDS[0], {"matrix": TENSORS["matrix"], "adapter": TENSORS["vector"]}, "F32")
     assert set(find_weights(sharded).tensors) == {*TENSORS, "adapter"}
 
@@ -169,7 +169,7 @@ def test_a_tensor_in_two_shards_is_refused_with_both_names(sharded: Path, with_i
         '{"weight_map": {"a": 1, "b": "c"}}',
     ],
 )
-def test_an_index_that_is_none_is_named(sharded: Path, index: str) -> None:
+def test_a_damaged_index_is_named(sharded: Path, index: str) -> None:
     (sharded / INDEX_NAME).write_text(index)
     assert INDEX_NAME in failure(sharded).message
 
@@ -193,7 +193,7 @@ def test_a_folder_without_weights_says_what_it_has_instead(tmp_path: Path, besid
     assert advice in error.hint
 
 
-def test_files_that_are_no_weights_are_not_looked_at(sharded: Path) -> None:
+def test_files_that_are_not_weights_are_not_read(sharded: Path) -> None:
     for name in ("training_args.bin", "optimizer.bin", "scheduler.bin", "rng_state.pth", "adapter_model.safetensors"):
         (sharded / name).write_text("no weights")
     assert set(find_weights(sharded).tensors) == set(TENSORS)

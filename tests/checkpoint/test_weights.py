@@ -60,7 +60,7 @@ def test_a_range_of_rows_is_that_range_in_float32(tmp_path: Path, dtype: str, st
     np.testing.assert_array_equal(rows, expected[start:stop])
 
 
-def test_every_finite_bfloat16_is_widened_without_a_change_of_bits(tmp_path: Path) -> None:
+def test_every_finite_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
     bits = np.arange(2**16, dtype=np.uint16)
     bits = bits[bits & 0x7F80 != 0x7F80]
     write_safetensors(tmp_path / "model.safetensors", {"all": (bits.astype(np.uint32) << 16).view(np.float32)})

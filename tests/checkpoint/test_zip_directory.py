@@ -1,4 +1,4 @@
-"""Where the entries of a zip file lie, against what Python reads of them, and zip files made to mislead."""
+"""Where the entries of a zip file are, compared with what Python reads, and zip files with wrong directories."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def zip_of(compression: int = zipfile.ZIP_STORED, comment: bytes = b"") -> bytea
 
 @pytest.mark.parametrize("start", [b"", b"something before it"])
 @pytest.mark.parametrize("comment", [b"", b"a comment"])
-def test_entries_lie_where_their_bytes_are(tmp_path: Path, start: bytes, comment: bytes) -> None:
+def test_entries_are_found_where_their_bytes_are(tmp_path: Path, start: bytes, comment: bytes) -> None:
     raw = start + zip_of(comment=comment)
     (tmp_path / "file").write_bytes(raw)
     entries = read_zip_directory(tmp_path / "file")
@@ -68,7 +68,7 @@ def test_an_entry_beyond_four_gigabytes_is_found(tmp_path: Path) -> None:
         assert found.offset > far and stream.read(found.nbytes) == b"second"
 
 
-def test_compressed_and_encrypted_entries_are_told_from_stored_ones(tmp_path: Path) -> None:
+def test_compressed_and_encrypted_entries_are_marked(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(zip_of(zipfile.ZIP_DEFLATED))
     assert not read_zip_directory(tmp_path / "file")["b"].is_stored
     raw = zip_of()
@@ -87,7 +87,7 @@ def of_the_end(field: int, code: str, value: int) -> Callable[[bytearray], None]
 
 
 def overlap(raw: bytearray) -> None:
-    """The second entry's bytes lie in the first one's, which reaches over them."""
+    """The second entry's bytes are inside the first one's."""
     struct.pack_into("<LL", raw, raw.index(b"PK\x01\x02") + 20, 100, 100)
 
 
@@ -126,16 +126,16 @@ def twice(raw: bytearray) -> None:
         of_the_end(16, "<L", 3),
     ],
 )
-def test_a_directory_that_misleads_is_refused(tmp_path: Path, change: Callable[[bytearray], None]) -> None:
+def test_a_directory_with_wrong_entries_is_refused(tmp_path: Path, change: Callable[[bytearray], None]) -> None:
     raw = zip_of()
     change(raw)
     (tmp_path / "file").write_bytes(raw)
-    with pytest.raises(CheckpointError, match="no complete zip archive") as caught:
+    with pytest.raises(CheckpointError, match="not a complete zip archive") as caught:
         read_zip_directory(tmp_path / "file")
     assert caught.value.hint
 
 
-def test_a_directory_as_large_as_a_disk_is_not_read(tmp_path: Path) -> None:
+def test_a_directory_of_gigabytes_is_not_read(tmp_path: Path) -> None:
     size = 2**33
     with (tmp_path / "file").open("wb") as stream:
         stream.write(b"PK\x03\x04")

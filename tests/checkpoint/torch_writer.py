@@ -1,4 +1,4 @@
-"""Archives as `torch.save` writes them, opcode by opcode, without PyTorch: right ones, and ones that it never wrote."""
+"""Archives as `torch.save` writes them, opcode by opcode, without PyTorch: correct ones, and others."""
 
 from __future__ import annotations
 

@@ -16,11 +16,14 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
+from localq.cli import measuring
 from localq.cli.main import app
+from localq.cli.progress import ByteBar
 from localq.errors import EngineError
 from localq.measure.forms import Form
-from localq.measure.speed.results import BenchReport, BenchSettings
-from tests.measure.speed.bench_reports import form_result, report
+from localq.measure.reports import BenchReport, BenchSettings
+from localq.measure.steps import Step
+from tests.measure.report_examples import bench_report
 
 _HISTORY = "bench-history.jsonl"
 
@@ -36,21 +39,26 @@ def assert_fails(result: Result, *words: str) -> None:
         assert word in result.stderr
 
 
+def form(name: str) -> Form:
+    model, _, recipe = name.rpartition(":")
+    return Form(model=model or recipe, recipe=recipe, path=Path(), artifact_bytes=1, bits_per_weight=None)
+
+
 @pytest.fixture
 def measured(monkeypatch: pytest.MonkeyPatch) -> list[BenchSettings]:
     """Forms are found and measured in no time; the settings of the runs."""
     runs: list[BenchSettings] = []
 
     def find_forms(references: Sequence[str], *_: object) -> list[Form]:
-        return [form_result(name, [1.0]).form for name in references]
+        return [form(name) for name in references]
 
-    def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: Callable[[str], None]) -> BenchReport:
+    def bench_forms(forms: Sequence[Form], settings: BenchSettings, on_step: Callable[[Step], None]) -> BenchReport:
         runs.append(settings)
-        on_step("1/1 measure")
-        return report([form_result(form.name, [9.0, 10.0, 12.0], settings) for form in forms], settings)
+        on_step(Step("repetition 1 of 1", "measure", 1, 1))
+        return bench_report({form.name: [9.0, 10.0, 12.0] for form in forms}, settings=settings)
 
     monkeypatch.setattr("localq.measure.forms.find_forms", find_forms)
-    monkeypatch.setattr("localq.measure.speed.bench.bench_forms", bench_forms)
+    monkeypatch.setattr("localq.measure.speed.bench_forms", bench_forms)
     return runs
 
 
@@ -62,13 +70,13 @@ def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("too late")
 
     monkeypatch.setattr("localq.measure.forms.find_forms", never)
-    monkeypatch.setattr("localq.measure.speed.bench.bench_forms", never)
+    monkeypatch.setattr("localq.measure.speed.bench_forms", never)
 
 
-def test_a_real_run_is_measured_drawn_kept_and_shown_again(tmp_path: Path) -> None:
-    jsonl, plot = tmp_path / "runs.jsonl", tmp_path / "bench.svg"
+def test_a_real_run_is_measured_kept_and_shown_again(tmp_path: Path) -> None:
+    jsonl = tmp_path / "runs.jsonl"
     ask = ("toy-llama:gguf-q4_k_m", "-p", "8,16", "-g", "4", "-d", "0,4", "-r", "2", "--json")
-    result = bench(*ask, "--jsonl", jsonl, "--plot", plot)
+    result = bench(*ask, "--jsonl", jsonl)
     assert result.exit_code == 0, result.stderr
     value = json.loads(result.stdout)
     (form,) = value["results"]
@@ -77,9 +85,7 @@ def test_a_real_run_is_measured_drawn_kept_and_shown_again(tmp_path: Path) -> No
     assert value["command"] == "localq bench toy-llama:gguf-q4_k_m -p 8,16 -g 4 -d 0,4 -r 2"
     assert value["settings"]["prompt_tokens"] == [8, 16]
     assert form["prompt_tokens_per_second"]["median"] > 0
-    assert plot.read_text(encoding="utf-8").startswith("<?xml")
-    kept = [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()]
-    assert [entry["tokens_per_second"] for entry in kept] == [test["tokens_per_second"] for test in form["tests"]]
+    assert [json.loads(line) for line in jsonl.read_text(encoding="utf-8").splitlines()] == [value]
     shown = bench("--history", "toy-llama", "--jsonl", jsonl)
     assert all(test in shown.stdout for test in tests)
 
@@ -139,6 +145,8 @@ def test_help_tells_the_defaults() -> None:
         (defaults.depth_tokens, "Tokens in the cache before each"),
         ((defaults.repetitions,), "Counted runs"),
         ((int(defaults.delay_seconds),), "to cool down"),
+        (("what the tests need",), "Of each artifact"),
+        ((defaults.batch_tokens,), "Prompt tokens in one pass"),
     ):
         assert f"{what} (default: {default})." in text
 
@@ -161,12 +169,11 @@ def test_help_tells_the_defaults() -> None:
         (["toy-llama", "--batch-tokens", "0"], ["batch_tokens is 0"]),
         (["toy-llama", "-c", "100"], ["pp512 needs a context of 513", "-c"]),
         (["toy-llama", "--json", "--csv"], ["--json", "--csv"]),
-        (["toy-llama", "--plot", "bench.jpg"], ["--plot", "bench.jpg", ".png or .svg"]),
-        (["toy-llama", "--plot", "no/such/folder/bench.svg"], ["--plot", "no folder"]),
         (["toy-llama", "--jsonl", "no/such/folder/runs"], ["--jsonl", "no folder"]),
         (["toy-llama", "--jsonl", "."], ["--jsonl", "a folder"]),
         (["--shape", "gpt-2"], ["gpt-2", "phi-4-mini"]),
-        (["--history", "-p", "8", "--plot", "a.svg", "--md"], ["--history", "-p", "--plot", "--md"]),
+        (["--history", "-p", "8", "-c", "9", "--md"], ["--history", "-p", "-c", "--md"]),
+        (["--history", "--batch-tokens", "512"], ["--history", "--batch-tokens"]),
         (["--history", "--jsonl", "no/such/file"], ["no/such/file"]),
     ],
 )
@@ -177,25 +184,14 @@ def test_bad_input_is_named_before_anything_is_made(arguments: list[str], words:
     assert result.stdout == ""
 
 
-@pytest.mark.usefixtures("unmeasured")
-def test_a_missing_matplotlib_is_told_before_anything_is_made(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib", None)
-    assert_fails(bench("toy-llama", "--plot", tmp_path / "bench.svg"), "matplotlib", "pip install 'localq[plot]'")
-
-
 @pytest.mark.usefixtures("measured")
 def test_a_run_goes_into_the_history_of_its_models_folder(tmp_path: Path) -> None:
     assert "no history" in bench("--history", "--models-dir", tmp_path).stderr
     assert json.loads(bench("--history", "--json", "--models-dir", tmp_path).stdout) == []
     for _ in range(2):
         bench("toy:mlx-4bit", "other:mlx-4bit", "--models-dir", tmp_path)
-    entries = json.loads(bench("--history", "--json", "--models-dir", tmp_path).stdout)
-    assert [(entry["model"], entry["test"]) for entry in entries] == [
-        ("toy", "pp512"),
-        ("toy", "tg128"),
-        ("other", "pp512"),
-        ("other", "tg128"),
-    ] * 2
+    runs = json.loads(bench("--history", "--json", "--models-dir", tmp_path).stdout)
+    assert [[result["model"] for result in run["results"]] for run in runs] == [["toy", "other"]] * 2
     shown = bench("--history", "toy:mlx-4bit", "--models-dir", tmp_path).stdout
     assert shown.count("2026-11-21") == 4 and "other" not in shown
     assert_fails(bench("--history", "third", "--models-dir", tmp_path), "third", "toy:mlx-4bit", "other:mlx-4bit")
@@ -206,17 +202,18 @@ def test_a_chosen_file_takes_the_place_of_that_history(tmp_path: Path) -> None:
     models, file = tmp_path / "models", tmp_path / "runs.jsonl"
     bench("toy:mlx-4bit", "--models-dir", models, "--jsonl", file)
     assert not (models / _HISTORY).exists()
-    assert len(json.loads(bench("--history", "--json", "--jsonl", file).stdout)) == 2
+    assert len(json.loads(bench("--history", "--json", "--jsonl", file).stdout)) == 1
 
 
 @pytest.mark.usefixtures("measured")
-def test_damaged_lines_of_a_history_are_named_and_the_others_shown(tmp_path: Path) -> None:
+def test_lines_of_a_history_that_are_no_reports_are_numbered_and_the_others_shown(tmp_path: Path) -> None:
+    """Such as the entries of older versions, without or with samples."""
     file = tmp_path / "runs.jsonl"
-    file.write_text("nonsense\n" * 12)
+    file.write_text('{"model": "toy", "test": "tg128", "tokens_per_second": {"median": 1.0}}\nnonsense\n' * 6)
     bench("toy:mlx-4bit", "--jsonl", file)
     shown = bench("--history", "--jsonl", file)
     assert shown.exit_code == 0
-    assert f"{file}: left out what is damaged, line 1, 2, 3, 4, 5, 6, 7, 8 ..." in shown.stderr
+    assert f"{file}: skipped what is damaged or of an older version, line 1, 2, 3, 4, 5, 6, 7, 8 ..." in shown.stderr
     assert "tg128" in shown.stdout
 
 
@@ -230,13 +227,12 @@ def test_a_history_that_cannot_be_written_costs_a_warning_and_no_measurement(tmp
 
 
 @pytest.mark.usefixtures("measured")
-@pytest.mark.parametrize("flag", ["--jsonl", "--plot"])
-def test_a_chosen_file_on_a_full_disk_is_an_error_after_the_measurement_is_shown(flag: str, tmp_path: Path) -> None:
+def test_a_chosen_file_on_a_full_disk_is_an_error_after_the_measurement_is_shown(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    (tmp_path / "full.png").symlink_to("/dev/full")
-    result = bench("toy:mlx-4bit", flag, tmp_path / "full.png")
-    assert_fails(result, "full.png", "No space left")
+    (tmp_path / "full").symlink_to("/dev/full")
+    result = bench("toy:mlx-4bit", "--jsonl", tmp_path / "full")
+    assert_fails(result, "full", "No space left")
     assert "10.00 ± 1.53" in result.stdout
 
 
@@ -248,10 +244,21 @@ def test_a_run_that_fails_leaves_nothing(
         def fail(*args: object, error: BaseException = error, **kwargs: object) -> None:
             raise error
 
-        monkeypatch.setattr("localq.measure.speed.bench.bench_forms", fail)
-        result = bench("toy", "--models-dir", tmp_path, "--jsonl", tmp_path / "runs", "--plot", tmp_path / "bench.svg")
+        monkeypatch.setattr("localq.measure.speed.bench_forms", fail)
+        result = bench("toy", "--models-dir", tmp_path, "--jsonl", tmp_path / "runs")
         assert (result.exit_code, result.stdout) == (status, "")
     assert measured == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("measured")
+def test_a_partial_run_is_shown_and_marked_and_not_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    partial = bench_report({"toy:mlx-4bit": [9.0, 10.0, 12.0]}, partial=True)
+    monkeypatch.setattr("localq.measure.speed.bench_forms", lambda *_: partial)
+    for flag, marked in (("--json", '"partial": true'), ("--md", "partial"), ("--models-dir", "partial")):
+        result = bench("toy:mlx-4bit", "--models-dir", tmp_path, *([flag] if flag != "--models-dir" else []))
+        assert result.exit_code == 130
+        assert marked in result.stdout and "10.0" in result.stdout
     assert list(tmp_path.iterdir()) == []
 
 
@@ -265,10 +272,10 @@ def test_shapes_are_measured_beside_models_and_gone_at_the_end(
     def shape_forms(name: str, recipes: Any, options: Any, **others: object) -> Iterator[list[Form]]:
         asked.append((name, recipes, options.context_length))
         there.append(name)
-        yield [form_result(f"{name}:{recipe}", [1.0]).form for recipe in recipes or ["default"]]
+        yield [form(f"{name}:{recipe}") for recipe in recipes or ["default"]]
         there.remove(name)
 
-    monkeypatch.setattr("localq.measure.shapes.random_form.shape_forms", shape_forms)
+    monkeypatch.setattr("localq.measure.random_form.shape_forms", shape_forms)
     shapes = ("--shape", "phi-4-mini", "--shape", "llama-3.2-1b")
     value = json.loads(bench("toy:mlx-4bit", *shapes, "--to", "mlx-4bit", "--to", "gguf-q8_0", "--json").stdout)
     assert [f"{result['model']}:{result['recipe']}" for result in value["results"]] == [
@@ -288,9 +295,32 @@ def test_shapes_are_measured_beside_models_and_gone_at_the_end(
 @pytest.mark.usefixtures("measured")
 def test_progress_goes_to_stderr_and_data_to_stdout(tmp_path: Path) -> None:
     result = bench("toy:mlx-4bit", "--csv", "--models-dir", tmp_path)
-    assert "1/1 measure" in result.stderr
+    assert "1/1 repetition 1 of 1" in result.stderr
     rows = list(csv.DictReader(io.StringIO(result.stdout)))
     assert [row["test"] for row in rows] == ["pp512", "tg128"]
+
+
+def test_on_a_terminal_one_line_says_what_runs_and_how_long_it_will_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.StringIO()
+    monkeypatch.setattr("sys.stderr", written)
+    monkeypatch.setattr(measuring, "stderr_is_terminal", lambda: True)
+    times = iter([100.0, 104.0, 1000.0])
+    monkeypatch.setattr(measuring.time, "monotonic", lambda: next(times))
+    monkeypatch.setenv("COLUMNS", "60")
+    with ByteBar() as bar, measuring.StepLine(bar) as line:
+        for number, what in (
+            (1, "load"),
+            (3, "tg128"),
+            (301, "a name that is longer than what the terminal has room for"),
+        ):
+            line.show(Step("repetition 1 of 9", what, number, 2000))
+    assert written.getvalue().split("\r\x1b[K") == [
+        "",
+        "1/2000 repetition 1 of 9: load",
+        "67 min left, 3/2000 repetition 1 of 9: tg128",
+        "85 min left, 301/2000 repetition 1 of 9: a name that is lon",
+        "",
+    ]
 
 
 def test_a_reader_that_has_enough_is_no_error_and_the_run_is_kept(tmp_path: Path) -> None:
@@ -298,4 +328,4 @@ def test_a_reader_that_has_enough_is_no_error_and_the_run_is_kept(tmp_path: Path
     command = f"{sys.executable} -m localq bench {ask} | true"
     ran = subprocess.run(command, shell=True, capture_output=True, check=True, timeout=120)
     assert b"error" not in ran.stderr and b"Traceback" not in ran.stderr
-    assert len((tmp_path / "runs").read_text().splitlines()) == 2
+    assert len((tmp_path / "runs").read_text().splitlines()) == 1

@@ -149,7 +149,7 @@ def test_a_prompt_is_kept_on_disk_and_taken_up_by_a_later_run(form: str, tmp_pat
     file.write_bytes(kept[:-1])
     assert_fails(localq(*ask), str(file), "damaged")
     file.write_text("mine")
-    assert_fails(localq(*ask), str(file), "no prompt cache")
+    assert_fails(localq(*ask), str(file), "not a prompt cache")
     assert file.read_text() == "mine"
 
 

@@ -105,8 +105,8 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
 
 
 def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
-    monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     found = record()
     assert found["free_memory_bytes"] <= found["memory_bytes"]
     assert found["memory_bandwidth_bytes_per_second"] > 0 and found["free_disk_bytes"] > 0
@@ -117,8 +117,8 @@ def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.measure.bandwidth._BYTES", 1 << 20)
-    monkeypatch.setattr("localq.measure.machine._SAMPLE_SECONDS", 0.01)
+    monkeypatch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     models = tmp_path / "models"
     assert record("--models-dir", models)["models_folder"] == str(models)
     folder = write_checkpoint(tmp_path / "model", "llama-3")

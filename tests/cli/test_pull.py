@@ -41,7 +41,7 @@ def run(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str, 
     return code, written.out, written.err
 
 
-def test_pull_brings_one_form_and_prints_its_path(
+def test_pull_downloads_one_gguf_file_and_prints_its_path(
     gguf_repository: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     code, out, err = run(capsys, "pull", f"{REPO}:GGUF-Q4_K_M")
@@ -52,7 +52,7 @@ def test_pull_brings_one_form_and_prints_its_path(
 
 
 @pytest.mark.parametrize("form", ["gguf-q4_k_m", "gguf-iq2_xxs"])
-def test_generate_pulls_a_form_runs_it_and_finds_it_again(
+def test_generate_pulls_a_gguf_file_runs_it_and_finds_it_again(
     gguf_repository: HubServer, capsys: pytest.CaptureFixture[str], form: str
 ) -> None:
     command = ["generate", f"{REPO}:{form}", "the dog", "-n", "4"]
@@ -73,7 +73,7 @@ def test_generate_names_the_model_by_its_repository(
 
 
 @pytest.mark.parametrize("verb", ["pull", "generate", "convert", "bench"])
-def test_a_repository_of_gguf_files_wants_one_of_them_named(
+def test_of_a_repository_of_gguf_files_one_must_be_named(
     gguf_repository: HubServer, capsys: pytest.CaptureFixture[str], verb: str
 ) -> None:
     code, out, err = run(capsys, verb, REPO, *(["the dog"] if verb == "generate" else []))
@@ -82,7 +82,7 @@ def test_a_repository_of_gguf_files_wants_one_of_them_named(
     assert gguf_repository.fetched() == []
 
 
-def test_convert_refuses_a_form_that_is_no_recipe(
+def test_convert_refuses_a_format_that_is_not_a_recipe(
     gguf_repository: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(capsys, "convert", f"{REPO}:gguf-iq2_xxs")[0] == 1
@@ -90,7 +90,7 @@ def test_convert_refuses_a_form_that_is_no_recipe(
     assert code == 1 and "unknown format 'gguf-iq2_xxs'" in err
 
 
-def test_a_misspelt_recipe_of_a_checkpoint_is_told_with_the_nearest(
+def test_a_misspelt_recipe_of_a_checkpoint_is_refused_with_the_nearest(
     server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.add("org/tiny", FILES)
@@ -100,7 +100,7 @@ def test_a_misspelt_recipe_of_a_checkpoint_is_told_with_the_nearest(
     assert server.fetched() == []
 
 
-def test_pull_of_a_form_that_is_made_from_a_checkpoint_says_how(
+def test_pull_of_a_format_that_is_made_from_a_checkpoint_says_how(
     server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     server.add("org/tiny", FILES)
@@ -129,17 +129,17 @@ def test_an_mlx_repository_runs_as_it_is(
     assert server.requests == []
 
 
-def test_convert_says_that_an_mlx_repository_is_a_form_before_its_weights_travel(
+def test_convert_refuses_an_mlx_repository_before_its_weights_are_downloaded(
     server: HubServer, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     pytest.importorskip("mlx_lm")
     server.add("mlx-community/Name-4bit", write_mlx(tmp_path / "repository", "qwen2", 4))
     code, _, err = run(capsys, "convert", "mlx-community/Name-4bit")
-    assert code == 1 and "is an MLX form" in err and "localq generate mlx-community/Name-4bit" in err
+    assert code == 1 and "is an MLX artifact" in err and "localq generate mlx-community/Name-4bit" in err
     assert not any(name.endswith(".safetensors") for name in server.fetched())
 
 
-def test_a_checkpoint_that_can_not_be_converted_is_refused_before_its_weights_travel(
+def test_a_checkpoint_that_can_not_be_converted_is_refused_before_its_weights_are_downloaded(
     server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     config = b'{"model_type": "gemma3", "architectures": ["Gemma3ForCausalLM"]}'

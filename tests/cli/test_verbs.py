@@ -15,8 +15,8 @@ from typer.testing import CliRunner, Result
 
 from localq.cli.main import VERBS, app
 from localq.conversion.plan import plan_recipe
-from localq.measure.shapes.random_checkpoint import random_checkpoint, write_files
-from localq.measure.shapes.shapes import shape_config
+from localq.measure.random_form import _checkpoint as random_checkpoint
+from localq.measure.shapes import shape_config
 from localq.recipes import DEFAULT_RECIPES, RECIPES
 
 TOY, QUESTION, ANSWER = "toy-llama:gguf-q4_k_m", "What is the capital of France?", "The capital of France is Paris."
@@ -141,7 +141,6 @@ def test_recipes_lists_every_format_with_the_bits_that_it_takes(tmp_path: Path) 
     assert {name for name, item in listed.items() if item["is_default"]} == set(DEFAULT_RECIPES)
     assert all(item["needs_calibration"] for name, item in listed.items() if name not in available)
     checkpoint = random_checkpoint("shape", shape_config("llama-3.1-8b"), tmp_path)
-    write_files(checkpoint)
     for name, recipe in RECIPES.items():
         bits = 8 * plan_recipe(checkpoint, recipe).weight_bytes / checkpoint.parameters
         assert math.isclose(listed[name]["bits_per_weight"], bits, abs_tol=0.006), name

@@ -1,6 +1,6 @@
 """Tiny random-weight models, each as an MLX folder and as a GGUF file with the same float32 weights.
 
-Written by hand, without localq's converter: what the engines are tested with does not depend on it, but for one.
+Written without localq's converter, except one: so the tests of the engines do not depend on it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ from safetensors.numpy import save_file
 from localq.conversion.convert import convert
 from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine
-from localq.engines.scripted import ScriptedEngine
 from localq.options import LoadOptions
+from tests.scripted_engine import ScriptedEngine
 from tests.tiny_checkpoints import write_checkpoint
 
 VOCABULARY_SIZE = 320
@@ -211,7 +211,7 @@ def tiny_longrope(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
 
 @pytest.fixture(scope="session")
 def heads_of_64(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A Llama in half precision by format, with heads as large as those of real ones; made by localq's converter."""
+    """A Llama in half precision by format, with heads as large as in real models; made by localq's converter."""
     folder = tmp_path_factory.mktemp("heads-of-64")
     checkpoint = write_checkpoint(folder / "model", "llama-3")
     artifacts = convert(checkpoint, ["mlx-f16", "gguf-f16"], models_dir=folder / "models")

@@ -1,4 +1,4 @@
-"""Prompts and replies that the contract tests share, and how far two models' logits are apart."""
+"""Prompts and replies that the contract tests share, and the distance between two models' logits."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def generated(engine: Engine, options: GenerationOptions, prompt: list[int] = PR
 
 
 def all_logits(engine: Engine, tokens: Sequence[int]) -> np.ndarray:
-    """After each of `tokens`, one at least, from an empty cache."""
+    """After each of `tokens`, at least one, from an empty cache."""
     return np.concatenate(list(engine.logits_in_chunks(tokens)))
 
 

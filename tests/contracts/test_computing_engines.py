@@ -1,4 +1,4 @@
-"""What the engines that compute promise beyond the others, and what the two of them agree on."""
+"""What only the engines that compute guarantee, and that their results agree."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_a_seed_repeats_a_reply_and_another_seed_gives_another(computing_engine:
     assert generated(computing_engine, replace(SAMPLED, seed=8)) != first
 
 
-def test_without_a_seed_every_reply_is_drawn_anew(computing_engine: Engine) -> None:
+def test_without_a_seed_every_reply_is_different(computing_engine: Engine) -> None:
     replies = [tuple(generated(computing_engine, replace(SAMPLED, seed=None))) for _ in range(3)]
     assert len(set(replies)) == 3
 
@@ -71,7 +71,7 @@ def test_threads_may_take_turns_with_one_reply(computing_engine: Engine, options
         np.testing.assert_allclose(logits, expected_logits, atol=2e-4)
 
 
-def test_logits_may_be_read_by_another_thread_than_computed_them(computing_engine: Engine) -> None:
+def test_logits_may_be_read_by_another_thread_than_the_one_that_computed_them(computing_engine: Engine) -> None:
     with ThreadPoolExecutor(1) as thread:
         thread.submit(computing_engine.prefill, PROMPT).result()
         after_prefill = computing_engine.logits()
@@ -86,7 +86,7 @@ def test_a_bias_bans_and_forces_tokens(computing_engine: Engine) -> None:
     assert generated(computing_engine, replace(SAMPLED, logit_bias={77: 1000.0})) == [77] * SAMPLED.max_tokens
 
 
-def test_a_bias_and_penalties_leave_the_logits_as_they_are(computing_engine: Engine) -> None:
+def test_a_bias_and_penalties_do_not_change_the_logits(computing_engine: Engine) -> None:
     computing_engine.prefill(PROMPT)
     before = computing_engine.logits()
     biased = replace(SAMPLED, logit_bias={77: 1000.0}, repeat_penalty=2.0, presence_penalty=3.0, logprobs=0)
@@ -101,16 +101,16 @@ def test_top_k_of_one_is_greedy(computing_engine: Engine) -> None:
 
 def test_only_tokens_that_the_filters_leave_are_drawn(computing_engine: Engine) -> None:
     computing_engine.prefill(PROMPT)
-    likeliest = set(np.argsort(computing_engine.logits())[-4:].tolist())
+    most_likely = set(np.argsort(computing_engine.logits())[-4:].tolist())
     drawn = {
         generated(computing_engine, GenerationOptions(max_tokens=1, temperature=5.0, top_k=4, seed=seed))[0]
         for seed in range(60)
     }
-    assert drawn == likeliest
+    assert drawn == most_likely
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "mlx"])
-def test_closing_frees_what_opening_took(tiny_llama: Any, name: str) -> None:
+def test_closing_frees_the_memory_that_opening_took(tiny_llama: Any, name: str) -> None:
     def use_one() -> int:
         engine = tiny_llama.open(name, 512)
         generated(engine, GREEDY)
@@ -118,7 +118,7 @@ def test_closing_frees_what_opening_took(tiny_llama: Any, name: str) -> None:
         return psutil.Process().memory_info().rss
 
     early = max(use_one() for _ in range(20))
-    # One that stayed would take more than 300 kB: its weights.
+    # One that was not freed would take more than 300 kB: its weights.
     assert max(use_one() for _ in range(80)) - early < 80 * 100_000
 
 
@@ -139,7 +139,7 @@ def test_both_engines_generate_the_same_ids_from_the_same_weights(both_engines: 
         {"logit_bias": {token: token % 5 - 2.0 for token in range(320)}},
     ],
 )
-def test_penalties_and_bias_change_both_engines_replies_alike(
+def test_penalties_and_bias_change_the_replies_of_both_engines_in_the_same_way(
     both_engines: tuple[Engine, Engine], penalty: dict[str, Any]
 ) -> None:
     options = GenerationOptions(max_tokens=150, **penalty)
@@ -150,12 +150,12 @@ def test_penalties_and_bias_change_both_engines_replies_alike(
 
 
 @pytest.mark.parametrize("penalty", [{"repeat_penalty": 1e6}, {"presence_penalty": 1e3}, {"frequency_penalty": 1e3}])
-def test_the_penalties_look_back_64_tokens(computing_engine: Engine, penalty: dict[str, float]) -> None:
+def test_the_penalties_apply_to_the_last_64_tokens(computing_engine: Engine, penalty: dict[str, float]) -> None:
     prompt = long_prompt(90)
     computing_engine.prefill(prompt)
     logits = computing_engine.logits()
     recent = prompt[-64:]
-    # So strong that every token which is looked at falls below every other one.
+    # So strong that every penalized token falls below every other one.
     computing_engine.prefill(prompt)
     token = next(computing_engine.generate(GenerationOptions(max_tokens=1, **penalty)))  # type: ignore[arg-type]
     outside = [token for token in range(computing_engine.vocabulary_size) if token not in recent]
@@ -179,7 +179,7 @@ def test_both_engines_choose_the_same_longrope_factors(tiny_longrope: Any, conte
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "mlx"])
-def test_a_model_may_be_opened_by_another_thread_than_uses_it(tiny_longrope: Any, name: str) -> None:
+def test_a_model_may_be_opened_by_another_thread_than_the_one_that_uses_it(tiny_longrope: Any, name: str) -> None:
     with ThreadPoolExecutor(1) as thread:
         engine = thread.submit(tiny_longrope.open, name, 256).result()
     rows = all_logits(engine, long_prompt(20))

@@ -1,4 +1,4 @@
-"""What every engine promises: one suite for all of them."""
+"""What every engine guarantees: the same tests for all of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_a_longer_prompt_takes_the_earlier_one_from_the_cache(make_engine: Engin
     assert engine.prefill([*PROMPT, 3, 4]) == len(PROMPT)
 
 
-def test_the_same_prompt_again_computes_its_last_token_alone(make_engine: EngineMaker) -> None:
+def test_the_same_prompt_again_computes_only_its_last_token(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     engine.prefill(PROMPT)
     assert engine.prefill(PROMPT) == len(PROMPT) - 1
@@ -43,7 +43,7 @@ def test_the_cache_is_used_up_to_the_first_difference(make_engine: EngineMaker) 
 def test_a_reply_in_the_next_prompt_comes_from_the_cache(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     reply = generated(engine, GREEDY)
-    # The newest token need not have been computed: nobody asked for what comes after it.
+    # The newest token need not have been computed: no token after it was requested.
     assert engine.prefill([*PROMPT, *reply, 9]) >= len(PROMPT) + len(reply) - 1
 
 
@@ -61,7 +61,7 @@ def test_progress_counts_up_to_the_whole_prompt(make_engine: EngineMaker) -> Non
     seen: list[tuple[int, int]] = []
     make_engine(1024).prefill(prompt, lambda done, total: seen.append((done, total)))
     done = [0, *(tokens for tokens, _ in seen)]
-    # Never more than that between two chances to cancel; an engine may take smaller chunks.
+    # Never more than that between two chances to cancel; an engine may use smaller chunks.
     assert all(0 < step <= PREFILL_CHUNK_TOKENS for step in np.diff(done))
     assert len(seen) > 1
     assert seen[-1] == (len(prompt), len(prompt))
@@ -164,12 +164,12 @@ def test_logits_come_as_a_row_of_float32_that_the_caller_may_keep(make_engine: E
 def test_greedy_takes_the_token_with_the_largest_logit(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     engine.prefill(PROMPT)
-    likeliest = int(np.argmax(engine.logits()))
-    assert next(engine.generate(GREEDY)) == likeliest
+    most_likely = int(np.argmax(engine.logits()))
+    assert next(engine.generate(GREEDY)) == most_likely
 
 
 @pytest.mark.parametrize("first", [0, 1, 6, len(PROMPT) - 1, len(PROMPT)])
-def test_logits_come_in_small_chunks_from_the_first_that_is_wanted(
+def test_logits_come_in_small_chunks_from_the_first_requested_one(
     make_engine: EngineMaker, monkeypatch: pytest.MonkeyPatch, first: int
 ) -> None:
     engine = make_engine(64)
@@ -194,7 +194,7 @@ def test_an_engine_is_usable_after_its_chunks_were_left_early(make_engine: Engin
     assert generated(engine, GREEDY) == expected
 
 
-def test_all_logits_may_fill_the_context_and_no_more(make_engine: EngineMaker) -> None:
+def test_tokens_whose_logits_are_computed_may_fill_the_context_but_not_exceed_it(make_engine: EngineMaker) -> None:
     engine = make_engine(len(PROMPT))
     assert all_logits(engine, PROMPT).shape == (len(PROMPT), engine.vocabulary_size)
     with pytest.raises(PromptTooLongError):
@@ -203,7 +203,7 @@ def test_all_logits_may_fill_the_context_and_no_more(make_engine: EngineMaker) -
         all_logits(engine, [1, 320])
 
 
-def test_closing_twice_is_harmless_and_a_closed_engine_says_so(make_engine: EngineMaker) -> None:
+def test_closing_twice_is_harmless_and_a_closed_engine_raises(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     engine.prefill(PROMPT)
     engine.close()

@@ -1,4 +1,4 @@
-"""A quantized key-value cache: nearly the same logits, and a prefix of it is as good as of a full one."""
+"""A quantized key-value cache: nearly the same logits, and its prefixes can be used again."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_logits_with_a_quantized_cache_are_nearly_those_without(open_with: Opene
 
 
 @pytest.mark.parametrize("kv_cache_type", ["q8_0", "q4_0"])
-def test_a_prefix_of_a_quantized_cache_is_used_as_if_computed_anew(
+def test_a_prefix_of_a_quantized_cache_gives_the_same_as_computing_it_again(
     open_with: Opener, kv_cache_type: KvCacheType
 ) -> None:
     prompt = long_prompt(600)
@@ -65,13 +65,13 @@ def test_a_prefix_of_a_quantized_cache_is_used_as_if_computed_anew(
     all_logits(engine, [1])
     fresh = open_with(kv_cache_type)
     assert fresh.prefill(prompt) == 0
-    # The same numbers are rounded alike, but for the last digit that decides how: chunks end elsewhere.
+    # The same numbers are rounded in the same way, except where the last digit differs: chunks end elsewhere.
     assert kl_divergence(fresh.logits()[None], found[None]).max() < 1e-5
     assert list(fresh.generate(GREEDY)) == reply
 
 
 @pytest.mark.parametrize("kv_cache_type", ["q8_0", "q4_0"])
-def test_heads_that_dont_divide_into_blocks_are_refused_with_what_helps(
+def test_heads_that_do_not_divide_into_blocks_are_refused_with_a_hint(
     tiny_llama: Any, kv_cache_type: KvCacheType
 ) -> None:
     options = LoadOptions(kv_cache_type=kv_cache_type)
@@ -84,7 +84,7 @@ def test_heads_that_dont_divide_into_blocks_are_refused_with_what_helps(
 
 
 @pytest.mark.parametrize("flash_attention", [True, False])
-def test_attention_of_both_kinds_gives_the_same_and_mlx_refuses_the_choice(
+def test_both_kinds_of_attention_give_the_same_logits_and_mlx_refuses_the_choice(
     heads_of_64: dict[str, Path], flash_attention: bool
 ) -> None:
     tokens = long_prompt(100)

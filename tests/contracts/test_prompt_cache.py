@@ -1,4 +1,4 @@
-"""What an engine has computed, kept in a file: taken up by an engine like it, refused by any other, damage found."""
+"""Saved states: the same kind of engine loads them, any other refuses them, and damage is found."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ import pytest
 from localq.engines import llamacpp, mlx
 from localq.engines.base import Engine, EngineState
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
-from localq.engines.scripted import ScriptedEngine
 from localq.errors import EngineError, LocalqError, OptionError
 from localq.options import GenerationOptions, LoadOptions
 from tests.contracts.replies import PROMPT, all_logits, long_prompt
 from tests.contracts.test_engine import EngineMaker
+from tests.scripted_engine import ScriptedEngine
 
 GREEDY = GenerationOptions(max_tokens=8)
 
@@ -28,7 +28,7 @@ def file(tmp_path: Path) -> Path:
     return tmp_path / "prompt.cache"
 
 
-def test_a_prompt_kept_in_a_file_is_taken_up_by_another_engine(make_engine: EngineMaker, file: Path) -> None:
+def test_another_engine_loads_a_prompt_from_a_file(make_engine: EngineMaker, file: Path) -> None:
     first = make_engine(64)
     first.prefill(PROMPT)
     reply = list(first.generate(GREEDY))
@@ -39,7 +39,7 @@ def test_a_prompt_kept_in_a_file_is_taken_up_by_another_engine(make_engine: Engi
     assert list(second.generate(GREEDY)) == reply
 
 
-def test_what_is_taken_up_is_as_good_as_what_was_computed(computing_engine: Engine) -> None:
+def test_a_restored_state_gives_the_same_as_a_computed_one(computing_engine: Engine) -> None:
     prompt = long_prompt(300)
     computing_engine.prefill(prompt[:-1])
     state = computing_engine.state()
@@ -49,11 +49,11 @@ def test_what_is_taken_up_is_as_good_as_what_was_computed(computing_engine: Engi
     computing_engine.restore(state)
     assert computing_engine.prefill(prompt) == len(prompt) - 1
     assert np.array_equal(computing_engine.logits(), expected)
-    # And it can be cut: a part of it is used by another prompt.
+    # It can also be shortened: another prompt uses a part of it.
     assert computing_engine.prefill([*prompt[:100], 7, 7]) == 100
 
 
-def test_a_state_says_nothing_of_logits(make_engine: EngineMaker) -> None:
+def test_a_state_has_no_logits(make_engine: EngineMaker) -> None:
     engine = make_engine(64)
     engine.prefill(PROMPT)
     state = engine.state()
@@ -65,14 +65,14 @@ def test_a_state_says_nothing_of_logits(make_engine: EngineMaker) -> None:
         engine.logits()
 
 
-def test_an_engine_that_has_computed_nothing_keeps_nothing(make_engine: EngineMaker, file: Path) -> None:
+def test_an_engine_that_has_computed_nothing_saves_no_tokens(make_engine: EngineMaker, file: Path) -> None:
     save_prompt_cache(make_engine(64), file, "weights")
     engine = make_engine(64)
     load_prompt_cache(engine, file, "weights")
     assert engine.prefill(PROMPT) == 0
 
 
-def test_a_kept_file_replaces_the_one_before_and_leaves_nothing_beside(make_engine: EngineMaker, file: Path) -> None:
+def test_a_saved_file_replaces_the_one_before_and_leaves_no_other_file(make_engine: EngineMaker, file: Path) -> None:
     file.write_text("something else")
     engine = make_engine(64)
     engine.prefill(PROMPT)
@@ -111,7 +111,7 @@ def test_the_other_factors_of_longrope_are_refused(tiny_longrope: Any, name: str
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "mlx"])
-def test_a_longer_context_of_the_same_regime_takes_it_up(tiny_longrope: Any, name: str, file: Path) -> None:
+def test_a_longer_context_with_the_same_factors_loads_it(tiny_longrope: Any, name: str, file: Path) -> None:
     first, second = tiny_longrope.open(name, 300), tiny_longrope.open(name, 600)
     first.prefill(PROMPT)
     save_prompt_cache(first, file, "weights")
@@ -140,7 +140,7 @@ def test_more_tokens_than_the_context_holds_are_refused_with_both_numbers(make_e
         load_prompt_cache(make_engine(40), file, "weights")
 
 
-def test_a_file_that_is_not_there_or_cannot_be_written_is_named(make_engine: EngineMaker, tmp_path: Path) -> None:
+def test_a_file_that_does_not_exist_or_cannot_be_written_is_named(make_engine: EngineMaker, tmp_path: Path) -> None:
     missing = tmp_path / "nowhere" / "prompt.cache"
     engine = make_engine(64)
     with pytest.raises(EngineError, match=f"{missing}.*No such file"):
@@ -154,7 +154,7 @@ def test_a_file_that_is_not_there_or_cannot_be_written_is_named(make_engine: Eng
 @pytest.mark.parametrize("content", [b"", b"localq", b"GGUF" + bytes(100), b"localq prompt cache 2\n" + bytes(100)])
 def test_a_file_of_another_kind_is_refused(make_engine: EngineMaker, file: Path, content: bytes) -> None:
     file.write_bytes(content)
-    with pytest.raises(EngineError, match=f"{file} is no prompt cache"):
+    with pytest.raises(EngineError, match=f"{file} is not a prompt cache"):
         load_prompt_cache(make_engine(64), file, "weights")
 
 
@@ -188,7 +188,7 @@ def test_every_damage_is_found(make_engine: EngineMaker, file: Path) -> None:
         {"tokens": [], "shapes": [[-1, -8]]},
     ],
 )
-def test_a_header_of_a_wrong_kind_is_damage(file: Path, header: object) -> None:
+def test_a_header_with_wrong_types_is_damage(file: Path, header: object) -> None:
     text = json.dumps(header).encode()
     file.write_bytes(b"localq prompt cache 1\n" + len(text).to_bytes(8, "little") + text + bytes(32))
     with pytest.raises(EngineError, match="damaged"):
@@ -225,7 +225,7 @@ def test_arrays_that_do_not_fit_leave_an_engine_empty_and_usable(computing_engin
 
 
 @pytest.mark.parametrize("kv_cache_type", ["q8_0", "q4_0"])
-def test_quantized_keys_and_values_are_kept_too(heads_of_64: dict[str, Path], kv_cache_type: Any) -> None:
+def test_quantized_keys_and_values_are_saved_too(heads_of_64: dict[str, Path], kv_cache_type: Any) -> None:
     prompt = long_prompt(300)
     for open_engine, form in ((llamacpp.open_engine, "gguf"), (mlx.open_engine, "mlx")):
         engine = open_engine(heads_of_64[form], LoadOptions(kv_cache_type=kv_cache_type), 512)
@@ -241,7 +241,7 @@ def test_quantized_keys_and_values_are_kept_too(heads_of_64: dict[str, Path], kv
         engine.close()
 
 
-def test_weights_are_told_apart_by_what_the_disk_says_of_them(tmp_path: Path) -> None:
+def test_weights_are_identified_by_names_sizes_and_times(tmp_path: Path) -> None:
     config, weights, other = (tmp_path / name for name in ("config.json", "model.safetensors", "notes.txt"))
     for path in (config, weights, other):
         path.write_text("1")

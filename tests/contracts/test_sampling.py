@@ -22,7 +22,7 @@ pytest.importorskip("mlx.core")  # not on every platform
 import mlx.core as mx
 
 PLAIN = GenerationOptions(temperature=1.0, seed=3)
-# Longer than the window, with repetitions inside it and tokens that have already left it.
+# Longer than the window, with repetitions in it and tokens before it.
 RECENT = [*range(40, 80), *[9] * 20, *range(100, 140), 9, 5]
 
 STAGES = {
@@ -89,18 +89,18 @@ def mlx_probabilities(logits: np.ndarray, options: GenerationOptions, context: l
 
 
 def kept(probabilities: np.ndarray) -> np.ndarray:
-    """Which tokens can be drawn. Below 1e-30 it is up to float32's smallest numbers, which MLX takes as 0."""
+    """Which tokens can be drawn. MLX rounds float32's smallest numbers to 0, so less than 1e-30 counts as 0."""
     return probabilities > 1e-30
 
 
-def likeliest(logits: np.ndarray, options: GenerationOptions, context: list[int] = RECENT) -> tuple[int, int]:
-    """What llama.cpp and MLX take when they are greedy."""
+def most_likely(logits: np.ndarray, options: GenerationOptions, context: list[int] = RECENT) -> tuple[int, int]:
+    """The tokens that llama.cpp and MLX choose when they are greedy."""
     candidates = llamacpp_applied(logits, options, context)
     token = Sampler(options, context).draw(mx.array(logits)).item()
     return candidates.data[candidates.selected].id, int(token)  # type: ignore[arg-type]
 
 
-# More than 1,024 tokens take another path through llama.cpp's top-p.
+# For more than 1,024 tokens llama.cpp's top-p has another algorithm.
 @pytest.mark.parametrize("size", [200, 3000])
 @pytest.mark.parametrize("spread", [0.5, 4.0])
 @pytest.mark.parametrize("options", STAGES.values(), ids=STAGES.keys())
@@ -127,7 +127,7 @@ def test_greedy_takes_the_same_token_whatever_the_filters(penalty: float, bias: 
         temperature=0, top_k=3, top_p=0.5, min_p=0.5, repeat_penalty=penalty, frequency_penalty=0.2, logit_bias=bias
     )
     for seed in range(20):
-        expected, found = likeliest(some_logits(seed, 200, 3.0), options)
+        expected, found = most_likely(some_logits(seed, 200, 3.0), options)
         assert found == expected
 
 
@@ -154,15 +154,15 @@ def test_all_options_together_mean_the_same(
 ) -> None:
     size = len(logits)
     context = [token % size for token in context]
-    # Token 0 stays: a bias that leaves no token is refused by the engines.
+    # Token 0 is never banned: the engines refuse a bias that bans all tokens.
     options = replace(options, logit_bias={token % size: bias for token, bias in biases.items() if token % size})
     expected, found = llamacpp_probabilities(logits, options, context), mlx_probabilities(logits, options, context)
     differing = kept(expected) != kept(found)
-    # A token on the very edge of a filter may fall to either side: the two add in another order.
+    # A token on the edge of a filter may be kept or dropped: the two add in a different order.
     edge = on_the_edge_of_top_p(logits, options, context)
     assert not differing.any() or (edge and differing.sum() == 1)
     if not differing.any():
-        # A small temperature makes large differences of the last digit.
+        # A small temperature enlarges differences in the last digit.
         last_digit = 2e-6 * np.abs(logits).max() / options.temperature
         np.testing.assert_allclose(found, expected, rtol=2e-5 + last_digit, atol=1e-30)
 
@@ -170,9 +170,7 @@ def test_all_options_together_mean_the_same(
 @pytest.mark.parametrize("repeat_penalty", [1e-3, 1e6])
 @pytest.mark.parametrize("largest", [-1000.0, 1000.0])
 @pytest.mark.parametrize("size", [200, 3000])
-def test_the_largest_values_that_are_taken_still_give_probabilities(
-    repeat_penalty: float, largest: float, size: int
-) -> None:
+def test_the_largest_allowed_values_still_give_probabilities(repeat_penalty: float, largest: float, size: int) -> None:
     options = replace(
         PLAIN,
         temperature=1e-20,
@@ -188,36 +186,36 @@ def test_the_largest_values_that_are_taken_still_give_probabilities(
     assert expected.max() == found.max() == 1
 
 
-def test_a_token_on_the_edge_is_seen_as_such() -> None:
+def test_a_token_on_the_edge_of_top_p_is_recognized() -> None:
     assert on_the_edge_of_top_p(np.zeros(10, dtype=np.float32), replace(PLAIN, top_p=0.3), [])
     assert not on_the_edge_of_top_p(np.zeros(10, dtype=np.float32), replace(PLAIN, top_p=0.35), [])
 
 
 def on_the_edge_of_top_p(logits: np.ndarray, options: GenerationOptions, context: list[int]) -> bool:
-    """Whether a running sum of probabilities, in float64, comes so near to top-p that rounding decides."""
+    """Whether a running sum of probabilities, in float64, is so near to top-p that rounding decides."""
     before = replace(options, top_p=1.0, min_p=0.0, temperature=1.0)
     sums = np.cumsum(np.sort(mlx_probabilities(logits, before, context).astype(np.float64))[::-1])
     return bool((np.abs(sums - options.top_p) < 1e-5).any())
 
 
 @pytest.mark.parametrize("top_k", [1, 2, 5, 299])
-def test_of_tokens_equally_likely_top_k_keeps_as_many_as_it_says(top_k: int) -> None:
+def test_of_equally_likely_tokens_top_k_keeps_exactly_k(top_k: int) -> None:
     logits = np.zeros(300, dtype=np.float32)
     logits[[7, 80]] = 2.0
     both = [applied(logits, replace(PLAIN, top_k=top_k)) for applied in (llamacpp_probabilities, mlx_probabilities)]
     for probabilities in both:
-        # Which of them is not settled: llama.cpp's partial sort keeps no order among equals.
+        # Which of them is not defined: llama.cpp's partial sort is not stable.
         assert kept(probabilities).sum() == top_k
         assert kept(probabilities)[[7, 80]].sum() == min(top_k, 2)
     np.testing.assert_allclose(np.sort(both[0]), np.sort(both[1]), rtol=1e-5)
 
 
-def test_of_tokens_equally_likely_min_p_of_one_keeps_all_and_greedy_takes_the_first() -> None:
+def test_of_equally_likely_tokens_min_p_of_one_keeps_all_and_greedy_takes_the_first() -> None:
     logits = np.zeros(300, dtype=np.float32)
     logits[[7, 80, 200]] = 2.0
     for applied in (llamacpp_probabilities, mlx_probabilities):
         assert set(np.flatnonzero(applied(logits, replace(PLAIN, min_p=1.0)))) == {7, 80, 200}
-    assert likeliest(logits, replace(PLAIN, temperature=0.0)) == (7, 7)
+    assert most_likely(logits, replace(PLAIN, temperature=0.0)) == (7, 7)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-31, 1e-29, 1e-7, 1.0])
@@ -227,19 +225,19 @@ def test_the_only_token_that_is_not_banned_is_drawn_whatever_the_temperature(tem
     )
     logits = some_logits(0, 200, 3.0)
     logits[9] = -50
-    assert likeliest(logits, options) == (9, 9)
+    assert most_likely(logits, options) == (9, 9)
     options = replace(options, top_k=40, top_p=0.9, min_p=0.1, repeat_penalty=2.0)
-    assert likeliest(logits, options) == (9, 9)
+    assert most_likely(logits, options) == (9, 9)
 
 
 @pytest.mark.parametrize("temperature", [1e-300, 1e-40, 1e-29, 1e-9])
-def test_a_tiny_temperature_takes_the_likeliest_token(temperature: float) -> None:
+def test_a_tiny_temperature_takes_the_most_likely_token(temperature: float) -> None:
     for seed in range(5):
         logits = some_logits(seed, 3000, 4.0)
-        assert likeliest(logits, replace(PLAIN, temperature=temperature)) == (logits.argmax(),) * 2
+        assert most_likely(logits, replace(PLAIN, temperature=temperature)) == (logits.argmax(),) * 2
 
 
-def test_a_sampler_draws_as_often_as_the_distribution_says() -> None:
+def test_a_sampler_draws_tokens_as_often_as_they_are_likely() -> None:
     options = replace(PLAIN, top_k=4, temperature=1.5)
     logits = some_logits(5, 50, 1.0)
     sampler = Sampler(options, RECENT)
@@ -259,7 +257,7 @@ def test_a_drawn_token_enters_the_window_and_pushes_the_oldest_one_out() -> None
     assert [sampler.draw(mx.array(logits)).item() for _ in range(3)] == [favourite, oldest, oldest]
 
 
-def test_drawing_leaves_the_logits_as_they_are() -> None:
+def test_drawing_does_not_change_the_logits() -> None:
     logits = mx.array(some_logits(1, 200, 1.0))
     before = np.array(logits)
     Sampler(STAGES["everything"], RECENT).draw(logits).item()

@@ -205,7 +205,7 @@ def test_a_folder_is_converted_further_by_the_name_that_ls_shows(tmp_path: Path,
     assert convert(name, FORMS, models_dir=models)[0] == mlx
     with pytest.raises(ModelNotFoundError, match=f"{folder}, .* does not exist any more"):
         convert(name, ["gguf-q4_0"], models_dir=models)
-    with pytest.raises(ModelNotFoundError, match="local/other is no repository"):
+    with pytest.raises(ModelNotFoundError, match="local/other is not a repository"):
         convert("local/other", ["gguf-q4_0"], models_dir=models)
 
 

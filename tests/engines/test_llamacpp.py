@@ -1,4 +1,4 @@
-"""What is particular to the llama.cpp engine: the reasons it gives when a file can't be loaded, where it computes."""
+"""Only for the llama.cpp engine: its reasons when a file can't be loaded, and where it computes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from llama_cpp._ggml import libggml
 
 from localq.engines import llamacpp_loading
 from localq.engines.llamacpp import open_engine
-from localq.engines.llamacpp_amx import _extra_buffer_types, _function
+from localq.engines.llamacpp_loading import _extra_buffer_types, _function
 from localq.errors import EngineError
 from localq.options import LoadOptions
 

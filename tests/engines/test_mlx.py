@@ -1,4 +1,4 @@
-"""What is particular to the MLX engine: its LongRoPE choice, its number type, its errors."""
+"""Only for the MLX engine: its LongRoPE factors, its number type, its errors."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from localq.engines.mlx import _chunk_tokens, _runs_ahead, open_engine
-from localq.engines.mlx_loading import longrope_for, wire_memory
+from localq.engines.mlx_network import longrope_for, wire_memory
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.options import GenerationOptions, LoadOptions
 
@@ -129,7 +129,7 @@ def test_no_pass_is_computed_whose_logits_nobody_draws_from(
 
 def test_a_number_of_threads_is_refused(tmp_path: Path) -> None:
     save_llama(tmp_path, mx.float32)
-    with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be given 3") as caught:
+    with pytest.raises(UnsupportedOptionError, match="own number of threads; it can't be set to 3") as caught:
         open_engine(tmp_path, LoadOptions(threads=3), 32)
     assert "--threads" in caught.value.hint
 

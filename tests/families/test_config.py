@@ -49,7 +49,7 @@ def test_both_generations_of_transformers_spell_the_same_config(name: str) -> No
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_other_generation_gives_the_same_forms(name: str) -> None:
+def test_the_other_generation_gives_the_same_metadata(name: str) -> None:
     family = find_family(CONFIGS[name]["architectures"][0])
     old, new = parse_config(CONFIGS[name]), parse_config(as_transformers_5(CONFIGS[name]))
     for config in (old, new):
@@ -97,7 +97,7 @@ def test_key_value_heads_and_head_width_follow_from_the_heads_where_they_are_mis
 @pytest.mark.parametrize("key", ["rope_theta", "partial_rotary_factor"])
 @pytest.mark.parametrize("value", ["big", -1.0, 0, float("nan"), float("inf"), [1.0], True], ids=repr)
 @pytest.mark.parametrize("inside", [False, True])
-def test_an_impossible_number_of_the_rotary_settings_is_named(key: str, value: Any, inside: bool) -> None:
+def test_an_impossible_number_in_the_rotary_settings_is_named(key: str, value: Any, inside: bool) -> None:
     settings = {key: value}
     with pytest.raises(CheckpointError, match=key) as caught:
         config_with(**({"rope_parameters": {"rope_type": "default", **settings}} if inside else settings))
@@ -119,14 +119,14 @@ def test_two_original_contexts_that_differ_are_refused_with_both() -> None:
 
 
 @pytest.mark.parametrize("scaling", ["linear", [1], 2.0], ids=repr)
-def test_a_scaling_that_is_no_object_is_refused(scaling: Any) -> None:
+def test_a_scaling_that_is_not_an_object_is_refused(scaling: Any) -> None:
     with pytest.raises(CheckpointError, match="rope_scaling") as caught:
         config_with(rope_scaling=scaling)
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("scaling", [{"factor": 2.0}, {"full_attention": {"rope_type": "llama3"}}])
-def test_a_scaling_without_a_type_is_not_taken_for_none(scaling: dict[str, Any]) -> None:
+def test_a_scaling_without_a_type_is_refused(scaling: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="rope_type"):
         config_with(rope_scaling=scaling)
 
@@ -139,3 +139,11 @@ def test_the_memory_of_a_context_counts_keys_and_values_of_every_layer() -> None
     # 2 layers, 2 key-value heads of 64, keys and values, 2 bytes
     assert parse_config(CONFIGS["llama-3"]).kv_cache_bytes_per_token == 2 * 2 * 64 * 2 * 2
     assert parse_config(CONFIGS["phi-2"]).kv_cache_bytes_per_token == 2 * 4 * 80 * 2 * 2
+
+
+def test_a_text_config_that_is_null_means_none_and_stays_out_of_mlx_configs() -> None:
+    raw = CONFIGS["llama-3"]
+    with_null = parse_config({**raw, "text_config": None})
+    family = find_family(with_null.architecture)
+    family.check(with_null)
+    assert family.mlx_config(with_null) == family.mlx_config(parse_config(raw))

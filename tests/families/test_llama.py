@@ -68,7 +68,7 @@ def test_mlx_lm_builds_a_model_with_these_tensors(name: str) -> None:
     assert shapes == dict(tensor_shapes(CONFIGS[name]))
 
 
-def test_the_mlx_config_says_that_embeddings_are_untied_where_the_checkpoint_is_silent() -> None:
+def test_the_mlx_config_says_that_embeddings_are_untied_where_the_checkpoint_does_not() -> None:
     raw = {key: value for key, value in CONFIGS["llama-3"].items() if key != "tie_word_embeddings"}
     assert FAMILY.mlx_config(parse_config(raw))["tie_word_embeddings"] is False
 
@@ -133,7 +133,7 @@ def test_linear_scaling_is_in_the_metadata() -> None:
     assert "llama.rope.scaling.type" not in FAMILY.gguf_metadata(config_of("llama-3.2"))
 
 
-def test_a_head_width_of_its_own_is_in_the_metadata() -> None:
+def test_a_separate_head_width_is_in_the_metadata() -> None:
     metadata = FAMILY.gguf_metadata(config_of("llama-odd"))
     assert {metadata[f"llama.{key}"] for key in ("rope.dimension_count", "attention.key_length")} == {32}
 
@@ -182,7 +182,7 @@ def test_yarn_without_what_it_needs_is_refused_by_the_missing_key(key: str) -> N
         FAMILY.check(config_of("llama-yarn", rope_scaling=scaling))
 
 
-def test_dynamic_scaling_is_plain_rotation_up_to_the_models_own_context_and_says_so() -> None:
+def test_dynamic_scaling_is_plain_rotation_up_to_the_maximum_context_and_a_caveat_says_so() -> None:
     rope_utils = pytest.importorskip("mlx_lm.models.rope_utils")
     mx = pytest.importorskip("mlx.core")
     config = config_of("llama-dynamic")
@@ -234,7 +234,7 @@ def test_a_frequency_band_that_is_empty_is_refused(low: float, high: float) -> N
         ({"layer_types": ["full_attention", "sliding_attention"]}, "sliding_attention"),
     ],
 )
-def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:
+def test_variants_that_the_runtimes_would_run_incorrectly_are_refused(changes: dict[str, Any], named: str) -> None:
     FAMILY.check(config_of("llama-3"))
     with pytest.raises(UnsupportedModelError, match=named) as caught:
         FAMILY.check(config_of("llama-3", **changes))
@@ -246,7 +246,7 @@ def test_the_default_context_is_the_models_own_up_to_8192_tokens() -> None:
     assert FAMILY.default_context_length(config_of("llama-3", max_position_embeddings=131072)) == 8192
 
 
-def test_settings_of_yarn_are_written_where_the_config_states_them() -> None:
+def test_settings_of_yarn_are_written_where_the_config_has_them() -> None:
     rope = {**CONFIGS["llama-yarn"]["rope_scaling"], "beta_fast": 32, "beta_slow": 1}
     metadata = FAMILY.gguf_metadata(config_of("llama-yarn", rope_scaling=rope))
     assert metadata["llama.rope.scaling.yarn_beta_fast"] == 32.0

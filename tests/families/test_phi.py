@@ -45,13 +45,13 @@ def test_the_rotated_width_is_in_the_metadata(name: str, width: int) -> None:
     assert FAMILY.gguf_metadata(config_of(name))["phi2.rope.dimension_count"] == width
 
 
-def test_a_config_that_is_silent_on_the_rotated_share_has_that_of_transformers() -> None:
+def test_a_config_without_a_rotated_share_has_that_of_transformers() -> None:
     raw = {key: value for key, value in CONFIGS["phi-1.5"].items() if key != "partial_rotary_factor"}
     assert parse_config(raw).rope.partial_rotary_factor == 0.5
     assert FAMILY.mlx_config(parse_config(raw))["partial_rotary_factor"] == 0.5
 
 
-def test_what_llama_cpp_supposes_is_written_where_the_model_has_something_else() -> None:
+def test_what_llama_cpp_assumes_is_written_where_the_model_differs() -> None:
     assert "phi2.rope.freq_base" not in FAMILY.gguf_metadata(config_of("phi-2"))
     unusual = config_of("phi-2", rope_theta=50000.0, num_key_value_heads=2, intermediate_size=512)
     metadata = FAMILY.gguf_metadata(unusual)
@@ -73,7 +73,7 @@ def test_what_llama_cpp_supposes_is_written_where_the_model_has_something_else()
         ({"layer_norm_eps": None}, "layer_norm_eps"),
     ],
 )
-def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:
+def test_variants_that_the_runtimes_would_run_incorrectly_are_refused(changes: dict[str, Any], named: str) -> None:
     FAMILY.check(config_of("phi-1.5"))
     with pytest.raises(CheckpointError, match=named) as caught:
         FAMILY.check(config_of("phi-1.5", **changes))

@@ -46,7 +46,7 @@ def test_mlx_lm_builds_this_model_from_the_mlx_config(name: str) -> None:
 
 @pytest.mark.parametrize("scaling", [{"rope_type": "default"}, {"type": "default", "rope_theta": 10000.0}, {}, None])
 @pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
-def test_mlx_lm_takes_a_scaling_that_is_none(key: str, scaling: Any) -> None:
+def test_mlx_lm_accepts_a_scaling_that_is_null(key: str, scaling: Any) -> None:
     phi3 = pytest.importorskip("mlx_lm.models.phi3")
     arguments = phi3.ModelArgs.from_dict(FAMILY.mlx_config(config_of("phi-4", **{key: scaling})))
     assert not arguments.rope_scaling
@@ -81,7 +81,7 @@ def test_both_lists_of_factors_are_written_and_nothing_else(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_member_without_a_sliding_window_has_a_zero_there(name: str) -> None:
+def test_a_model_without_a_sliding_window_has_a_zero_in_the_metadata(name: str) -> None:
     window = FAMILY.gguf_metadata(config_of(name))["phi3.attention.sliding_window"]
     assert window == (CONFIGS[name]["sliding_window"] or 0)
 
@@ -121,26 +121,26 @@ def test_factors_that_are_missing_or_impossible_are_refused_by_name(name: str, k
     assert caught.value.hint
 
 
-def test_a_wrong_number_of_factors_is_told_with_the_right_one() -> None:
+def test_a_wrong_number_of_factors_is_named_with_the_right_one() -> None:
     with pytest.raises(CheckpointError, match=r"31.*\b32\b"):
         FAMILY.check(config_of("phi-3.5", rope_scaling={**LONGROPE, "long_factor": [1.0] * 31}))
 
 
 @pytest.mark.parametrize("value", [None, 1], ids=repr)
-def test_longrope_needs_the_context_that_it_was_stretched_from(value: Any) -> None:
+def test_longrope_needs_the_original_context(value: Any) -> None:
     with pytest.raises(CheckpointError, match="original_max_position_embeddings") as caught:
         FAMILY.check(config_of("phi-3.5", original_max_position_embeddings=value))
     assert caught.value.hint
 
 
 @pytest.mark.parametrize("key", ["attention_factor", "short_mscale", "long_mscale", "factor"])
-def test_a_longrope_scale_that_the_runtimes_would_not_honour_is_refused(key: str) -> None:
+def test_a_longrope_scale_that_the_runtimes_would_not_use_is_refused(key: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"{key}.*1.25") as caught:
         FAMILY.check(config_of("phi-3.5", rope_scaling={**LONGROPE, key: 1.25}))
     assert caught.value.hint
 
 
-def test_a_longrope_factor_that_says_what_both_lengths_say_is_accepted() -> None:
+def test_a_longrope_factor_that_follows_from_both_lengths_is_accepted() -> None:
     FAMILY.check(config_of("phi-3.5", rope_scaling={**LONGROPE, "factor": 2.0, "attention_factor": None}))
 
 
@@ -155,14 +155,14 @@ def test_a_longrope_factor_that_says_what_both_lengths_say_is_accepted() -> None
         ({"sliding_window": "wide"}, "'wide'"),
     ],
 )
-def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:
+def test_variants_that_the_runtimes_would_run_incorrectly_are_refused(changes: dict[str, Any], named: str) -> None:
     FAMILY.check(config_of("phi-4"))
     with pytest.raises(CheckpointError, match=named) as caught:
         FAMILY.check(config_of("phi-4", **changes))
     assert caught.value.hint
 
 
-def test_a_window_that_no_runtime_honours_is_told() -> None:
+def test_a_window_that_no_runtime_uses_is_a_caveat() -> None:
     (sentence,) = FAMILY.caveats(config_of("phi-3-4k", sliding_window=100))
     assert "100 tokens" in sentence
     assert FAMILY.caveats(config_of("phi-3-4k", sliding_window=512)) == FAMILY.caveats(config_of("phi-4")) == ()
@@ -175,7 +175,7 @@ def test_the_default_context_is_the_original_one_up_to_8192_tokens() -> None:
     assert FAMILY.default_context_length(config_of("phi-4", original_max_position_embeddings=None)) == 512
 
 
-def test_an_original_context_that_llama_cpp_rounds_is_told() -> None:
+def test_an_original_context_that_llama_cpp_rounds_is_a_caveat() -> None:
     even, uneven = (
         config_of("phi-3.5", sliding_window=None, original_max_position_embeddings=length) for length in (256, 250)
     )

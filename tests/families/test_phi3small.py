@@ -1,4 +1,4 @@
-"""Phi-3-small's facts, against mlx_lm and against the network written out from Microsoft's description of it."""
+"""Phi-3-small's facts, against mlx_lm and against the network computed from Microsoft's description."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def test_tensors_are_those_of_the_checkpoint() -> None:
     assert {layout.name: layout.shape for layout in layouts} == dict(tensor_shapes(RAW))
 
 
-def test_names_of_its_own_are_read() -> None:
+def test_its_own_names_of_settings_are_read() -> None:
     config = config_with()
     assert (config.intermediate_size, config.norm_epsilon, config.rope.theta) == (128, 1e-5, 1_000_000)
     assert config.tied_embeddings
@@ -41,7 +41,7 @@ def rotated(values: np.ndarray) -> np.ndarray:
 
 
 def seen(length: int, head: int, sparse: bool) -> np.ndarray:
-    """Which keys each query sees: its block's neighbours before it, and every third block, another for each head."""
+    """Which keys each query attends to: the blocks just before it, and every third block, shifted for each head."""
     query, key = np.arange(length)[:, None], np.arange(length)[None]
     size, local, stride = (RAW[f"blocksparse_{name}"] for name in ("block_size", "num_local_blocks", "vert_stride"))
     near = query // size - key // size < local
@@ -99,7 +99,7 @@ def mlx_model() -> Any:
     return model
 
 
-def test_mlx_lm_computes_it_rightly_token_by_token(mlx_model: Any) -> None:
+def test_mlx_lm_is_correct_token_by_token(mlx_model: Any) -> None:
     mx = pytest.importorskip("mlx.core")
     cache = pytest.importorskip("mlx_lm.models.cache").make_prompt_cache(mlx_model)
     ids = np.random.RandomState(2).randint(0, 500, 260).tolist()  # beyond the two blocks that every head sees
@@ -113,7 +113,7 @@ def test_mlx_lm_computes_it_rightly_token_by_token(mlx_model: Any) -> None:
     np.testing.assert_allclose(np.stack(rows), Reference().logits(ids), atol=2e-5)
 
 
-def test_its_caveat_is_true_mlx_lm_lets_earlier_tokens_of_a_pass_see_later_ones(mlx_model: Any) -> None:
+def test_its_caveat_is_true_in_mlx_lm_earlier_tokens_of_a_pass_attend_to_later_ones(mlx_model: Any) -> None:
     mx = pytest.importorskip("mlx.core")
     make_prompt_cache = pytest.importorskip("mlx_lm.models.cache").make_prompt_cache
     first = [
@@ -124,7 +124,7 @@ def test_its_caveat_is_true_mlx_lm_lets_earlier_tokens_of_a_pass_see_later_ones(
     assert "token by token" in sentence
 
 
-def test_gguf_is_refused_with_the_form_that_works() -> None:
+def test_gguf_is_refused_with_the_format_that_works() -> None:
     assert FAMILY.formats == ("mlx",)
     for asked in (FAMILY.gguf_metadata, FAMILY.gguf_extra_tensors):
         with pytest.raises(UnsupportedModelError, match="GGUF") as caught:
@@ -154,7 +154,7 @@ def test_gguf_is_refused_with_the_form_that_works() -> None:
         ({"ff_intermediate_size": None}, "ff_intermediate_size"),
     ],
 )
-def test_variants_that_mlx_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:
+def test_variants_that_mlx_would_run_incorrectly_are_refused(changes: dict[str, Any], named: str) -> None:
     FAMILY.check(config_with())
     with pytest.raises(CheckpointError, match=named) as caught:
         FAMILY.check(config_with(**changes))

@@ -58,7 +58,7 @@ def test_only_the_routers_stay_in_single_precision() -> None:
     assert kept == ["blk.0.ffn_gate_inp.weight", "blk.1.ffn_gate_inp.weight"]
 
 
-def test_the_scale_of_longrope_is_derived_as_llama_cpps_converter_does_and_said_where_the_model_has_another() -> None:
+def test_the_scale_of_longrope_is_that_of_llama_cpps_converter_and_a_caveat_where_the_model_has_another() -> None:
     config = config_of("phi-3.5-moe", rope_scaling={**LONGROPE, "short_mscale": 1.243, "long_mscale": 1.243})
     FAMILY.check(config)
     derived = FAMILY.gguf_metadata(config)["phimoe.rope.scaling.attn_factor"]
@@ -82,12 +82,12 @@ def test_without_longrope_there_are_neither_factors_nor_a_scale() -> None:
     }
 
 
-def test_a_config_that_is_silent_on_the_rotary_base_has_that_of_transformers() -> None:
+def test_a_config_without_a_rotary_base_has_that_of_transformers() -> None:
     raw = {key: value for key, value in CONFIGS["phi-mini-moe"].items() if key != "rope_theta"}
     assert parse_config(raw).rope.theta == 1_000_000.0
 
 
-def test_where_llama_cpp_differs_is_told_and_so_is_the_window() -> None:
+def test_the_difference_of_llama_cpp_and_the_window_are_caveats() -> None:
     (routing,) = FAMILY.caveats(config_of("phi-3.5-moe"))
     assert "softmax" in routing and "GGUF" in routing
     assert "255 tokens" in FAMILY.caveats(config_of("phi-mini-moe"))[1]
@@ -113,7 +113,7 @@ def test_where_llama_cpp_differs_is_told_and_so_is_the_window() -> None:
         ({"rope_scaling": {"type": "linear", "factor": 2.0}}, "'linear'"),
     ],
 )
-def test_variants_that_the_runtimes_would_run_wrongly_are_refused(changes: dict[str, Any], named: str) -> None:
+def test_variants_that_the_runtimes_would_run_incorrectly_are_refused(changes: dict[str, Any], named: str) -> None:
     FAMILY.check(config_of("phi-3.5-moe"))
     with pytest.raises(CheckpointError, match=named) as caught:
         FAMILY.check(config_of("phi-3.5-moe", **changes))

@@ -1,4 +1,4 @@
-"""Both forms of the random checkpoints compute what transformers computes, within and beyond the original context."""
+"""Both artifacts of random checkpoints compute what transformers computes, up to the original context and beyond."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("mlx_lm")
 
 REFERENCE: dict[str, np.ndarray] = dict(np.load(FILE))
 LARGEST_KL = {("phi-2", "gguf"): 1e-7}
-"""ggml looks GELU up in a table of half precision."""
+"""ggml takes GELU from a table in half precision."""
 
 
 def log_probabilities(logits: np.ndarray) -> np.ndarray:
@@ -44,7 +44,7 @@ def test_logits_are_those_of_transformers(name: str, form: str, tmp_path: Path) 
         assert mean_kl(reference, logits) < LARGEST_KL.get((name, form), 1e-8)
 
 
-def test_what_llama_cpp_does_otherwise_in_phimoe_is_worth_its_caveat() -> None:
+def test_the_caveat_on_phimoe_is_true_llama_cpp_predicts_other_tokens() -> None:
     for length in CONTEXT_LENGTHS:
         as_trained, as_run = REFERENCE[f"phi-3.5-moe-{length}"], REFERENCE[f"phi-3.5-moe-{length}-gguf"]
         assert mean_kl(as_trained, as_run) > 0.01

@@ -1,4 +1,4 @@
-"""Every architecture is found, or refused by name with what would work."""
+"""Every architecture is found, or refused by name with what helps."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ def test_an_unknown_architecture_is_refused_with_all_that_are_known(architecture
     with pytest.raises(UnsupportedModelError, match=f"'{architecture}'") as caught:
         find_family(architecture)
     assert all(name in caught.value.hint for name in FAMILIES)
-    assert "ready-made" in caught.value.hint
+    assert "others made" in caught.value.hint
 
 
 @pytest.mark.parametrize(
     ("architecture", "what"),
     [
-        ("MixFormerSequentialForCausalLM", "old form"),
+        ("MixFormerSequentialForCausalLM", "old version"),
         ("Phi4FlashForCausalLM", "state-space"),
         ("LlamaForCausalLMEagle3", "draft"),
         ("Eagle3Speculator", "draft"),
@@ -47,25 +47,25 @@ def test_an_unknown_architecture_is_refused_with_all_that_are_known(architecture
         ("LlavaLlamaForCausalLM", "more than text"),
     ],
 )
-def test_what_is_near_is_refused_by_what_it_is(architecture: str, what: str) -> None:
+def test_related_architectures_are_refused_as_what_they_are(architecture: str, what: str) -> None:
     with pytest.raises(UnsupportedModelError, match=f"'{architecture}'.*{what}") as caught:
         find_family(architecture)
     assert caught.value.hint
 
 
-def test_the_first_form_of_phi_2_is_known_by_its_model_type() -> None:
+def test_the_first_version_of_phi_2_is_refused_by_its_model_type() -> None:
     with pytest.raises(UnsupportedModelError, match="phi-msft") as caught:
         family_of({"architectures": ["PhiForCausalLM"], "model_type": "phi-msft", "n_embd": 2560})
     assert "newest revision" in caught.value.hint
 
 
 @pytest.mark.parametrize("model_type", ["llama", "phi", "phi3", "phi3small", "phimoe"])
-def test_without_a_class_name_the_model_type_tells_the_family(model_type: str) -> None:
+def test_without_a_class_name_the_family_follows_from_the_model_type(model_type: str) -> None:
     family = family_of({"model_type": model_type})
     assert type(family).__module__ == f"localq.families.{model_type}"
 
 
 @pytest.mark.parametrize("raw", [{}, {"model_type": "mistral"}, {"architectures": []}, {"architectures": "Llama"}])
-def test_a_config_that_names_nothing_is_refused(raw: dict[str, Any]) -> None:
+def test_a_config_without_architecture_and_model_type_is_refused(raw: dict[str, Any]) -> None:
     with pytest.raises(CheckpointError, match="architectures"):
         family_of(raw)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from localq.errors import LocalqError, OptionError
-from localq.measure.forms import Form, find_forms, form_of
+from localq.measure.forms import Form, context_limits, find_forms, form_files, form_of
 from localq.store.layout import MANIFEST_NAME
 from localq.store.manifest import read_artifact
 
@@ -45,7 +45,7 @@ def test_two_forms_of_one_name_are_refused(forms: list[Form], tmp_path: Path) ->
     for folder in ("a", "b"):
         (tmp_path / folder).mkdir()
         shutil.copy(file, tmp_path / folder / "x.gguf")
-    with pytest.raises(OptionError, match="2 forms are called x:gguf"):
+    with pytest.raises(OptionError, match="2 artifacts have the name x:gguf"):
         find_forms([str(tmp_path / "a" / "x.gguf"), str(tmp_path / "b" / "x.gguf")])
 
 
@@ -64,3 +64,20 @@ def test_foreign_files_are_forms_of_unknown_bits(forms: list[Form], tmp_path: Pa
 def test_a_reference_to_nothing_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(LocalqError, match="no folder or file"):
         find_forms([str(tmp_path / "nothing")])
+
+
+def test_the_files_of_a_form_are_those_of_its_folder_or_its_parts(forms: list[Form], tmp_path: Path) -> None:
+    for form in forms:
+        files = form_files(form.path)
+        assert {file.name for file in files} >= {"config.json", "localq.json", "tokenizer.json"}
+        assert {file.suffix for file in files} & {".gguf", ".safetensors"}
+    parts = [tmp_path / f"model-0000{number}-of-00002.gguf" for number in (1, 2)]
+    for part in (*parts, tmp_path / "other.gguf"):
+        part.touch()
+    assert form_files(parts[0]) == parts
+    assert form_files(tmp_path / "other.gguf") == [tmp_path / "other.gguf"]
+
+
+def test_a_form_says_how_long_its_context_may_be(forms: list[Form]) -> None:
+    file = forms[1].model_copy(update={"path": next(forms[1].path.glob("*.gguf"))})
+    assert [context_limits(form).most for form in (*forms, file)] == [512] * 3

@@ -41,3 +41,24 @@ def test_a_sandbox_without_proc_still_has_a_cpu(
 def test_where_physical_cores_are_not_known_the_logical_ones_count(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "cpu_count", lambda logical=True: 6 if logical else None)
     assert describe_machine().physical_cores == 6
+
+
+@pytest.mark.parametrize("reader", ["_read_by_cores", "_read_by_gpu"])
+def test_the_bandwidth_is_bytes_over_the_fastest_round(reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if reader == "_read_by_gpu":  # which MLX does on a CPU as well
+        pytest.importorskip("mlx")
+    durations = [2.0, 0.5, 4.0] + [1.0] * (machine_module._ROUNDS - 3)
+    times = iter([time for start, seconds in enumerate(durations) for time in (10.0 * start, 10.0 * start + seconds)])
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    monkeypatch.setattr(machine_module, "_BYTES_READ", 1 << 20)
+    assert getattr(machine_module, reader)() == (1 << 20) / 0.5
+
+
+@pytest.mark.parametrize(("platform", "on_gpu"), [("linux", True), ("darwin", True), ("darwin", False)])
+def test_on_a_mac_the_gpu_reads(platform: str, on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlx_lm")
+    monkeypatch.setattr(sys, "platform", platform)
+    monkeypatch.setattr(machine_module, "mlx_runs_on_gpu", lambda: on_gpu)
+    monkeypatch.setattr(machine_module, "_read_by_gpu", lambda: 2.0)
+    monkeypatch.setattr(machine_module, "_read_by_cores", lambda: 1.0)
+    assert machine_module.memory_bandwidth_bytes_per_second() == (2.0 if platform == "darwin" and on_gpu else 1.0)

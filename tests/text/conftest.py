@@ -1,4 +1,4 @@
-"""Small tokenizers of both kinds: folders as Hugging Face lays them out, and GGUF files."""
+"""Small tokenizers of both kinds: as Hugging Face folders, and as GGUF files."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ TEXTS = [
 
 @pytest.fixture(scope="session")
 def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the manner of Llama 3."""
+    """Like Llama 3's."""
     config = {
         "bos_token": "<|begin_of_text|>",
         "eos_token": "<|eot_id|>",
@@ -36,7 +36,7 @@ def byte_level_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def sentencepiece_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """In the manner of Phi-3."""
+    """Like Phi-3's."""
     config = {
         "bos_token": "<s>",
         "eos_token": {"__type": "AddedToken", "content": "<|endoftext|>"},
@@ -53,7 +53,7 @@ def folder(request: pytest.FixtureRequest) -> Path:
 
 
 def write_gguf(path: Path, folder: Path, chat_template: str | None, add_space_prefix: bool | None = None) -> Path:
-    """A GGUF file with the vocabulary of `folder` and nothing else, by the rules of llama.cpp's converter."""
+    """A GGUF file with the vocabulary of `folder` and nothing else, as written by llama.cpp's converter."""
     import gguf
 
     content = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))

@@ -135,7 +135,7 @@ def test_strftime_now_is_the_local_date() -> None:
     assert f"Today Date: {before}" in rendered or f"Today Date: {after}" in rendered
 
 
-def test_a_variable_goes_before_a_special_token() -> None:
+def test_a_variable_overrides_a_special_token_of_the_same_name() -> None:
     template = ChatTemplate("{{ bos_token }}", SPECIAL)
     messages = [{"role": "user", "content": "Hi"}]
     assert template.render(messages) == "<s>"
@@ -199,7 +199,7 @@ def test_a_template_that_is_not_jinja_is_refused_with_its_line() -> None:
         "{{ messages[0].pop('role') }}",
     ],
 )
-def test_a_hostile_template_gets_at_nothing(source: str) -> None:
+def test_a_hostile_template_reaches_nothing(source: str) -> None:
     messages = [{"role": "user", "content": "Hi"}]
     try:
         rendered = ChatTemplate(source, SPECIAL).render(messages)
@@ -220,10 +220,10 @@ def test_a_hostile_template_gets_at_nothing(source: str) -> None:
         ([{"role": 1, "content": "b"}], r"messages\[0\] has no role"),
         ([{"role": "user"}], r"messages\[0\] has no content"),
         ([{"role": "user", "content": None}], r"messages\[0\] has no content"),
-        ([{"role": "user", "content": "Hi", "extra": object()}], "can't be given a object"),
+        ([{"role": "user", "content": "Hi", "extra": object()}], "can't use a object"),
     ],
 )
-def test_ill_formed_messages_are_named(messages: Any, fault: str) -> None:
+def test_malformed_messages_are_named_in_the_error(messages: Any, fault: str) -> None:
     with pytest.raises(ChatTemplateError, match=fault):
         ChatTemplate(PHI_3, SPECIAL).render(messages)
 
@@ -240,7 +240,7 @@ NAMED = [{"name": "tool_use", "template": "tools"}, {"name": "default", "templat
         ({"chat_template": NAMED, "chat_template.jinja": "a file"}, "a file"),
     ],
 )
-def test_the_template_of_a_folder_is_the_one_that_transformers_takes(
+def test_the_template_of_a_folder_is_the_one_that_transformers_uses(
     sentencepiece_folder: Path, tmp_path: Path, files: dict[str, Any], expected: str
 ) -> None:
     from transformers import AutoTokenizer
@@ -259,7 +259,7 @@ def test_the_template_of_a_folder_is_the_one_that_transformers_takes(
     assert AutoTokenizer.from_pretrained(tmp_path).apply_chat_template(messages, tokenize=False) == expected
 
 
-def test_the_file_for_processors_is_the_last_resort(tmp_path: Path) -> None:
+def test_the_file_for_processors_is_used_last(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text('{"chat_template": "for processors"}', encoding="utf-8")
     template = load_chat_template(tmp_path)
     assert template is not None

@@ -23,7 +23,7 @@ def test_a_folder_ends_at_the_tokens_at_which_llama_cpp_ends(folder: Path, tmp_p
 
 
 @pytest.mark.parametrize("name", END_TOKEN_NAMES)
-def test_llama_cpp_ends_at_each_name_as_well(byte_level_folder: Path, tmp_path: Path, name: str) -> None:
+def test_llama_cpp_ends_at_each_name_too(byte_level_folder: Path, tmp_path: Path, name: str) -> None:
     backend = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
     backend.add_special_tokens([name])
     backend.save(str(tmp_path / "tokenizer.json"))
@@ -34,7 +34,7 @@ def test_llama_cpp_ends_at_each_name_as_well(byte_level_folder: Path, tmp_path: 
 
 
 @pytest.mark.parametrize("pair", [("<|return|>", "<|call|>"), ("<|calls|>", "<|flush|>"), ("<|return|>", "<|flush|>")])
-def test_end_of_a_part_ends_no_reply_where_the_reply_has_an_end_of_its_own(
+def test_the_end_of_a_part_does_not_end_a_reply_where_replies_have_their_own_end_token(
     byte_level_folder: Path, tmp_path: Path, pair: tuple[str, str]
 ) -> None:
     backend = tokenizers.Tokenizer.from_file(str(byte_level_folder / "tokenizer.json"))
@@ -71,7 +71,7 @@ def test_the_eos_token_of_the_tokenizer_is_an_end_token(byte_level_folder: Path,
     assert tokenizer.token_id("<|start_header_id|>") in end_tokens({}, {}, tokenizer)
 
 
-def test_an_ordinary_piece_of_text_that_reads_like_an_end_token_ends_nothing(tmp_path: Path) -> None:
+def test_an_ordinary_piece_with_the_text_of_an_end_token_ends_nothing(tmp_path: Path) -> None:
     vocabulary = {piece: number for number, piece in enumerate(["<", "/", "s", ">", "</", "s>", "</s>"])}
     backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, [("<", "/"), ("s", ">"), ("</", "s>")]))
     backend.decoder = tokenizers.decoders.ByteLevel()
@@ -82,6 +82,6 @@ def test_an_ordinary_piece_of_text_that_reads_like_an_end_token_ends_nothing(tmp
 
 
 @pytest.mark.parametrize("value", ["</s>", -1, [1, "2"], 1.5, True, {}])
-def test_an_eos_token_id_that_is_no_id_is_refused(folder: Path, value: object) -> None:
+def test_an_eos_token_id_that_is_not_an_id_is_refused(folder: Path, value: object) -> None:
     with pytest.raises(CheckpointError, match="generation_config.json"):
         end_tokens({}, {"eos_token_id": value}, load_tokenizer(folder))

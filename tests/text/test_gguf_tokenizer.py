@@ -91,7 +91,7 @@ def test_text_is_decoded_as_by_llama_cpp(folder: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("adds_space", [True, False])
-def test_a_file_may_say_itself_whether_a_space_is_put_in_front(
+def test_a_file_may_state_whether_a_space_is_put_in_front(
     sentencepiece_folder: Path, tmp_path: Path, adds_space: bool
 ) -> None:
     path = write_gguf(tmp_path / "model.gguf", sentencepiece_folder, None, add_space_prefix=adds_space)
@@ -102,7 +102,7 @@ def test_a_file_may_say_itself_whether_a_space_is_put_in_front(
     assert tokenizer.decode(ids) == "the dog"
 
 
-def test_the_chat_template_comes_whole(pair: tuple[GgufTokenizer, Tokenizer]) -> None:
+def test_the_chat_template_is_read_completely(pair: tuple[GgufTokenizer, Tokenizer]) -> None:
     assert gguf_chat_template(pair[0]) == TEMPLATE
 
 

@@ -38,7 +38,7 @@ def test_pieces_are_those_of_the_library(model_file: Path) -> None:
 
 
 @pytest.mark.parametrize("settings_", [{"add_dummy_prefix": False}, {"bos_id": -1}, {"bos_id": 2, "eos_id": 1}])
-def test_settings_are_those_it_was_trained_with(settings_: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_are_those_of_the_training(settings_: dict[str, Any], tmp_path: Path) -> None:
     file = sentencepiece_model(tmp_path / "tokenizer.model", **settings_)
     library = sentencepiece.SentencePieceProcessor(model_file=str(file))
     model = read_sentencepiece_model(file)
@@ -64,7 +64,7 @@ def test_models_of_another_kind_are_refused(settings_: dict[str, Any], named: st
 
 @settings(max_examples=150)
 @given(data=st.data())
-def test_damaged_files_are_refused_or_read_but_never_end_badly(model_file: Path, data: st.DataObject) -> None:
+def test_a_damaged_file_is_refused_or_read_and_never_crashes(model_file: Path, data: st.DataObject) -> None:
     content = bytearray(model_file.read_bytes())
     for _ in range(data.draw(st.integers(1, 4))):
         content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
@@ -79,7 +79,7 @@ def test_damaged_files_are_refused_or_read_but_never_end_badly(model_file: Path,
 @pytest.mark.parametrize(
     "content", [b"", b"\x0a\xff\xff\xff\xff\xff\xff\xff\xff\x7f", b"\xff" * 20, b"\x0b", b"IQ== 0\n"]
 )
-def test_what_is_no_model_is_refused(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_a_model_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.model").write_bytes(content)
     with pytest.raises(CheckpointError, match="tokenizer.model"):
         read_sentencepiece_model(tmp_path / "tokenizer.model")

@@ -46,7 +46,7 @@ def stream_of(*pieces: bytes, stop: Sequence[str] = (), strip_leading_space: boo
 
 
 def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string to be complete, and whether there is one."""
+    """The text before the stop string that is complete first, and whether there is one."""
     for end in range(1, len(text) + 1):
         ending = [len(s) for s in stop if text[:end].endswith(s)]
         if ending:
@@ -65,7 +65,7 @@ STOPS = st.lists(st.text("ab é€𝄞", min_size=1, max_size=6), max_size=4)
 
 @st.composite
 def split_bytes(draw: st.DrawFn) -> list[bytes]:
-    """Some UTF-8, sound or with stray bytes in it, in pieces of any length."""
+    """Some UTF-8, valid or with stray bytes in it, in pieces of any length."""
     content = draw(CHARACTERS).encode()
     if draw(st.booleans()):
         at = draw(st.integers(0, len(content)))
@@ -88,7 +88,7 @@ def test_the_joined_text_is_the_whole_text_up_to_the_first_stop_string(
 
 @settings(max_examples=400)
 @given(text=CHARACTERS, stop=STOPS, data=st.data())
-def test_nothing_is_held_back_that_is_certain(text: str, stop: list[str], data: st.DataObject) -> None:
+def test_text_that_is_certain_is_not_held_back(text: str, stop: list[str], data: st.DataObject) -> None:
     borders = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
     pieces = [text[a:b].encode() for a, b in zip([0, *borders], [*borders, len(text)], strict=True)]
     stream = TextStream(Pieces(pieces), stop)
@@ -98,6 +98,19 @@ def test_nothing_is_held_back_that_is_certain(text: str, stop: list[str], data: 
         seen += piece.decode()
         expected, stopped = cut(seen, stop)
         assert released == (expected if stopped else expected[: len(expected) - held_back(expected, stop)])
+
+
+@settings(max_examples=400)
+@given(text=CHARACTERS, stop=STOPS, data=st.data())
+def test_a_continued_reply_releases_only_what_follows(text: str, stop: list[str], data: st.DataObject) -> None:
+    """Also when the reader knows a beginning of a stop string, which a later token completes."""
+    pieces = [character.encode() for character in text]
+    begun = data.draw(st.integers(0, len(pieces)))
+    earlier, later = (TextStream(Pieces(pieces), stop) for _ in range(2))
+    known = "".join(map(earlier.push, range(begun))) + earlier.finish()
+    later.begin_with(range(begun))
+    released = "".join(map(later.push, range(begun, len(pieces)))) + later.finish()
+    assert known + released == max(cut(text, stop)[0], known, key=len)
 
 
 def test_a_character_comes_when_its_last_byte_is_there() -> None:

@@ -27,14 +27,14 @@ def test_the_ids_are_those_of_the_tokenizers_library(folder: Path) -> None:
             assert tokenizer.encode(text, add_special_tokens=special) == expected
 
 
-def test_the_beginning_of_text_token_comes_only_when_asked_for(folder: Path) -> None:
+def test_the_beginning_of_text_token_is_added_only_on_request(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     beginning = tokenizer.token_id(tokenizer.special_tokens["bos_token"])
     assert tokenizer.encode("Hello", add_special_tokens=True)[0] == beginning
     assert beginning not in tokenizer.encode("Hello", add_special_tokens=False)
 
 
-def test_special_tokens_written_in_the_text_are_recognised(folder: Path) -> None:
+def test_special_tokens_written_in_the_text_are_recognized(folder: Path) -> None:
     tokenizer = load_tokenizer(folder)
     eos = tokenizer.special_tokens["eos_token"]
     assert tokenizer.encode(f"Hello{eos}", add_special_tokens=False)[-1] == tokenizer.token_id(eos)
@@ -65,7 +65,7 @@ def test_the_post_processor_alone_decides_what_is_added_as_in_transformers_5(
     assert (ids[0] == content["model"]["vocab"]["<s>"]) == has_post_processor
 
 
-def test_truncation_and_padding_in_the_file_are_not_obeyed(folder: Path, tmp_path: Path) -> None:
+def test_truncation_and_padding_in_the_file_are_ignored(folder: Path, tmp_path: Path) -> None:
     backend = library(folder)
     backend.enable_truncation(4)
     backend.enable_padding(length=64)
@@ -107,7 +107,7 @@ def test_any_byte_level_ids_are_decoded_as_by_the_library(byte_level_folder: Pat
 
 @settings(max_examples=200)
 @given(text=st.text(st.characters(exclude_categories=["Cs"], exclude_characters="<▁"), max_size=30))
-def test_any_text_without_tokens_written_in_it_survives_encoding_and_decoding(
+def test_any_text_without_special_tokens_is_the_same_after_encoding_and_decoding(
     sentencepiece_folder: Path, text: str
 ) -> None:
     tokenizer, oracle = _loaded(sentencepiece_folder)
@@ -122,7 +122,7 @@ def _loaded(folder: Path) -> tuple[HuggingFaceTokenizer, tokenizers.Tokenizer]:
     return _OPEN.setdefault(folder, (load_tokenizer(folder), library(folder)))
 
 
-def test_byte_tokens_that_make_no_character_become_one_replacement_character_per_fault(
+def test_byte_tokens_that_are_not_utf_8_become_one_replacement_character_per_error(
     sentencepiece_folder: Path,
 ) -> None:
     tokenizer = load_tokenizer(sentencepiece_folder)
@@ -183,7 +183,7 @@ def test_an_unknown_decoder_is_refused(
         load_tokenizer(tmp_path)
 
 
-def test_the_largest_id_bounds_the_vocabulary(folder: Path) -> None:
+def test_the_vocabulary_size_follows_from_the_largest_id(folder: Path) -> None:
     tokenizer, oracle = load_tokenizer(folder), library(folder)
     assert oracle.id_to_token(tokenizer.vocabulary_size - 1) is not None
     assert oracle.id_to_token(tokenizer.vocabulary_size) is None
@@ -208,7 +208,7 @@ def test_a_damaged_tokenizer_json_is_refused(tmp_path: Path, content: bytes) -> 
         load_tokenizer(tmp_path)
 
 
-def test_an_end_of_text_token_that_the_vocabulary_lacks_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_an_end_of_text_token_that_is_not_in_the_vocabulary_is_refused(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").write_bytes((folder / "tokenizer.json").read_bytes())
     (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|nowhere|>"}', encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"eos_token is '<\|nowhere\|>'"):

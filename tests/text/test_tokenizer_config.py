@@ -1,4 +1,4 @@
-"""The oracle is the special_tokens_map of transformers 5, which is what it hands to chat templates."""
+"""The oracle is the special_tokens_map of transformers 5, which it gives to chat templates."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_a_folder_without_the_files_names_no_special_token(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("content", ["[1]", "{", '{"eos_token": 5}', '{"eos_token": {"id": 5}}'])
-def test_a_file_that_makes_no_sense_is_refused(tmp_path: Path, content: str) -> None:
+def test_a_malformed_file_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "tokenizer_config.json").write_text(content, encoding="utf-8")
     with pytest.raises(CheckpointError, match=r"tokenizer_config\.json|eos_token"):
         read_special_tokens(tmp_path)

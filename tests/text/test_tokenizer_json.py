@@ -18,8 +18,7 @@ from tokenizers import pre_tokenizers
 from localq.errors import CheckpointError
 from localq.text.token_bytes import TokenDecoder
 from localq.text.tokenizer import HuggingFaceTokenizer, load_tokenizer
-from localq.text.tokenizer_json import read_tokenizer_json
-from localq.text.tokenizer_sources import all_merges
+from localq.text.tokenizer_json import all_merges, read_tokenizer_json
 from tests.hard_texts import MARKED_SCRIPTS, TEXTS
 from tests.tiny_tokenizers import LLAMA_3_SPLIT, phi_2_backend, sentencepiece_model
 
@@ -78,7 +77,7 @@ def test_sentencepiece_gives_the_same_ids_for_any_text(llama_folder: Path, text:
     assert own.encode(text, add_special_tokens=False) == library.encode(text)
 
 
-def test_what_is_made_of_a_model_is_what_its_makers_made(tmp_path: Path) -> None:
+def test_what_is_made_from_a_model_equals_what_its_authors_published(tmp_path: Path) -> None:
     """The toy's tokenizer.json was made along with its model, as Phi-3's was."""
     source = DEMO / "toy-phi"
     for name in ("tokenizer.model", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"):
@@ -93,7 +92,7 @@ def test_what_is_made_of_a_model_is_what_its_makers_made(tmp_path: Path) -> None
 
 
 def test_tokens_of_the_folder_keep_their_ids_and_flags(tmp_path: Path) -> None:
-    """Also with a gap between them, which the library by itself would close."""
+    """Also with a gap between them, which the library alone would close."""
     decoder = {"2": token("<|im_end|>", special=True), "610": token("<far>", special=True, rstrip=True)}
     config = {"eos_token": "<|im_end|>", "additional_special_tokens": ["<listed>"]}
     folder = llama(tmp_path, added_tokens_decoder=decoder, **config)
@@ -123,14 +122,14 @@ def test_tokens_around_a_text_are_those_of_tokenizer_config(
     assert own.encode("Hello", add_special_tokens=True) == [*front, *ids, *behind]
 
 
-def test_a_folder_may_forgo_the_space_in_front(tmp_path: Path) -> None:
+def test_a_folder_may_turn_off_the_space_in_front(tmp_path: Path) -> None:
     own = load_tokenizer(llama(tmp_path, add_prefix_space=False))
     assert own.token_bytes(own.encode("the", add_special_tokens=False)[0])[:1] == b"t"
     assert not own.strips_leading_space
 
 
 def gpt_2(folder: Path) -> tokenizers.Tokenizer:
-    """Phi-2's files without tokenizer.json; returns what they say."""
+    """Phi-2's files without tokenizer.json; returns their vocabulary and merges."""
     backend = phi_2_backend()
     value = json.loads(backend.to_str())
     merges = "".join(f"{left} {right}\n" for left, right in value["model"]["merges"])
@@ -227,7 +226,7 @@ def test_a_piece_is_made_of_every_pair_of_others_that_fits() -> None:
 
 
 def test_a_piece_of_absurd_length_is_refused(tmp_path: Path) -> None:
-    """Its every split would be looked at."""
+    """All its splits would be tried."""
     text = b"a" * 5_000_000
     message = b"\x0a" + _varint(len(text)) + text
     piece = b"\x0a" + _varint(len(message)) + message
@@ -241,7 +240,7 @@ def _varint(value: int) -> bytes:
     return bytes([low | 0x80]) + _varint(rest) if rest else bytes([low])
 
 
-def test_tokenizer_json_goes_before_all_others(tmp_path: Path) -> None:
+def test_tokenizer_json_is_preferred_to_all_other_files(tmp_path: Path) -> None:
     gpt_2(llama(tmp_path))
     backend = phi_2_backend()
     backend.add_tokens(["<mine>"])
@@ -255,8 +254,8 @@ def test_two_tokens_of_one_text_are_refused(tmp_path: Path) -> None:
         read_tokenizer_json(folder)
 
 
-def test_a_missing_token_in_front_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="bos_token, and it is '<start>'"):
+def test_a_beginning_token_that_is_not_in_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="bos_token is added to texts; it is '<start>'"):
         read_tokenizer_json(llama(tmp_path, bos_token="<start>"))
 
 
@@ -284,7 +283,7 @@ def test_damaged_files_are_refused(file: str, content: str | bytes, tmp_path: Pa
         load_tokenizer(tmp_path)
 
 
-def test_a_folder_without_any_tokenizer_is_refused_with_what_would_do(tmp_path: Path) -> None:
+def test_a_folder_without_any_tokenizer_is_refused_with_the_files_that_localq_reads(tmp_path: Path) -> None:
     (tmp_path / "vocab.json").write_text("{}")  # half of GPT-2's pair
     with pytest.raises(CheckpointError, match=r"has no tokenizer\.json") as caught:
         read_tokenizer_json(tmp_path)

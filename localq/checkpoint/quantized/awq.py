@@ -11,7 +11,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from localq.checkpoint.quantized.packing import read_columns, scale_groups
 from localq.checkpoint.quantized.parts import (
     TAKE_THE_ORIGINAL,
     QuantizedTensor,
@@ -19,6 +18,9 @@ from localq.checkpoint.quantized.parts import (
     group_count,
     group_size_of,
     integer_setting,
+    packed_name,
+    read_columns,
+    scale_groups,
 )
 from localq.checkpoint.tensors import FLOAT_DTYPES, WeightFiles, WeightTensor, to_float32
 from localq.errors import UnsupportedModelError
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _ORDER = (0, 2, 4, 6, 1, 3, 5, 7)
-"""Which of eight output features lies in the first, second, ... four bits of a word."""
+"""Which of eight output features is in the first, second, ... four bits of a word."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,22 +63,21 @@ def _unpack(words: NDArray[Any]) -> NDArray[np.uint8]:
 
 def awq_name(settings: Mapping[str, Any]) -> str:
     """For people: `AWQ, 4 bits, groups of 128`."""
-    size = settings.get("group_size")
-    groups = "one group a row" if size == -1 else f"groups of {size}"
-    return f"AWQ, {settings.get('bits')} bits, {groups}"
+    return packed_name("AWQ", settings)
 
 
 def awq_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) -> Iterator[WeightTensor]:
-    """Every `X.qweight` with its companions as `X.weight`. AWQ says its own dtype: that of the scales.
+    """Every `X.qweight` with its zero points and scales as `X.weight`, of the dtype of the scales.
 
-    Raises CheckpointError, and UnsupportedModelError for other packings of the same name.
+    Raises CheckpointError, and UnsupportedModelError for another packing that is also called AWQ.
     """
     version = str(settings.get("version", "gemm")).lower()
     backend = str(settings.get("backend", "autoawq")).lower()
     bits = integer_setting(settings, "bits")
     if version != "gemm" or backend != "autoawq" or bits != 4:
         raise UnsupportedModelError(
-            f"the checkpoint is AWQ of {bits} bits, version {version}, by {backend}", TAKE_THE_ORIGINAL
+            f"localq does not read this kind of AWQ: {bits} bits, version {version}, by {backend}",
+            TAKE_THE_ORIGINAL,
         )
     for stem in stored.stems(".qweight"):
         qweight = stored.take_matrix(f"{stem}.qweight", ("I32", "U32"))

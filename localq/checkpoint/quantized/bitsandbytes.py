@@ -1,11 +1,11 @@
 """bitsandbytes: 4 bits (NF4 and FP4, with or without double quantization) and 8 bits (LLM.int8).
 
-Of 4 bits, `X.weight` holds two codes to a byte, the first in the high bits, in blocks of `blocksize` weights that
-run on over the ends of rows. A weight is `quant_map[code] * absmax[block]` in float32, rounded to the dtype of the
+With 4 bits, `X.weight` holds two codes per byte, the first in the high bits, in blocks of `blocksize` weights that
+do not stop at the ends of rows. A weight is `quant_map[code] * absmax[block]` in float32, rounded to the dtype of the
 quantization state; with double quantization `absmax` itself is bytes:
 `nested_quant_map[byte] * nested_absmax[its block] + nested_offset`. `bitsandbytes.functional.dequantize_4bit` does
-the same on the CPU, but takes its own table for `quant_map`, which is what it stores.
-Of 8 bits, a weight is `integer * SCB[row] * (1 / 127)` in float32 (`int8_vectorwise_dequant`).
+the same on the CPU, but with its own table in place of `quant_map`, where it has stored the same numbers.
+With 8 bits, a weight is `integer * SCB[row] * (1 / 127)` in float32 (`int8_vectorwise_dequant`).
 """
 
 from __future__ import annotations
@@ -22,16 +22,22 @@ from localq.checkpoint.quantized.parts import (
     StoredParts,
     group_count,
     integer_setting,
-    opened,
 )
-from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightFiles, WeightTensor, to_float32
+from localq.checkpoint.tensors import (
+    FLOAT_DTYPE_OF,
+    FLOAT_DTYPES,
+    StoredTensor,
+    WeightFiles,
+    WeightTensor,
+    opened,
+    to_float32,
+)
 from localq.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_DTYPES = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 _BLOCK_SIZES = (32, 64, 128, 256, 512, 1024, 2048, 4096)
 """What `dequantize_4bit` accepts."""
 
@@ -42,7 +48,7 @@ _ONE_127TH = 7.874015718698502e-3
 """As bitsandbytes writes it."""
 
 _ROW_FORMAT = 0
-"""Of `weight_format`: rows as they are. The others are interleaved for one GPU or another."""
+"""Of `weight_format`: rows as they are. The others are interleaved for one kind of GPU."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -66,7 +72,7 @@ class FourBitTensor(QuantizedTensor):
         return values[first - begin : last - begin].reshape(-1, columns)
 
     def _pairs(self, files: WeightFiles) -> NDArray[np.uint64]:
-        """The two float32 values of each byte, as one integer: half the work of two look-ups."""
+        """The two float32 values of each byte as one integer: half the work of two look-ups."""
         import numpy as np
 
         code = to_float32(self.parts["quant_map"].read(files))
@@ -108,7 +114,7 @@ def bitsandbytes_name(settings: Mapping[str, Any]) -> str:
 
 
 def bitsandbytes_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) -> Iterator[WeightTensor]:
-    """Every `X.weight` that has companions. Of 4 bits it says its own dtype; of 8 bits it gets `dtype`.
+    """Every `X.weight` that has scales: with 4 bits of the dtype that is stored, with 8 bits of `dtype`.
 
     Reads the quantization states. Raises CheckpointError, and UnsupportedModelError for GPU layouts.
     """
@@ -132,21 +138,21 @@ def bitsandbytes_weights(stored: StoredParts, settings: Mapping[str, Any], dtype
     for name, tensor in stored.rest.items():
         if name.endswith(".weight") and tensor.dtype in ("U8", "I8"):
             raise CheckpointError(
-                f"tensor {name} is quantized, and the checkpoint has no scales of it", "download it again"
+                f"tensor {name} is quantized, and the checkpoint has no scales for it", "download it again"
             )
 
 
 def _four_bit_tensor(stored: StoredParts, name: str, state: Mapping[str, Any], kind: str) -> FourBitTensor:
     shape, block_size = _shape(name, state), integer_setting(state, "blocksize")
-    dtype = _DTYPES.get(str(state.get("dtype")))
+    dtype = FLOAT_DTYPE_OF.get(str(state.get("dtype")))
     if block_size not in _BLOCK_SIZES or state.get("quant_type") != kind or dtype is None:
         raise _damaged(name, {key: state.get(key) for key in ("blocksize", "quant_type", "dtype")})
     packed = stored.take(name, ("U8", *FLOAT_DTYPES))
-    # Of whatever dtype it is stored (`quant_storage`), it is bytes.
+    # Whatever dtype it is stored in (`quant_storage`), it is bytes.
     weight = replace(packed, dtype="U8", shape=(packed.nbytes,))
     if weight.nbytes != (math.prod(shape) + 1) // 2:
         raise CheckpointError(
-            f"tensor {name} has {weight.nbytes} bytes; {shape} of 4 bits has others", "download it again"
+            f"tensor {name} has {weight.nbytes} bytes, which do not fit {shape} weights of 4 bits", "download it again"
         )
     blocks = group_count(math.prod(shape), block_size)
     parts = {"weight": weight, "quant_map": stored.take(f"{name}.quant_map", ("F32",), (16,))}
@@ -165,7 +171,10 @@ def _four_bit_tensor(stored: StoredParts, name: str, state: Mapping[str, Any], k
 def _read_state(files: WeightFiles, stored: StoredTensor, kind: str) -> Mapping[str, Any]:
     """The JSON object that is stored as bytes."""
     if stored.nbytes > _LARGEST_STATE_BYTES:
-        raise CheckpointError(f"tensor {stored.name} has {stored.nbytes} bytes", "it should be a short JSON text")
+        raise CheckpointError(
+            f"tensor {stored.name} has {stored.nbytes} bytes; it must be a short JSON text",
+            "download the checkpoint again",
+        )
     try:
         state = json.loads(stored.read(files).tobytes())
     except (ValueError, RecursionError) as error:
@@ -197,4 +206,6 @@ def _damaged(name: str, settings: Mapping[str, Any]) -> CheckpointError:
 def _check_format(files: WeightFiles, stored: StoredTensor) -> None:
     number = stored.read(files).tolist() if stored.element_count == 1 else stored.shape
     if number not in (_ROW_FORMAT, [_ROW_FORMAT]):
-        raise UnsupportedModelError(f"tensor {stored.name} says format {number}, of one GPU only", TAKE_THE_ORIGINAL)
+        raise UnsupportedModelError(
+            f"tensor {stored.name} says format {number}, which is for one kind of GPU only", TAKE_THE_ORIGINAL
+        )

@@ -1,7 +1,7 @@
-"""compressed-tensors: a container of several formats, of which these are read.
+"""compressed-tensors: a container of several formats. localq reads these:
 
 `float-quantized`, `int-quantized` and `naive-quantized` are 8-bit weights with scales, as in `fp8`.
-`pack-quantized` packs the integers of each row densely into 32-bit words, `weight_packed` (outputs,
+`pack-quantized` packs the integers of each row without gaps into 32-bit words, `weight_packed` (outputs,
 inputs * bits / 32), with `weight_scale` (outputs, groups) and, unless it is symmetric, `weight_zero_point`
 (outputs * bits / 32, groups). Integers and zero points are stored plus 2^(bits - 1); a weight is
 (integer - zero) * scale, rounded to the dtype of the scales.
@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.quantized.fp8 import FLOATS_OF_8_BITS, drop_activation_scales, scaled_weights
-from localq.checkpoint.quantized.packing import scale_groups, unpack
 from localq.checkpoint.quantized.parts import (
     TAKE_THE_ORIGINAL,
     QuantizedTensor,
@@ -22,9 +21,10 @@ from localq.checkpoint.quantized.parts import (
     group_count,
     group_size_of,
     integer_setting,
-    opened,
+    scale_groups,
+    unpack,
 )
-from localq.checkpoint.tensors import FLOAT_DTYPES, WeightFiles, WeightTensor, to_float32
+from localq.checkpoint.tensors import FLOAT_DTYPES, WeightFiles, WeightTensor, opened, to_float32
 from localq.errors import CheckpointError, UnsupportedModelError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _SCALED_FORMATS = ("float-quantized", "int-quantized", "naive-quantized")
 _PACKED_BITS = (2, 4, 8)
-"""Those that every release packed alike."""
+"""Those that every release packed in the same way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +71,7 @@ def compressed_name(settings: Mapping[str, Any]) -> str:
 def compressed_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) -> Iterator[WeightTensor]:
     """Every quantized weight; 8-bit ones become `dtype`, packed ones the dtype of their scales.
 
-    Raises CheckpointError, and UnsupportedModelError for other formats and for settings that differ by module.
+    Raises CheckpointError, and UnsupportedModelError for other formats and for settings that differ between modules.
     """
     scheme = _scheme(settings)
     if settings.get("format") == "pack-quantized":
@@ -85,7 +85,7 @@ def _packed_weights(stored: StoredParts, scheme: Mapping[str, Any]) -> Iterator[
     bits = integer_setting(scheme, "num_bits")
     if bits not in _PACKED_BITS or stored.stems(".weight_g_idx"):
         raise UnsupportedModelError(
-            f"the checkpoint is pack-quantized of {bits} bits, with groups {scheme.get('actorder') or 'in order'}",
+            f"the checkpoint is pack-quantized with {bits} bits, groups {scheme.get('actorder') or 'in order'}",
             TAKE_THE_ORIGINAL,
         )
     shapes = [stored.take(f"{stem}.weight_shape", ("I64", "I32"), (2,)) for stem in stored.stems(".weight_packed")]
@@ -134,4 +134,7 @@ def _scheme(settings: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _unsupported(settings: Mapping[str, Any]) -> UnsupportedModelError:
-    return UnsupportedModelError(f"the checkpoint is quantized ({compressed_name(settings)})", TAKE_THE_ORIGINAL)
+    return UnsupportedModelError(
+        f"the checkpoint is quantized ({compressed_name(settings)}) in a way that localq does not read",
+        TAKE_THE_ORIGINAL,
+    )

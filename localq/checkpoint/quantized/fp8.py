@@ -2,8 +2,8 @@
 
 `fp8` (DeepSeek, transformers, AutoFP8, vLLM), `fbgemm_fp8`, `modelopt` and `compressed-tensors` name and shape the
 scales differently and mean the same: a weight is value * scale, also where the scale is called `weight_scale_inv`.
-The product is taken in float32 and rounded to the dtype of the model. Scales of activations and of the KV cache
-serve arithmetic in 8 bits, and are left out.
+The product is computed in float32 and rounded to the dtype of the model. Scales of activations and of the KV cache
+are for arithmetic in 8 bits, and are left out.
 """
 
 from __future__ import annotations
@@ -86,9 +86,11 @@ def fp8_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) ->
 
 
 def modelopt_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) -> Iterator[WeightTensor]:
-    """As `fp8_weights`; raises UnsupportedModelError for modelopt's other ways to quantize."""
+    """As `fp8_weights`; raises UnsupportedModelError for modelopt's other methods."""
     if settings.get("quant_algo") != "FP8":
-        raise UnsupportedModelError(f"the checkpoint is quantized ({modelopt_name(settings)})", TAKE_THE_ORIGINAL)
+        raise UnsupportedModelError(
+            f"the checkpoint is quantized ({modelopt_name(settings)}), which localq does not read", TAKE_THE_ORIGINAL
+        )
     return scaled_weights(stored, FLOATS_OF_8_BITS, None, dtype)
 
 
@@ -110,12 +112,12 @@ def scaled_weights(stored: StoredParts, dtypes: tuple[str, ...], block: object, 
 
 
 def drop_activation_scales(stored: StoredParts) -> None:
-    """Leave out what only arithmetic in 8 bits needs."""
+    """Leave out the scales that only arithmetic in 8 bits needs."""
     stored.drop(_INPUT_SCALES + _CACHE_SCALES)
 
 
 def _block_of(scale: StoredTensor, shape: tuple[int, int], block: object) -> tuple[int, int]:
-    """What shares a scale, as the shape of the scales and the `block` of the settings tell."""
+    """Rows and columns that share a scale, from the shape of the scales and the `block` of the settings."""
     rows, columns = shape
     if scale.element_count == 1:
         return shape
@@ -126,6 +128,6 @@ def _block_of(scale: StoredTensor, shape: tuple[int, int], block: object) -> tup
         if scale.shape == (group_count(rows, height), group_count(columns, width)):
             return min(height, rows), min(width, columns)
     raise CheckpointError(
-        f"tensor {scale.name} has shape {scale.shape}, which gives {shape} weights no scales in blocks of {block}",
+        f"tensor {scale.name} has shape {scale.shape}, which does not fit {shape} weights in blocks of {block}",
         "config.json and weights are of different models: download both again",
     )

@@ -2,7 +2,7 @@
 
 The format is AutoGPTQ's and GPTQModel's (`TorchLinear`): `qweight` (inputs * bits / 32, outputs) packs input
 features into 32-bit words, `qzeros` (groups, outputs * bits / 32) packs output features, `scales` is
-(groups, outputs), and `g_idx`, where it is there, names the group of each input feature. A weight is
+(groups, outputs), and `g_idx`, if there is one, is the group of each input feature. A weight is
 (integer - zero) * scale, rounded to the dtype of the scales.
 """
 
@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from localq.checkpoint.quantized.packing import read_columns, scale_groups, unpack
 from localq.checkpoint.quantized.parts import (
     TAKE_THE_ORIGINAL,
     QuantizedTensor,
@@ -20,6 +19,10 @@ from localq.checkpoint.quantized.parts import (
     group_count,
     group_size_of,
     integer_setting,
+    packed_name,
+    read_columns,
+    scale_groups,
+    unpack,
 )
 from localq.checkpoint.tensors import FLOAT_DTYPES, StoredTensor, WeightFiles, WeightTensor, to_float32
 from localq.errors import CheckpointError, UnsupportedModelError
@@ -34,14 +37,14 @@ _FORMATS = ("gptq", "gptq_v2")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class GptqTensor(QuantizedTensor):
-    """Parts: `qweight`, `qzeros`, `scales`, and `g_idx` where groups do not follow each other."""
+    """Parts: `qweight`, `qzeros`, `scales`, and `g_idx` where the groups are not in order."""
 
     bits: int
     group_size: int
     zeros_less_one: bool
-    """Format `gptq` stores every zero point less one; `gptq_v2` stores it as it is."""
+    """Format `gptq` stores every zero point minus one; `gptq_v2` stores it as it is."""
     zeros_borrow: bool
-    """Whoever stored them subtracted from whole words, so that a zero point of 0 borrowed from the next."""
+    """The one was subtracted from whole words, so that a zero point of 0 borrowed from the next."""
 
     def values(self, files: WeightFiles, start: int, stop: int) -> NDArray[np.float32]:
         import numpy as np
@@ -57,7 +60,7 @@ class GptqTensor(QuantizedTensor):
         import numpy as np
 
         stored = self.parts["qzeros"]
-        # 32 integers fill `bits` words, whatever `bits`.
+        # For every number of bits, 32 integers fill `bits` words.
         first_word, last_word = start // 32 * self.bits, min(-(-stop // 32) * self.bits, stored.shape[1])
         words = read_columns(files, stored, first_word, last_word).view(np.uint32)
         if self.zeros_less_one and self.zeros_borrow:
@@ -67,8 +70,8 @@ class GptqTensor(QuantizedTensor):
         if self.zeros_less_one and not self.zeros_borrow:
             if int(zeros.max()) == (1 << self.bits) - 1:
                 raise CheckpointError(
-                    f"tensor {stored.name} holds zero points of {int(zeros.max())} + 1: more than {self.bits} bits",
-                    f"runtimes read them differently; {TAKE_THE_ORIGINAL}",
+                    f"tensor {stored.name} has zero points of {int(zeros.max())} + 1: more than {self.bits} bits",
+                    f"runtimes read it differently; {TAKE_THE_ORIGINAL}",
                 )
             zeros = zeros + np.uint8(1)
         return zeros
@@ -80,7 +83,7 @@ class GptqTensor(QuantizedTensor):
         groups = stored.read(files)
         if int(groups.min()) < 0 or int(groups.max()) >= count:
             raise CheckpointError(
-                f"tensor {stored.name} names groups {groups.min()} to {groups.max()}, of {count}",
+                f"tensor {stored.name} has groups {groups.min()} to {groups.max()}; there are {count}",
                 "the checkpoint is damaged: download it again",
             )
         return groups
@@ -88,15 +91,13 @@ class GptqTensor(QuantizedTensor):
 
 def gptq_name(settings: Mapping[str, Any]) -> str:
     """For people: `GPTQ, 4 bits, groups of 128`."""
-    size = settings.get("group_size")
-    groups = "one group a row" if size == -1 else f"groups of {size}"
-    return f"GPTQ, {settings.get('bits')} bits, {groups}"
+    return packed_name("GPTQ", settings)
 
 
 def gptq_weights(stored: StoredParts, settings: Mapping[str, Any], dtype: str) -> Iterator[WeightTensor]:
-    """Every `X.qweight` with its companions as `X.weight`. GPTQ says its own dtype: that of the scales.
+    """Every `X.qweight` with its zero points and scales as `X.weight`, of the dtype of the scales.
 
-    Raises CheckpointError, and UnsupportedModelError for other packings of the same name.
+    Raises CheckpointError, and UnsupportedModelError for another packing that is also called GPTQ.
     """
     bits = integer_setting(settings, "bits")
     _refuse_variants(settings, bits)
@@ -110,7 +111,8 @@ def _tensor(stored: StoredParts, stem: str, settings: Mapping[str, Any], bits: i
     inputs = words * 32 // bits
     if words * 32 % bits or outputs * bits % 32:
         raise CheckpointError(
-            f"tensor {qweight.name} has shape {qweight.shape}, which {bits} bits do not fill", "download it again"
+            f"tensor {qweight.name} has shape {qweight.shape}, which integers of {bits} bits do not fill",
+            "download it again",
         )
     group_size = group_size_of(settings, inputs)
     groups = group_count(inputs, group_size)
@@ -123,7 +125,7 @@ def _tensor(stored: StoredParts, stem: str, settings: Mapping[str, Any], bits: i
         parts["g_idx"] = stored.take(f"{stem}.g_idx", ("I32", "I64"), (inputs,))
     elif settings.get("desc_act"):
         raise CheckpointError(
-            f"the checkpoint has no tensor {stem}.g_idx, and its settings say desc_act", "download it again"
+            f'the checkpoint has no tensor {stem}.g_idx, which "desc_act" in its settings needs', "download it again"
         )
     less_one = _format(settings) == "gptq"
     # GPTQModel alone subtracts from whole words (`convert_gptq_v2_to_v1_format_module`), except of 3 bits.
@@ -134,17 +136,21 @@ def _tensor(stored: StoredParts, stem: str, settings: Mapping[str, Any], bits: i
 
 def _refuse_variants(settings: Mapping[str, Any], bits: int) -> None:
     if _format(settings) not in _FORMATS:
-        raise UnsupportedModelError(f"the checkpoint is GPTQ in format {_format(settings)}", TAKE_THE_ORIGINAL)
+        raise UnsupportedModelError(
+            f"the checkpoint is GPTQ in the format {_format(settings)}, which localq does not read", TAKE_THE_ORIGINAL
+        )
     if bits not in _BITS:
-        raise UnsupportedModelError(f"the checkpoint is GPTQ of {bits} bits", TAKE_THE_ORIGINAL)
+        raise UnsupportedModelError(
+            f"the checkpoint is GPTQ with {bits} bits; localq reads 2, 3, 4 and 8", TAKE_THE_ORIGINAL
+        )
     dynamic = settings.get("dynamic") or {}
-    # Rules that begin with "-:" name modules that stay floats; others give modules settings of their own.
+    # Rules that begin with "-:" name modules that stay floats; others give some modules other settings.
     if not isinstance(dynamic, dict) or any(not str(rule).startswith("-:") for rule in dynamic):
-        raise UnsupportedModelError("the checkpoint is GPTQ with settings that differ by module", TAKE_THE_ORIGINAL)
+        raise UnsupportedModelError("the checkpoint is GPTQ with different settings for some layers", TAKE_THE_ORIGINAL)
 
 
 def _format(settings: Mapping[str, Any]) -> object:
-    """AutoGPTQ's first checkpoints say nothing, and are of format `gptq`."""
+    """AutoGPTQ's first checkpoints name no format: they are `gptq`."""
     if settings.get("is_marlin_format"):
         return "marlin"
     return settings.get("checkpoint_format") or settings.get("format") or "gptq"

@@ -1,0 +1,210 @@
+"""A bench report as text, Markdown and CSV; the history as text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from localq.measure.reports import BenchReport
+from localq.measure.speed_tables import render_bench, render_history
+from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, rate
+
+COMMAND = "localq bench toy -p 64 -g 16 -r 3"
+REPORT = bench_report({"toy:mlx-4bit": (9.0, 10.0, 12.0), "toy:gguf-q4_k_m": (13.0, 14.0, 15.0)})
+
+
+def test_plain_text_has_a_row_for_each_format_and_test_and_says_all() -> None:
+    assert render_bench(REPORT, "text", 80).splitlines() == [
+        "toy: speed by format",
+        "",
+        "format       test           t/s    75% interval  of memory limit",
+        "-----------  ----  ------------  --------------  ---------------",
+        "mlx-4bit     pp64  100.0 ± 15.3   90.0 to 120.0                -",
+        "mlx-4bit     tg16  10.00 ± 1.53   9.00 to 12.00      20% of 50.0",
+        "gguf-q4_k_m  pp64  140.0 ± 10.0  130.0 to 150.0                -",
+        "gguf-q4_k_m  tg16  14.00 ± 1.00  13.00 to 15.00      28% of 50.0",
+        "",
+        "format          size  bits/weight    load  cold load  first token  peak memory",
+        "-----------  -------  -----------  ------  ---------  -----------  -----------",
+        "mlx-4bit     1.61 GB         4.50  250 ms     2.50 s       1.50 s    734.00 MB",
+        "gguf-q4_k_m  1.61 GB            -  250 ms          -       1.50 s    734.00 MB",
+        "",
+        "pp64: gguf-q4_k_m is 1.40 times as fast as mlx-4bit (1.08 to 1.67, 95% interval)",
+        "tg16: gguf-q4_k_m is 1.40 times as fast as mlx-4bit (1.08 to 1.67, 95% interval)",
+        "",
+        "machine: Test CPU, 4 cores, 17.18 GB, no Metal; TestOS 1",
+        "versions: localq 9.9, mlx 0.1, llama-cpp-python 0.3, Python 3.11.0",
+        "measured: 2026-11-21 04:05 UTC",
+        "speed: 3 repetitions by turns, each in a warm process of its own; context of 65",
+        "  tokens; keys and values in full; at most 512 prompt tokens in a pass;",
+        "  llama.cpp on 4 threads; flash attention as it chooses",
+        "memory limit: 33.10 GB/s, measured in the same run, / bytes that a token reads",
+        "columns: --md says what they mean",
+        f"repeat: {COMMAND}",
+    ]
+
+
+def test_a_single_repetition_has_neither_spread_nor_interval() -> None:
+    text = render_bench(
+        bench_report({"toy:gguf-q8_0": (7.0,)}, settings=SETTINGS.model_copy(update={"repetitions": 1}))
+    )
+    assert text.splitlines()[2].split() == ["format", "test", "t/s", "of", "memory", "limit"]
+    assert text.splitlines()[5].split() == ["gguf-q8_0", "tg16", "7.00", "14%", "of", "50.0"]
+    assert "1 repetition by turns" in text
+
+
+@pytest.mark.parametrize("level", [0.75, 0.95])
+def test_the_interval_has_its_true_level(level: float) -> None:
+    value = REPORT.model_dump()
+    for item in (item for result in value["results"] for item in result["tests"]):
+        item["tokens_per_second"]["confidence_level"] = level
+    assert f" {level:.0%} interval  of" in render_bench(BenchReport.model_validate(value))
+
+
+def test_forms_of_several_models_have_their_whole_names() -> None:
+    text = render_bench(bench_report({"toy:gguf-q8_0": SLOW, "other:gguf-q8_0": FAST}))
+    assert "toy, other: speed by format" in text and "\nother:gguf-q8_0  tg16" in text
+
+
+def test_settings_that_were_chosen_are_said() -> None:
+    chosen = {
+        "threads": 1,
+        "kv_cache_type": "q8_0",
+        "flash_attention": False,
+        "batch_tokens": 256,
+        "delay_seconds": 2.5,
+    }
+    text = " ".join(render_bench(REPORT.model_copy(update={"settings": SETTINGS.model_copy(update=chosen)})).split())
+    for words in (
+        *("keys and values in q8_0", "at most 256 prompt tokens", "llama.cpp on 1 thread; flash attention off"),
+        "a pause of 2.5 s",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("style", ["text", "md"])
+def test_warnings_random_weights_and_a_run_that_was_stopped_are_said(style: str) -> None:
+    settings = SETTINGS.model_copy(update={"repetitions": 10})
+    stopped = {"partial": True, "warnings": ("it is hot",), "settings": settings, "command": "localq bench --shape x"}
+    text = render_bench(REPORT.model_copy(update=stopped), style)  # type: ignore[arg-type]
+    assert "toy: speed by format (partial)" in text
+    for words in (
+        "stopped before the last repetition",
+        "3 of 10 repetitions",
+        "it is hot",
+        "random, in the shape of the model",
+    ):
+        assert words in text
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_line_is_longer_than_the_width_except_the_command(width: int) -> None:
+    name = "microsoft/Phi-3.5-mini-instruct"
+    machine = MACHINE.model_copy(update={"os": "Linux-6.1.0-28-cloud-amd64-x86_64-with-glibc2.36"})
+    report = bench_report({f"{name}:mlx-4bit": SLOW, "toy:gguf-q4_k_m": FAST}, machine=machine, command="x" * 300)
+    *lines, command = render_bench(report, "text", width).splitlines()
+    assert max(map(len, lines)) <= width
+    assert command == f"repeat: {'x' * 300}"
+    assert ("no room for" in "\n".join(lines)) == (width < 100)
+
+
+def test_markdown_defines_every_column() -> None:
+    text = render_bench(REPORT, "md")
+    for name in ("test", "t/s", "75% interval", "of memory limit", "size", "load", "cold load", "peak memory"):
+        assert f"- **{name}**: " in text
+    assert "import the library" in text
+    assert text.endswith(f"\n\n    {COMMAND}")
+
+
+def test_csv_has_a_row_for_each_format_and_test_in_full_precision() -> None:
+    rows = list(csv.DictReader(io.StringIO(render_bench(REPORT, "csv"))))
+    assert [(row["recipe"], row["test"]) for row in rows] == [
+        (recipe, test) for recipe in ("mlx-4bit", "gguf-q4_k_m") for test in ("pp64", "tg16")
+    ]
+    generation, expected = rows[1], rate((9.0, 10.0, 12.0))
+    assert float(generation["tokens_per_second_stdev"]) == expected.stdev
+    assert [float(text) for text in generation["tokens_per_second_samples"].split("; ")] == [9.0, 10.0, 12.0]
+    assert (generation["tokens_per_second_low"], generation["tokens_per_second_high"]) == ("9.0", "12.0")
+    assert generation["tokens_per_second_level"] == "0.75"
+    assert (generation["limit_bytes_per_token"], generation["limit_share"]) == ("660000000", "0.2")
+    assert (generation["cold_load_seconds"], rows[3]["cold_load_seconds"]) == ("2.5", "")
+    assert rows[0]["limit_share"] == rows[0]["kv_cache_type"] == ""
+
+
+def test_csv_has_what_is_needed_to_repeat_it() -> None:
+    (row, *_) = csv.DictReader(io.StringIO(render_bench(REPORT.model_copy(update={"warnings": ("hot",)}), "csv")))
+    expected = {
+        "prompt_tokens": "64",
+        "generated_tokens": "0",
+        "depth_tokens": "0",
+        "repetitions": "3",
+        "delay_seconds": "0.0",
+        "context_length": "65",
+        "threads": "4",
+        "batch_tokens": "512",
+        "machine_cpu": "Test CPU",
+        "machine_memory_bytes": str(16 << 30),
+        "machine_metal": "False",
+        "machine_python": "3.11.0",
+        "localq_version": "9.9",
+        "mlx_version": "0.1",
+        "mlx_lm_version": "",
+        "llama_cpp_python_version": "0.3",
+        "warnings": "hot",
+        "partial": "False",
+        "started": "2026-11-21T04:05:06+00:00",
+        "command": COMMAND,
+    }
+    assert {name: row[name] for name in expected} == expected
+
+
+def test_csv_has_the_same_columns_for_every_report() -> None:
+    settings = SETTINGS.model_copy(update={"prompt_tokens": (), "threads": None, "repetitions": 1})
+    other = bench_report({"toy:gguf-q8_0": (7.0,)}, settings=settings)
+    assert len({render_bench(each, "csv").splitlines()[0] for each in (REPORT, other)}) == 1
+
+
+def run(day: int, median: float, name: str = "toy:gguf-q8_0", busy: bool = False, **chosen: object) -> BenchReport:
+    """At two hours past UTC."""
+    versions = {"localq": "9.9" if day < 3 else "10.0", "mlx": "0.1"}
+    settings = SETTINGS.model_copy(update={"prompt_tokens": (), "threads": None, "repetitions": 6, **chosen})
+    return bench_report(
+        {name: 2 * (median - 1, median, median + 1)},
+        settings=settings,
+        machine=MACHINE.model_copy(update={"versions": versions, "busy": busy}),
+        started=datetime(2026, 11, day, 6, 5, 6, tzinfo=timezone(timedelta(hours=2))),
+    )
+
+
+HISTORY = [
+    run(4, 9, busy=True),
+    *(run(1, 21), run(2, 21.5), run(3, 25)),
+    run(1, 20, "toy:mlx-4bit", busy=True, threads=1, kv_cache_type="q8_0", batch_tokens=64),
+]
+
+
+def test_the_history_names_a_change_where_it_is_shown_and_a_busy_machine() -> None:
+    assert render_history(HISTORY).splitlines() == [
+        "toy:gguf-q8_0; Test CPU, 4 cores, 16 GiB",
+        "test  started (UTC)     localq           t/s  change",
+        "----  ----------------  ------  ------------  ----------------------------",
+        "tg16  2026-11-01 04:05  9.9     21.00 ± 0.89",
+        "tg16  2026-11-02 04:05  9.9     21.50 ± 0.89  ~",
+        "tg16  2026-11-03 04:05  10.0    25.00 ± 0.89  +16.3% faster",
+        "tg16  2026-11-04 04:05  10.0     9.00 ± 0.89  -64.0% slower (machine busy)",
+        "",
+        "toy:mlx-4bit; Test CPU, 4 cores, 16 GiB; threads 1, kv_cache_type q8_0, batch_tokens 64",
+        "test  started (UTC)     localq  mlx           t/s  change",
+        "----  ----------------  ------  ---  ------------  --------------",
+        "tg16  2026-11-01 04:05  9.9     0.1  20.00 ± 0.89  (machine busy)",
+    ]
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_history_fits_the_width_and_keeps_the_change(width: int) -> None:
+    text = render_history(HISTORY, width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "-64.0% slower (machine busy)" in text and ("no room for: " in text) == (width < 75)
