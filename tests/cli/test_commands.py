@@ -368,12 +368,25 @@ def test_reader_that_has_enough_of_an_answer_ends_it() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("arguments", [["ls", "--json"], ["generate", "toy-llama:gguf-q4_k_m", "Once", "-n", "2"]])
-def test_a_full_disk_behind_stdout_is_an_error_in_one_line(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipes"], b"error: can't write to standard output: No space left on device\n"),
+        (
+            ["ls", "--json"],
+            b'{"error": "can\'t write to standard output: No space left on device", "hint": "", "code": 1}\n',
+        ),
+        (
+            ["generate", "toy-llama:gguf-q4_k_m", "Once", "-n", "2"],
+            b"error: can't write to standard output: No space left on device\n",
+        ),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_an_error_in_one_line(arguments: list[str], said: bytes) -> None:
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", "localq", *arguments]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
-    assert (ran.returncode, ran.stderr) == (1, b"error: can't write to standard output: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (1, said)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")
