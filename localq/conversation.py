@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack
 
 from localq.disk import write_text
 from localq.errors import OptionError
-from localq.generation import Chunk, FinishReason, GenerationStatistics
-from localq.options import GenerationOptions
+from localq.generation import Chunk, FinishReason, GenerationStatistics, first_words
+from localq.keywords import named_options
+from localq.model import chosen_options
+from localq.options import GenerationKeywords, GenerationOptions
 from localq.transcript import Event, Record, Transcript, as_lines, header_event, read_record, turn_event
 
 if TYPE_CHECKING:
@@ -51,10 +53,19 @@ class Exchange:
 class Conversation:
     """Ask, and read the reply piece by piece; the exchange is kept when the reply ends.
 
+        conversation = localq.Conversation(model, "Be brief.", temperature=0.7)
+        for chunk in conversation.ask("What is the capital of France?"):
+            print(chunk, end="", flush=True)
+        print(conversation.ask("And of Italy?").read())
+        conversation.save("capitals.jsonl")
+
     When the next turn would not fit into the context, the oldest exchanges leave it, down to half of the context, so
     that this happens rarely; the system message stays. They stay in `exchanges` and in the transcript.
+
+    `exchanges` has the questions with their replies and statistics. `options` may be replaced between two turns.
     """
 
+    @named_options(GenerationOptions)
     def __init__(
         self,
         model: Model,
@@ -63,19 +74,30 @@ class Conversation:
         options: GenerationOptions | None = None,
         raw: bool = False,
         transcript: Transcript | None = None,
+        **changes: Unpack[GenerationKeywords],
     ) -> None:
-        """`raw` continues plain text without a chat template; it has no system message."""
+        """`system` is the system message. `raw` continues plain text without a chat template or system message.
+
+        `options` holds many options at once; those that are given by name count more. With a `transcript`
+        (`localq.transcript.new_transcript`) every exchange is written to disk at once. Raises OptionError.
+        """
         if raw and system is not None:
             raise OptionError(
                 "a system message needs the chat template, which raw text has none of", "drop one of them"
             )
         self.model = model
-        self.options = options or GenerationOptions()
+        self.options = chosen_options(options, changes)
         self.raw = raw
         self.exchanges: list[Exchange] = []
         self.transcript = transcript
         self._system = system
         self._first = 0  # exchange in the context
+
+    def __repr__(self) -> str:
+        count = len(self.exchanges)
+        said = f"{count} exchange" if count == 1 else f"{count} exchanges"
+        forgotten = f", {self.forgotten} of them no longer in the context" if self.forgotten else ""
+        return f"<Conversation with {self.model.name}:{self.model.recipe_name}, {said}{forgotten}>"
 
     @property
     def system(self) -> str | None:
@@ -105,14 +127,20 @@ class Conversation:
         return len(self._ids(self._first, None)) if self.exchanges or self._system is not None else 0
 
     def ask(self, question: str, *, keep: bool = True) -> Reply:
-        """Begin a reply. With `keep` false the exchange is kept by `Reply.keep` alone.
+        """Begin a reply; iterate over it, or `read` it whole. With `keep` false only `Reply.keep` keeps the exchange.
 
-        Raises PromptTooLongError where the question alone does not fit, else as `Model.stream`.
+        Raises OptionError for a question that is not text, else as `Model.stream`; reading raises PromptTooLongError
+        where the question alone does not fit.
         """
+        if not isinstance(question, str):
+            raise OptionError(f"question is {question!r}; expected text")
         return Reply(self, question, self._stream(question), keep=keep)
 
     def retry(self, *, keep: bool = True) -> Reply:
-        """Answer the last question again; the earlier reply is kept until the new one begins. Raises OptionError."""
+        """Answer the last question again; the earlier reply is kept until the new one begins.
+
+        Raises OptionError where nothing was asked yet.
+        """
         last = self._last()
         earlier = self.exchanges.pop()
         try:
@@ -155,8 +183,9 @@ class Conversation:
         self.model = model
         self._first = 0
 
-    def save(self, file: Path) -> None:
+    def save(self, file: Path | str) -> None:
         """Write a transcript, or Markdown where the name ends in `.md`. Raises LocalqError."""
+        file = Path(file)
         if file.suffix.lower() == ".md":
             write_text(file, self.to_markdown())
         else:
@@ -178,10 +207,18 @@ class Conversation:
         self._first = 0
 
     @classmethod
-    def load(cls, file: Path, model: Model, *, options: GenerationOptions | None = None) -> Conversation:
-        """A conversation that `save` wrote as a transcript. Raises LocalqError."""
-        conversation = cls(model, options=options)
-        conversation.restore(read_record(file))
+    @named_options(GenerationOptions)
+    def load(
+        cls,
+        file: Path | str,
+        model: Model,
+        *,
+        options: GenerationOptions | None = None,
+        **changes: Unpack[GenerationKeywords],
+    ) -> Conversation:
+        """A conversation that `save` wrote as a transcript. Options as for a new one. Raises LocalqError."""
+        conversation = cls(model, options=options, **changes)
+        conversation.restore(read_record(Path(file)))
         return conversation
 
     def _last(self) -> Exchange:
@@ -200,9 +237,12 @@ class Conversation:
         ids = self._ids(self._first, question)
         if len(ids) + begun_tokens + room <= context:
             return ids
-        while self._first < len(self.exchanges) and len(ids) + begun_tokens > context // 2:
-            self._first += 1
-            ids = self._ids(self._first, question)
+        first = self._first
+        while first < len(self.exchanges) and len(ids) + begun_tokens > context // 2:
+            first += 1
+            ids = self._ids(first, question)
+        if len(ids) + begun_tokens < context:  # else the engine will refuse it: nothing is forgotten in vain
+            self._first = first
         return ids
 
     def _ids(self, first: int, question: str | None) -> list[int]:
@@ -245,7 +285,10 @@ class Conversation:
 
 
 class Reply(Iterator[Chunk]):
-    """A reply as it comes. When it ends, or is closed, the exchange is kept, unless no token came."""
+    """A reply as it comes. When it ends, or is closed, the exchange is kept, unless no token came.
+
+    `str()` of it is what has come so far.
+    """
 
     def __init__(
         self,
@@ -274,6 +317,18 @@ class Reply(Iterator[Chunk]):
     def text(self) -> str:
         """What has come so far, with what a continued reply began with."""
         return "".join(self._texts)
+
+    def __repr__(self) -> str:
+        return f"<Reply {first_words(self.text)!r}, {self.finish_reason or self._stream.state}>"
+
+    def __str__(self) -> str:
+        return self.text
+
+    def read(self) -> str:
+        """Read to the end; returns the whole text."""
+        for _ in self:
+            pass
+        return self.text
 
     def __next__(self) -> Chunk:
         try:

@@ -26,6 +26,8 @@ FinishReason = Literal["stop", "length", "interrupted"]
 """`stop`: an end token or a stop string; `length`: max_tokens, or the context is full; `interrupted`: the reader ended
 it (`ReplyStream.stop`)."""
 
+_FIRST_CHARACTERS = 60
+
 
 @dataclass(frozen=True, slots=True)
 class TextRules:
@@ -105,10 +107,13 @@ class Chunk:
     logprobs: TokenLogprobs | None = None
     """Of the token; None without the option `logprobs`."""
 
+    def __str__(self) -> str:
+        return self.text
+
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """A whole reply."""
+    """A whole reply; `str()` of it is its text."""
 
     text: str
     finish_reason: FinishReason
@@ -118,6 +123,12 @@ class Completion:
     statistics: GenerationStatistics
     logprobs: tuple[TokenLogprobs, ...] | None = None
     """Of each generated id; None without the option `logprobs`."""
+
+    def __repr__(self) -> str:
+        return f"<Completion {first_words(self.text)!r}, {self.finish_reason}: {self.statistics}>"
+
+    def __str__(self) -> str:
+        return self.text
 
 
 def stream(
@@ -230,6 +241,11 @@ class _Meter:
             decode_seconds=self._decode_seconds,
             time_to_first_token_seconds=self._first_token_seconds,
         )
+
+
+def first_words(text: str) -> str:
+    """The beginning of a text, for one line."""
+    return text if len(text) <= _FIRST_CHARACTERS else f"{text[: _FIRST_CHARACTERS - 3]}..."
 
 
 def _rate(tokens: int, seconds: float) -> float | None:

@@ -12,14 +12,14 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
 from localq.context_length import config_limits, gguf_limits
-from localq.conversion.convert import ConversionListener, make_forms
+from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
 from localq.conversion.plan import Request
 from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
@@ -27,13 +27,14 @@ from localq.errors import OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
 from localq.gguf_file import model_name, read_model_header
 from localq.json_files import read_config, read_optional_json
+from localq.keywords import named_options
 from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
-from localq.options import GenerationOptions, LoadOptions
+from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import read_artifact
 from localq.store.store import Store
-from localq.text.chat_template import ChatTemplate, load_chat_template, missing_chat_template
+from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
 from localq.turns import ReplyStream, StopCheck, Turns
@@ -47,7 +48,15 @@ Prompt = str | Sequence[Message]
 
 @dataclass(eq=False)
 class Model:
-    """A model to talk to. A context manager; safe to share between threads: their replies wait for each other."""
+    """A model to talk to, opened by `localq.load`.
+
+        with localq.load("toy-llama") as model:
+            print(model.generate("What is the capital of France?"))
+            for chunk in model.stream("What is the capital of Italy?", max_tokens=20):
+                print(chunk, end="", flush=True)
+
+    A context manager; safe to share between threads: their replies wait for each other.
+    """
 
     name: str
     """The reference it was loaded by, without the recipe."""
@@ -60,7 +69,12 @@ class Model:
     fingerprint: str
     """Identifies its weights."""
     load_seconds: float = 0.0
-    _turns: Turns = field(default_factory=Turns, init=False, repr=False)
+    _turns: Turns = field(default_factory=Turns, init=False)
+    _is_closed: bool = field(default=False, init=False)
+
+    def __repr__(self) -> str:
+        state = "closed" if self._is_closed else f"context of {self.context_length:,} tokens"
+        return f"<Model {self.name}:{self.recipe_name}, {state}>"
 
     @property
     def context_length(self) -> int:
@@ -75,36 +89,56 @@ class Model:
         """The ids that `generate` would give the engine: the same for every format of a model.
 
         A string is one user message; with `raw` it is plain text, encoded with the tokenizer's own special tokens.
-        Raises ChatTemplateError when the model has no chat template.
+        Raises ChatTemplateError when the model has no chat template, or names the message that is wrong.
         """
         if raw:
             if not isinstance(prompt, str):
-                raise OptionError("raw=True takes a string, not a list of messages")
+                raise OptionError(f"raw=True takes a string, not a {type(prompt).__name__}")
             return self.tokenizer.encode(prompt, add_special_tokens=True)
         if self.chat_template is None:
             raise missing_chat_template(self.name)
-        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+        messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        check_messages(messages, self.chat_template)
         text = self.chat_template.render(messages)
         # The template writes its own special tokens, as in Hugging Face's apply_chat_template.
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def generate(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> Completion:
-        """Answer a prompt. `options` are the fields of `GenerationOptions`, or `options=GenerationOptions(...)`.
+    @named_options(GenerationOptions)
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        options: GenerationOptions | None = None,
+        **changes: Unpack[GenerationKeywords],
+    ) -> Completion:
+        """Answer a prompt: a question, or a list of messages such as {"role": "user", "content": "..."}.
 
-        Raises PromptTooLongError, ChatTemplateError, OptionError or EngineError.
+        With `raw` the prompt is plain text, to be continued without the chat template. `options` holds many options at
+        once; those that are given by name count more. `str()` of the result is the reply's text. Raises
+        PromptTooLongError, ChatTemplateError, OptionError or EngineError.
         """
-        generation_options = _generation_options(options)
+        chosen = chosen_options(options, changes)
         ids = self.prompt_token_ids(prompt, raw=raw)
         with self._turns.turn():
-            return complete(self.engine, self._rules(raw), ids, generation_options)
+            return complete(self.engine, self._rules(raw), ids, chosen)
 
-    def stream(self, prompt: Prompt, *, raw: bool = False, **options: Any) -> ReplyStream:
+    @named_options(GenerationOptions)
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        raw: bool = False,
+        options: GenerationOptions | None = None,
+        **changes: Unpack[GenerationKeywords],
+    ) -> ReplyStream:
         """As `generate`, piece by piece; the last chunk has the finish reason and the statistics.
 
-        Closing the stream, or leaving its `with` block, stops the engine and leaves the model usable.
+        Nothing is computed before the first piece is read. Closing the stream, or leaving its `with` block, stops the
+        engine and leaves the model usable.
         """
-        generation_options = _generation_options(options)
-        return self.stream_ids(self.prompt_token_ids(prompt, raw=raw), generation_options, raw=raw)
+        chosen = chosen_options(options, changes)
+        return self.stream_ids(self.prompt_token_ids(prompt, raw=raw), chosen, raw=raw)
 
     def stream_ids(
         self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
@@ -118,15 +152,15 @@ class Model:
 
         return ReplyStream(self._turns, start)
 
-    def load_prompt_cache(self, file: Path) -> None:
+    def load_prompt_cache(self, file: Path | str) -> None:
         """Read what `save_prompt_cache` wrote. Raises OptionError for another model's file, EngineError for damage."""
         with self._turns.turn():
-            load_prompt_cache(self.engine, file, self.fingerprint)
+            load_prompt_cache(self.engine, Path(file), self.fingerprint)
 
-    def save_prompt_cache(self, file: Path) -> None:
+    def save_prompt_cache(self, file: Path | str) -> None:
         """Write what was computed for the newest prompt and its reply to a file, for a later run."""
         with self._turns.turn():
-            save_prompt_cache(self.engine, file, self.fingerprint)
+            save_prompt_cache(self.engine, Path(file), self.fingerprint)
 
     def _rules(self, raw: bool) -> TextRules:
         # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
@@ -137,6 +171,7 @@ class Model:
         """Free the engine's memory; waits for a reply that another thread is reading."""
         with self._turns.turn():
             self.engine.close()
+            self._is_closed = True
 
     def __enter__(self) -> Model:
         return self
@@ -145,22 +180,30 @@ class Model:
         self.close()
 
 
+@named_options(LoadOptions)
 def load(
     reference: str | os.PathLike[str] | ModelReference,
     *,
     models_dir: Path | str | None = None,
     listener: ConversionListener | None = None,
     needs_chat_template: bool = False,
-    **options: Any,
+    **options: Unpack[LoadKeywords],
 ) -> Model:
-    """Open a model by reference; it is converted first where it is not yet. `options` are those of `LoadOptions`.
+    """Open a model; it is downloaded and converted first where that was not done before.
 
-    With `needs_chat_template`, a checkpoint without one is refused before it is converted. Raises errors of the tree
-    in `localq.errors`.
+        localq.load("toy-llama")                                   a model that comes with localq
+        localq.load("microsoft/Phi-4-mini-instruct:gguf-q4_k_m")   a repository of the hub, and a format of it
+        localq.load("./checkpoint", context_length=4096)           a checkpoint's folder, an MLX folder, a .gguf file
+
+    Without a format: MLX 4-bit on Apple silicon, else GGUF Q4_K_M. `models_dir` is the folder of converted models.
+    `listener` gets the progress of download and conversion; without one, IPython and Jupyter show bars. With
+    `needs_chat_template`, a checkpoint without one is refused before it is converted. Use the model in a `with` block,
+    or close it. Raises errors of the tree in `localq.errors`, all of them LocalqError.
     """
     parsed = reference if isinstance(reference, ModelReference) else parse_reference(reference)
     load_options = LoadOptions(**options)
-    ready = ready_form(parsed, models_dir, listener.on_download if listener else None)
+    listener = listener_or_default(listener)
+    ready = ready_form(parsed, models_dir, listener.on_download)
     if ready is not None:
         model = open_gguf_file(ready, load_options) if ready.is_file() else open_form(ready, load_options)
         if parsed.kind == "repo":  # people know it by the repository, and not by its place in the cache
@@ -270,13 +313,10 @@ def _open_engine(form: str, path: Path, options: LoadOptions, context_length: in
     return cast(Engine, engine)
 
 
-def _generation_options(options: dict[str, Any]) -> GenerationOptions:
-    given = options.pop("options", None)
-    if given is not None and not isinstance(given, GenerationOptions):
-        raise OptionError(f"options is {given!r}; expected GenerationOptions")
-    try:
-        return replace(given, **options) if given is not None else GenerationOptions(**options)
-    except TypeError as error:
-        unknown = ", ".join(sorted(set(options) - set(GenerationOptions.__dataclass_fields__)))
-        known = ", ".join(GenerationOptions.__dataclass_fields__)
-        raise OptionError(f"unknown generation option: {unknown}", f"options: {known}") from error
+def chosen_options(options: GenerationOptions | None, changes: GenerationKeywords) -> GenerationOptions:
+    """`options`, else the defaults, with those that were given by name. Raises OptionError."""
+    if options is not None and not isinstance(options, GenerationOptions):
+        raise OptionError(
+            f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
+        )
+    return replace(options or GenerationOptions(), **changes)

@@ -6,9 +6,10 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Literal, TypedDict, TypeVar, get_args
 
 from localq.errors import OptionError
+from localq.keywords import named_options
 
 KvCacheType = Literal["q8_0", "q4_0"]
 """8 or 4 bits for each key and value, with a scale for every 32 (llama.cpp) or 64 (MLX) of them."""
@@ -32,39 +33,48 @@ _GREEDY_BELOW_TEMPERATURE = 1e-30
 _COUNT = "a whole number, at least 1"
 _MOST_THREADS = 512  # GGML_MAX_N_THREADS: with more, llama.cpp ends the process
 
+_Kind = TypeVar("_Kind")
 
+
+def _refuses_other_names(kind: type[_Kind]) -> type[_Kind]:
+    kind.__init__ = named_options()(kind.__init__)  # type: ignore[method-assign]
+    return kind
+
+
+@_refuses_other_names
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
     """How one reply is generated; the same meaning on every engine.
 
     They apply in this order: logit bias, the three penalties, top-k, top-p, min-p, temperature, draw.
     The defaults are greedy, so that the same question gives the same answer in every run.
+
+    max_tokens: Most tokens to generate; fewer when the context is full.
+    temperature: 0 is greedy: always the most likely token.
+    top_k: Keep the k most likely tokens; 0 keeps all.
+    top_p: Keep the smallest set of tokens whose probability reaches p; 1 keeps all.
+    min_p: Drop tokens with less than this share of the most likely token's probability; 0 drops none.
+    repeat_penalty: Divide (or, below zero, multiply) the logits of recent tokens by this; 1 is off.
+    presence_penalty: Subtract this from the logits of recent tokens; 0 is off.
+    frequency_penalty: Subtract this from the logits of recent tokens for each time that they occur; 0 is off.
+    logit_bias: What to add to the logits of single tokens, by their ids; -inf bans one.
+    seed: Makes a sampled run repeatable on the same engine; None draws a random one.
+    stop: Strings that end the reply; they are not part of its text.
+    logprobs: Give the log-probability of every generated token and of this many most likely ones; None gives none.
     """
 
     max_tokens: int = 1024
-    """Most tokens to generate; fewer when the context is full."""
     temperature: float = 0.0
-    """0 is greedy: always the most likely token."""
     top_k: int = 0
-    """Keep the k most likely tokens; 0 keeps all."""
     top_p: float = 1.0
-    """Keep the smallest set of tokens whose probability reaches p; 1 keeps all."""
     min_p: float = 0.0
-    """Drop tokens with less than this share of the most likely token's probability; 0 drops none."""
     repeat_penalty: float = 1.0
-    """Divide (or, below zero, multiply) the logits of recent tokens by this; 1 is off."""
     presence_penalty: float = 0.0
-    """Subtract this from the logits of recent tokens; 0 is off."""
     frequency_penalty: float = 0.0
-    """Subtract this from the logits of recent tokens for each time that they occur; 0 is off."""
     logit_bias: Mapping[int, float] = field(default_factory=dict, hash=False)
-    """What to add to the logits of single tokens, by their ids; -inf bans one."""
     seed: int | None = None
-    """Makes a sampled run repeatable on the same engine; None draws a random one."""
     stop: tuple[str, ...] = ()
-    """Strings that end the reply; they are not part of its text."""
     logprobs: int | None = None
-    """Give the log-probability of every generated token and of this many most likely ones; None gives none."""
 
     @property
     def greedy(self) -> bool:
@@ -103,22 +113,43 @@ class GenerationOptions:
         object.__setattr__(self, "logit_bias", dict(self.logit_bias))
 
 
+class GenerationKeywords(TypedDict, total=False):
+    """The fields of `GenerationOptions`, for type checkers and editors."""
+
+    max_tokens: int
+    temperature: float
+    top_k: int
+    top_p: float
+    min_p: float
+    repeat_penalty: float
+    presence_penalty: float
+    frequency_penalty: float
+    logit_bias: Mapping[int, float]
+    seed: int | None
+    stop: tuple[str, ...]
+    logprobs: int | None
+
+
+@_refuses_other_names
 @dataclass(frozen=True, slots=True)
 class LoadOptions:
-    """How a model is opened."""
+    """How a model is opened.
+
+    context_length: Tokens of prompt and reply together; None means the model's default.
+    threads: CPU threads for llama.cpp; None means one per physical core that this process may use, and a single one for
+        a very small model. MLX chooses its own and refuses a number.
+    kv_cache_type: Type of the keys and values of the context; None means half precision, or the type that the model
+        computes in.
+    flash_attention: Whether llama.cpp uses it; None lets llama.cpp choose, except that it is off for a model in
+        float32. MLX has one kind of attention and refuses a choice.
+    batch_tokens: Most prompt tokens computed in one pass, and between two chances to cancel.
+    """
 
     context_length: int | None = None
-    """Tokens of prompt and reply together; None means the model's default."""
     threads: int | None = None
-    """CPU threads for llama.cpp; None means one per physical core that this process may use, and
-    a single one for a very small model. MLX chooses its own and refuses a number."""
     kv_cache_type: KvCacheType | None = None
-    """Type of the keys and values of the context; None means half precision, or the type that the model computes in."""
     flash_attention: bool | None = None
-    """Whether llama.cpp uses it; None lets llama.cpp choose, except that it is off for a model in float32. MLX has one
-    kind of attention and refuses a choice."""
     batch_tokens: int = MOST_BATCH_TOKENS
-    """Most prompt tokens computed in one pass, and between two chances to cancel."""
 
     def __post_init__(self) -> None:
         length, threads = self.context_length, self.threads
@@ -131,6 +162,16 @@ class LoadOptions:
         _require(flash is None or isinstance(flash, bool), "flash_attention", flash, "True, False or None")
         fits = _is_integer(self.batch_tokens) and 1 <= self.batch_tokens <= MOST_BATCH_TOKENS
         _require(fits, "batch_tokens", self.batch_tokens, f"a whole number between 1 and {MOST_BATCH_TOKENS}")
+
+
+class LoadKeywords(TypedDict, total=False):
+    """The fields of `LoadOptions`, for type checkers and editors."""
+
+    context_length: int | None
+    threads: int | None
+    kv_cache_type: KvCacheType | None
+    flash_attention: bool | None
+    batch_tokens: int
 
 
 def _is_integer(value: object) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from html import escape
 
 
 def format_bytes(count: float) -> str:
@@ -69,3 +70,17 @@ def _decimals(value: float) -> int:
 def _magnitude(value: float) -> int:
     """Of 135: 2. A number without one, such as 0, counts as 1."""
     return math.floor(math.log10(value)) if value > 0 else 0
+
+
+def format_html_table(header: list[str], rows: list[list[str]], left_columns: int = 1) -> str:
+    """The same for a notebook, which brings the style."""
+
+    def line(tag: str, cells: list[str]) -> str:
+        sides = ["left" if column < left_columns else "right" for column in range(len(cells))]
+        marked = [
+            f'<{tag} style="text-align: {side}">{escape(cell)}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+        ]
+        return f"<tr>{''.join(marked)}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f"<table><thead>{line('th', header)}</thead><tbody>{body}</tbody></table>"

@@ -97,6 +97,18 @@ class ReplyStream(Iterator["Chunk"]):
             raise StopIteration
         return chunk
 
+    @property
+    def state(self) -> str:
+        """For people: not begun, being read, ended, or cut off."""
+        if self._was_cut_off:
+            return "cut off: the model was used for something else"
+        if self._over.is_set():
+            return "ended"
+        return "being read" if self._chunks is not None else "not begun: read it with a for loop"
+
+    def __repr__(self) -> str:
+        return f"<ReplyStream, {self.state}>"
+
     def _read(self) -> Chunk:
         if self._was_cut_off:
             raise EngineError(

@@ -21,7 +21,7 @@ LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
     {"chat"},
-    {"doctor"},
+    {"api", "doctor"},
     {"measure", "conversation"},
     {"model"},
     {"conversion"},
@@ -29,7 +29,7 @@ LAYERS = [
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
-    {"recipes", "llama_log", "disk", "hardware"},
+    {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""
@@ -52,6 +52,7 @@ HEAVY = {
     "sentencepiece",
     "psutil",
     "prompt_toolkit",
+    "tqdm",
     "pygments",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6

@@ -114,6 +114,14 @@ def test_a_reply_stopped_within_a_character_goes_on_with_the_character(model: Mo
     assert whole(conversation.continue_reply()) == "a€"
 
 
+def test_a_question_that_does_not_fit_makes_the_model_forget_nothing(model: Model) -> None:
+    conversation = Conversation(model, options=GenerationOptions(max_tokens=8))
+    whole(conversation.ask("What is the capital of France?"))
+    with pytest.raises(PromptTooLongError):
+        whole(conversation.ask("word " * 300))
+    assert (conversation.forgotten, len(conversation.exchanges)) == (0, 1)
+
+
 def test_a_reply_stopped_before_its_first_token_leaves_no_trace(model: Model) -> None:
     conversation = Conversation(model)
     reply = conversation.ask("What is the capital of France?")

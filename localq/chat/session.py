@@ -98,6 +98,8 @@ class Session:
                 message = self._prompt.ask(default=default)
                 self._take(message)
             except EOFError:
+                if self._prompt.source is None and sys.stdin.isatty():
+                    self.say("")
                 return
             except KeyboardInterrupt:
                 if self._prompt.source is None:
@@ -125,8 +127,10 @@ class Session:
 
     def tell(self, error: LocalqError) -> None:
         """An error and what helps."""
-        is_full = isinstance(error, PromptTooLongError)
-        hint = "/clear begins a new conversation" if is_full else hint_with_nearest(error, self.models_dir)
+        # Earlier questions leave the context by themselves: what is left is too long.
+        is_long = isinstance(error, PromptTooLongError)
+        advice = "ask a shorter question, or leave and give a larger context with -c"
+        hint = advice if is_long else hint_with_nearest(error, self.models_dir)
         self.say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
 
     def change(self, function: Callable[[Conversation], _Result]) -> _Result:

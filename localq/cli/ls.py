@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from localq.cli.arguments import Json, ModelsDir
 from localq.cli.output import emit, emit_json, say
-from localq.tables import format_bytes, format_table
 
 
 def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
     """List converted models."""
+    from localq.api import ArtifactList
     from localq.store.store import Store
 
     store = Store.existing(models_dir)
-    artifacts = store.artifacts()
+    artifacts = ArtifactList(store.artifacts())
     for folder in store.damaged():
         say(f"warning: {folder} is damaged; `localq rm` deletes it, `localq convert --force` makes it again")
     if json:
@@ -34,13 +34,4 @@ def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
     if not artifacts:
         say(f"no models in {store.folder}; for example: localq convert toy-llama")
         return
-    rows = [
-        [
-            artifact.name,
-            artifact.manifest.created.removesuffix("+00:00").replace("T", " "),
-            format_bytes(artifact.manifest.bytes),
-            f"{artifact.manifest.bits_per_weight:.2f}",
-        ]
-        for artifact in artifacts
-    ]
-    emit(format_table(["model", "made (UTC)", "size", "bits/weight"], rows))
+    emit(repr(artifacts))

@@ -7,8 +7,6 @@ from typing import Annotated
 import typer
 
 from localq.cli.output import emit
-from localq.errors import ModelReferenceError
-from localq.reference import parse_reference
 
 
 def pull(
@@ -20,19 +18,9 @@ def pull(
 
     A checkpoint or an MLX folder; with :FORMAT, such as :gguf-q4_k_m, a .gguf file of the repository.
     """
-    from localq.checkpoint.hub import pull as pull_snapshot
-    from localq.checkpoint.source import pull_ready_form
+    from localq import api
     from localq.cli.progress import ByteBar, TerminalListener
 
-    reference = parse_reference(repo)
-    if reference.kind != "repo":
-        raise ModelReferenceError(
-            f"{repo} is on this machine already: {reference.path}", "pull needs a repository: org/name"
-        )
     with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=False)
-        if reference.recipe is None:
-            path = pull_snapshot(reference.name, reference.revision, listener.on_download)
-        else:
-            path = pull_ready_form(reference, listener.on_download)
+        path = api.pull(repo, listener=TerminalListener(bar, tell_reused=False))
     emit(str(path))

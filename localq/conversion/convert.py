@@ -15,6 +15,8 @@ from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import cached_checkpoint, resolve_checkpoint
 from localq.conversion.plan import ConversionPlan, PlannedForm, Recipes, Request, Source, plan_conversion
 from localq.conversion.writing import write_forms
+from localq.keywords import named_options
+from localq.notebook import Bars, in_notebook
 from localq.recipes import Recipe
 from localq.store.manifest import Artifact
 from localq.store.upkeep import remove_leftovers
@@ -42,6 +44,26 @@ class ConversionListener:
         """Another process is making the same artifact."""
 
 
+class NotebookListener(ConversionListener):
+    """Shows bars in IPython and Jupyter."""
+
+    def __init__(self) -> None:
+        self._bars = Bars()
+
+    def on_download(self, done_bytes: int, total_bytes: int) -> None:
+        """A bar for the download."""
+        self._bars.update("download", done_bytes, total_bytes)
+
+    def on_progress(self, recipes: Sequence[Recipe], done_bytes: int, total_bytes: int) -> None:
+        """A bar for each pass over the weights."""
+        self._bars.update(", ".join(recipe.name for recipe in recipes), done_bytes, total_bytes)
+
+
+def listener_or_default(listener: ConversionListener | None) -> ConversionListener:
+    """`listener`, else one that shows bars in IPython and Jupyter, and nothing elsewhere."""
+    return listener or (NotebookListener() if in_notebook() else ConversionListener())
+
+
 @dataclass(frozen=True, slots=True)
 class Converted:
     """What became of one recipe."""
@@ -57,6 +79,7 @@ class Converted:
         return PlannedForm.of(self.artifact, self.reused)
 
 
+@named_options()
 def convert(
     source: Source,
     recipes: Recipes = None,
@@ -68,9 +91,13 @@ def convert(
 ) -> list[Artifact]:
     """Make the artifacts of a checkpoint that do not exist yet; with `force` all of them.
 
+        localq.convert("toy-llama")
+        localq.convert("microsoft/Phi-4-mini-instruct", ["mlx-4bit", "gguf-q8_0"])
+
     Without `recipes`: MLX 4-bit and GGUF Q4_K_M, as far as this platform and the model's family have them.
-    The other arguments are described at `Request`. The disk is checked for room for all artifacts before any work
-    starts. Raises errors of the tree in `localq.errors`.
+    `models_dir` is the folder to write to. `pre_tokenizer` is llama.cpp's name of the rule to split text by, for a
+    tokenizer whose rule is not recognised. `listener` gets the progress; without one, IPython and Jupyter show bars.
+    The disk is checked for room for all artifacts before any work starts. Raises errors of the tree in `localq.errors`.
     """
     request = Request(source, recipes, models_dir, force, pre_tokenizer)
     return [converted.artifact for converted in make_forms(request, listener)]
@@ -78,7 +105,7 @@ def convert(
 
 def make_forms(request: Request, listener: ConversionListener | None = None) -> list[Converted]:
     """As `convert`, and says of each artifact whether it existed and how long it took."""
-    listener = listener or ConversionListener()
+    listener = listener_or_default(listener)
     plan = plan_conversion(request, lambda model: resolve_checkpoint(model, listener.on_download))
     for artifact in plan.outdated:
         listener.on_outdated(artifact)

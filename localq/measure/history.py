@@ -13,7 +13,8 @@ from pydantic import ValidationError
 
 from localq.disk import reason, writing_errors
 from localq.errors import LocalqError
-from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, Rate, TestResult
+from localq.measure.data import Rate
+from localq.measure.reports import BenchReport, BenchSettings, FormSpeed, TestResult
 from localq.measure.statistics import FEWEST_FOR_95_PERCENT, NEGLIGIBLE_RATIO
 from localq.store.layout import models_folder
 

@@ -72,23 +72,30 @@ _SAME_MODEL = "compare artifacts of one model, made from the same checkpoint"
 
 @dataclass(frozen=True, slots=True)
 class EvalSettings:
-    """What is evaluated."""
+    """How quality is measured.
+
+    baseline: Reference of the artifact to compare with; None is the unquantized one.
+    text_file: `-` is standard input; None is the text of the built-in toys, for them alone.
+    window_tokens: Tokens computed together; None is 512, or the model's longest context if that is less.
+    first_scored: Index in a window of the first position that is scored; None is half of the window.
+    most_windows: Windows of the text, at most.
+    threads: CPU threads for GGUF; None is the default of `LoadOptions`. MLX chooses its own.
+    noise_floor: Whether the engines are compared without quantization, if both are used.
+    """
 
     baseline: str | None = None
-    """Reference of the artifact to compare with; None is the unquantized one."""
     text_file: Path | None = None
-    """`-` is standard input; None is the text of the built-in toys, for them alone."""
     window_tokens: int | None = None
-    """None is 512, or the model's longest context if that is less."""
     first_scored: int | None = None
-    """Index in a window of the first position that is scored; None is half of the window."""
     most_windows: int = DEFAULT_MOST_WINDOWS
     threads: int | None = None
-    """CPU threads for GGUF; None is the default of `LoadOptions`. MLX chooses its own."""
     noise_floor: bool = True
-    """Whether the engines are compared without quantization, if both are used."""
 
     def __post_init__(self) -> None:
+        for name in ("window_tokens", "first_scored", "most_windows"):
+            value = getattr(self, name)
+            if not isinstance(value, int | None):
+                raise OptionError(f"{name} is {value!r}; expected a whole number")
         if self.size < 2:
             raise OptionError(f"--window is {self.size}; expected at least 2 tokens")
         if self.most_windows < 1:
@@ -98,8 +105,7 @@ class EvalSettings:
                 f"--score-from is {self.first}; expected between 0 and {self.size - 2}",
                 f"later positions of a window of {self.size} tokens predict nothing in it",
             )
-        if self.threads is not None and self.threads < 1:
-            raise OptionError(f"threads is {self.threads}; expected at least 1")
+        LoadOptions(threads=self.threads)  # raises for a number that no engine takes
 
     @property
     def size(self) -> int:

@@ -9,13 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, computed_field, model_validator
+from pydantic import AwareDatetime, Field, ValidationError, computed_field, model_validator
 
 from localq.disk import reason
 from localq.errors import OptionError
+from localq.measure.data import Data, Interval, Rate, Shown
 from localq.options import KvCacheType
+
+if TYPE_CHECKING:
+    from localq.measure.tables import Document
 
 DECODE_PROMPT_TOKENS = 1
 """Prompt of the runs that measure generation: as llama-bench does, from an almost empty context."""
@@ -28,12 +32,6 @@ tokens are almost equally likely, it falls without anything being wrong."""
 
 _MOST_BYTES = 64 << 20
 """A report of a hundred forms has a hundredth of that."""
-
-
-class Data(BaseModel):
-    """Never changes; refuses infinities and numbers that are none."""
-
-    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
 
 
 class Machine(Data):
@@ -53,30 +51,6 @@ class Machine(Data):
     """Logical cores that other work kept busy, over half a second before the measurement."""
     busy: bool
     """Whether that is more than half of the physical cores: figures will be too low and will vary."""
-
-
-class Interval(Data):
-    """An estimate, and the ends of its confidence interval."""
-
-    estimate: float
-    low: float
-    high: float
-    level: float
-    """Share of runs in which such an interval holds the true value: 0.95, less with few repetitions."""
-
-
-class Rate(Data):
-    """Tokens per second, measured repeatedly."""
-
-    median: Annotated[float, Field(gt=0)]
-    stdev: float | None
-    """Sample standard deviation (n - 1); None for a single sample."""
-    confidence_interval: tuple[float, float] | None
-    """Of the median; None for fewer than three samples."""
-    confidence_level: float | None
-    """Of that interval: 0.95 from six samples on; of fewer, 1 - 2 x 0.5^n."""
-    samples: tuple[float, ...]
-    """In the order in which they were measured."""
 
 
 class FormFacts(Data):
@@ -189,27 +163,39 @@ class SpeedComparison(Data):
 
 
 class BenchSettings(Data):
-    """How it was measured."""
+    """How speed is measured.
+
+    prompt_tokens: Lengths of the prompts whose processing is measured.
+    generated_tokens: Lengths of the replies whose generation is measured.
+    depth_tokens: Tokens in the context before each of them.
+    repetitions: Each in fresh processes, warmed up. An even number is fairer: the order of the formats alternates.
+    delay_seconds: Pause before each measurement, for the machine to cool down.
+    context_length: Of every format, in tokens; None takes the least that holds the longest test.
+    threads: CPU threads for GGUF; None takes the default of `LoadOptions`. MLX chooses its own.
+    kv_cache_type: As in `LoadOptions`.
+    flash_attention: As in `LoadOptions`, for GGUF.
+    batch_tokens: Prompt tokens computed in one pass.
+    """
 
     prompt_tokens: tuple[int, ...] = (512,)
     generated_tokens: tuple[int, ...] = (128,)
     depth_tokens: tuple[int, ...] = (0,)
     repetitions: int = 10
-    """Each in fresh processes, warmed up. An even number is fairer: the order of the forms alternates."""
     delay_seconds: float = 0.0
-    """Pause before each measurement, for the machine to cool down."""
     context_length: int | None = None
-    """Of every form, in tokens; None takes the least that holds the longest test."""
     threads: int | None = None
-    """CPU threads for the GGUF forms; None takes the default of `LoadOptions`. MLX chooses its own."""
     kv_cache_type: KvCacheType | None = None
     flash_attention: bool | None = None
-    """For the GGUF forms."""
     batch_tokens: int = 512
-    decode_prompt_tokens: int = DECODE_PROMPT_TOKENS
+
+    @computed_field  # type: ignore[prop-decorator]
+    @property
+    def decode_prompt_tokens(self) -> int:
+        """Always the same, and written to JSON."""
+        return DECODE_PROMPT_TOKENS
 
 
-class BenchReport(Data):
+class BenchReport(Shown):
     """The outcome of `localq bench`, with all that is needed to repeat it."""
 
     machine: Machine
@@ -232,6 +218,11 @@ class BenchReport(Data):
     def _compares_its_own(self) -> BenchReport:
         _require_names(self.results, [name for item in self.comparisons for name in (item.faster, item.slower)])
         return self
+
+    def _document(self) -> Document:
+        from localq.measure.speed_tables import bench_document
+
+        return bench_document(self)
 
 
 class Cost(Data):
@@ -330,7 +321,7 @@ class EvalText(Data):
     """Of the short reply that shows how long a token takes."""
 
 
-class EvalReport(Data):
+class EvalReport(Shown):
     """The outcome of `localq eval`, with all that is needed to repeat it."""
 
     machine: Machine
@@ -350,6 +341,11 @@ class EvalReport(Data):
     def _compares_its_own(self) -> EvalReport:
         _require_names(self.results, [name for item in self.comparisons for name in (item.nearer, item.farther)])
         return self
+
+    def _document(self) -> Document:
+        from localq.measure.quality_tables import eval_document
+
+        return eval_document(self)
 
     @property
     def engines_agree(self) -> bool:

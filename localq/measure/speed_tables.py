@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from localq.measure.data import Rate
 from localq.measure.history import HistoryRun, history_runs
-from localq.measure.reports import BenchReport, FormSpeed, MemoryLimit, Rate, TestResult
+from localq.measure.reports import BenchReport, FormSpeed, MemoryLimit, TestResult
 from localq.measure.tables import (
     BITS,
     SIZE,

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from statistics import NormalDist, fmean, median, stdev
 from typing import TYPE_CHECKING
 
-from localq.measure.reports import Interval, Rate
+from localq.measure.data import Interval, Rate
 
 if TYPE_CHECKING:
     import numpy as np

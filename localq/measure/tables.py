@@ -9,10 +9,11 @@ import textwrap
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from html import escape
 from typing import Any, Generic, Literal, TypeVar
 
 from localq.measure.reports import FormFacts, Machine
-from localq.tables import format_bytes, format_table
+from localq.tables import format_bytes, format_html_table, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 
@@ -104,6 +105,18 @@ def figure(
 def render(document: Document, style: Literal["text", "md"], width: int | None = None) -> str:
     """Text or Markdown, without a newline at the end. In text no line but a command is longer than `width`."""
     return _text(document, width) if style == "text" else _markdown(document)
+
+
+def render_notebook(document: Document) -> str:
+    """The tables, findings and warnings, for a notebook, which brings the style."""
+    parts = [f"<h4>{escape(document.title)}</h4>"]
+    for table in document.tables:
+        texts = [column.is_text for column in table.columns]
+        left = texts.index(False) if False in texts else len(texts)
+        header = [column.name for column in table.columns]
+        parts.append(format_html_table(header, [list(row) for row in table.rows], left))
+    warnings = [f"warning: {warning}" for warning in document.warnings]
+    return "".join([*parts, *(f"<p>{escape(text)}</p>" for text in (*document.findings, *warnings))])
 
 
 def render_csv(records: Sequence[Mapping[str, object]]) -> str:

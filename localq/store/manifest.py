@@ -11,6 +11,7 @@ from typing import Any
 from localq.errors import StoreError
 from localq.recipes import Recipe, parse_recipe
 from localq.store.layout import MANIFEST_NAME
+from localq.tables import format_bytes
 
 _FORMAT_VERSION = 1
 
@@ -76,7 +77,7 @@ class Manifest:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A converted model on disk."""
+    """A converted model on disk; `localq.load(artifact)` opens it."""
 
     folder: Path
     manifest: Manifest
@@ -94,6 +95,12 @@ class Artifact:
     def name(self) -> str:
         """The reference that finds it: `org/name:recipe`."""
         return f"{self.manifest.model}:{self.manifest.recipe}"
+
+    def __fspath__(self) -> str:
+        return str(self.folder)
+
+    def __repr__(self) -> str:
+        return f"<Artifact {self.name}, {format_bytes(self.manifest.bytes)}, {self.path}>"
 
 
 def read_artifact(folder: Path) -> Artifact | None:

@@ -9,7 +9,9 @@ localq never invents a template: a base model has none.
 
 from __future__ import annotations
 
+import difflib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cache, cached_property
@@ -27,6 +29,9 @@ if TYPE_CHECKING:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _RAW_HINT = "use --raw to send the text without a chat template"
+_MESSAGE_HINT = 'each message is {"role": "system", "user" or "assistant", "content": text}'
+_ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
+_READS_PARTS = re.compile(r"""\.text\b|["']text["']""")
 # Names that programs use for a message's reasoning; templates read the first (gpt-oss: the second).
 _REASONING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
@@ -85,6 +90,25 @@ def load_chat_template(folder: Path) -> ChatTemplate | None:
     return None if source is None else ChatTemplate(source, read_special_tokens(folder))
 
 
+def check_messages(messages: object, template: ChatTemplate) -> None:
+    """Raise ChatTemplateError for what a template would render without complaint, and wrongly.
+
+    That is a role that neither programs use nor the template names, and content in parts for a template that reads no
+    parts. Also for what `render` refuses.
+    """
+    for position, message in enumerate(_checked_messages(messages)):
+        role = message["role"]
+        if role not in _ROLES and not re.search(rf"""["']{re.escape(role)}["']""", template.source):
+            nearest = difflib.get_close_matches(role.lower(), _ROLES, 1)
+            meant = f": did you mean {nearest[0]!r}?" if nearest else ""
+            raise ChatTemplateError(f"messages[{position}] has the unknown role {role!r}{meant}", _MESSAGE_HINT)
+        if isinstance(message.get("content"), list) and not _READS_PARTS.search(template.source):
+            raise ChatTemplateError(
+                f"messages[{position}] has content in parts, and this model's chat template takes one text",
+                "join the parts to one string",
+            )
+
+
 def missing_chat_template(model_name: str) -> ChatTemplateError:
     """The refusal of a model without a chat template."""
     return ChatTemplateError(
@@ -132,16 +156,15 @@ def _checked_messages(messages: object) -> list[dict[str, Any]]:
 
 
 def _checked_message(position: int, message: object) -> dict[str, Any]:
-    hint = 'each message is {"role": "system", "user" or "assistant", "content": text}'
     if not isinstance(message, Mapping):
-        raise ChatTemplateError(f"messages[{position}] is {message!r}, not an object", hint)
-    fault = None
+        raise ChatTemplateError(f"messages[{position}] is {message!r}, not an object", _MESSAGE_HINT)
+    fault, content = None, message.get("content")
     if not isinstance(message.get("role"), str):
-        fault = "role"
-    elif not isinstance(message.get("content"), (str, list)) and not message.get("tool_calls"):
-        fault = "content"
+        fault = "no role"
+    elif not isinstance(content, (str, list)) and not message.get("tool_calls"):
+        fault = "no content" if content is None else "content that is not text"
     if fault is not None:
-        raise ChatTemplateError(f"messages[{position}] has no {fault}: {dict(message)!r}", hint)
+        raise ChatTemplateError(f"messages[{position}] has {fault}: {dict(message)!r}", _MESSAGE_HINT)
     # transformers removes keys without a value, so that a template can test `'tool_calls' in message`.
     present = {key: _plain(value) for key, value in message.items() if value is not None}
     reasoning = next((present[key] for key in _REASONING_KEYS if key in present), None)

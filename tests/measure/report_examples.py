@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
+from localq.measure.data import Interval, Rate
 from localq.measure.reports import (
     BaselineQuality,
     BenchReport,
@@ -18,11 +19,9 @@ from localq.measure.reports import (
     EvalText,
     FormQuality,
     FormSpeed,
-    Interval,
     Machine,
     MemoryLimit,
     QualityComparison,
-    Rate,
     SpeedComparison,
     TestResult,
 )
