@@ -3,7 +3,7 @@
     LocalqError                     message (what failed, with the value) and hint (what helps)
       ModelReferenceError           a model reference that can't be read
       OptionError                   an option value out of range (also a ValueError)
-      UnknownRecipeError            no such format; carries the nearest names
+      UnknownRecipeError            no such format, or several; carries the nearest names
       ModelNotFoundError            nothing under that name: no folder, no file, no repository
       DownloadError                 the hub refused, or could not be reached
       CheckpointError               a checkpoint folder with a fault: missing, truncated, inconsistent
@@ -24,12 +24,16 @@ from __future__ import annotations
 
 
 class LocalqError(Exception):
-    """What failed, with the value (`message`), and what the user can do about it (`hint`, may be empty)."""
+    """What failed, with the value (`message`), and what the user can do about it (`hint`, may be empty).
 
-    def __init__(self, message: str, hint: str = "") -> None:
+    `missing_model` is the name of a model where the failure is that there is none of that name; else empty.
+    """
+
+    def __init__(self, message: str, hint: str = "", *, missing_model: str = "") -> None:
         super().__init__(message)
         self.message = message
         self.hint = hint
+        self.missing_model = missing_model
 
 
 class ModelReferenceError(LocalqError):
@@ -41,13 +45,13 @@ class OptionError(LocalqError, ValueError):
 
 
 class UnknownRecipeError(LocalqError, ValueError):
-    """No format of that name."""
+    """No format of that name, or several that it can mean."""
 
-    def __init__(self, name: str, nearest: list[str]) -> None:
+    def __init__(self, name: str, nearest: list[str], message: str) -> None:
         self.name = name
         self.nearest = nearest
-        choices = ", ".join(nearest)
-        super().__init__(f"unknown format {name!r}", f"nearest: {choices} (`localq convert --help` lists them)")
+        meant = f"did you mean {' or '.join(nearest)}? " if nearest else ""
+        super().__init__(message, f"{meant}`localq recipes` lists all formats")
 
 
 class ModelNotFoundError(LocalqError):

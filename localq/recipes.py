@@ -126,14 +126,20 @@ DEFAULT_RECIPES = ("mlx-4bit", "gguf-q4_k_m")
 
 
 def parse_recipe(name: str) -> Recipe:
-    """The recipe of that name, in any letter case.
+    """The recipe of that name, in any letter case, or of a short name that can mean only one.
 
-    Raises UnknownRecipeError, which carries the nearest names.
+    `q4_k_m`, `4bit` and `mlx-4` are such names; `mlx` and `gguf` mean the default recipes. Raises UnknownRecipeError,
+    which carries the nearest names: both for `bf16`, which MLX and GGUF have.
     """
-    recipe = RECIPES.get(name.lower())
-    if recipe is None:
-        raise UnknownRecipeError(name, _nearest(name.lower()))
-    return recipe
+    wanted = name.lower()
+    spellings = (wanted, f"mlx-{wanted}", f"gguf-{wanted}", f"{wanted}bit")
+    meant = [spelling for spelling in spellings if spelling in RECIPES]
+    meant += [default for default in DEFAULT_RECIPES if RECIPES[default].format == wanted]
+    if len(meant) > 1:
+        raise UnknownRecipeError(name, meant, f"MLX and GGUF both have a format {name!r}")
+    if not meant:
+        raise UnknownRecipeError(name, _nearest(wanted), f"unknown format {name!r}")
+    return RECIPES[meant[0]]
 
 
 def looks_like_recipe(text: str) -> bool:
@@ -142,7 +148,7 @@ def looks_like_recipe(text: str) -> bool:
 
 
 def _nearest(name: str) -> list[str]:
-    # "q4_k_m" and "4bit" are common short names: compare them with a prefix as well.
-    candidates = [name, f"gguf-{name}", f"mlx-{name}"]
-    found = {close: None for text in candidates for close in difflib.get_close_matches(text, RECIPES, 3, 0.75)}
-    return list(found)[:4] or [*DEFAULT_RECIPES, "mlx-8bit", "gguf-q8_0"]
+    bare = {recipe.partition("-")[2] for recipe in RECIPES}  # "q4km" and "4bits" lack the prefix
+    close = difflib.get_close_matches(name, [*RECIPES, *bare], 3, 0.65)
+    found = [recipe for text in close for recipe in RECIPES if text in (recipe, recipe.partition("-")[2])]
+    return list(dict.fromkeys(found))[:3]

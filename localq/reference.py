@@ -1,8 +1,9 @@
 """Model references: what people write to name a model.
 
 `org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
-each may be followed by `:FORMAT`. After a repository of `.gguf` files, the format of one of them may follow, also
-one that localq can't make (`:gguf-iq2_xxs`). Reads the text and checks which paths exist; opens nothing.
+each may be followed by `:FORMAT`, also a short one (`:q8_0`, `:mlx`). After a repository of `.gguf` files, the
+format of one of them may follow, also one that localq can't make (`:gguf-iq2_xxs`). Reads the text and checks which
+paths exist; opens nothing.
 """
 
 from __future__ import annotations
@@ -88,6 +89,7 @@ def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
         raise ModelReferenceError(
             f"{model!r} is neither a folder nor a repository name",
             f"write org/name, a path, or one of: {', '.join(BUILT_IN_NAMES)}",
+            missing_model=model,
         )
     name = f"{match['org']}/{match['name']}"
     return ModelReference("repo", name, revision=match["revision"], recipe=recipe)

@@ -68,17 +68,44 @@ def test_the_default_recipes_are_one_of_each_format() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("q4_k_m", "gguf-q4_k_m"),
+        ("Q4_K_M", "gguf-q4_k_m"),
+        ("q8_0", "gguf-q8_0"),
+        ("IQ4_NL", "gguf-iq4_nl"),
+        ("mxfp4_moe", "gguf-mxfp4_moe"),
+        ("4bit", "mlx-4bit"),
+        ("8bit", "mlx-8bit"),
+        ("mlx-4", "mlx-4bit"),
+        ("MLX-8", "mlx-8bit"),
+        ("8bit-g32", "mlx-8bit-g32"),
+        ("mxfp4", "mlx-mxfp4"),
+        ("mlx", "mlx-4bit"),
+        ("GGUF", "gguf-q4_k_m"),
+    ],
+)
+def test_a_short_name_is_understood_where_it_can_mean_only_one_recipe(name: str, meant: str) -> None:
+    assert parse_recipe(name) is RECIPES[meant]
+
+
+@pytest.mark.parametrize("name", ["bf16", "F16", "f32"])
+def test_a_name_that_both_formats_have_is_refused_with_both(name: str) -> None:
+    with pytest.raises(UnknownRecipeError, match="MLX and GGUF both have") as caught:
+        parse_recipe(name)
+    assert caught.value.nearest == [f"mlx-{name.lower()}", f"gguf-{name.lower()}"]
+    assert " or ".join(caught.value.nearest) in caught.value.hint
+
+
+@pytest.mark.parametrize(
     ("name", "nearest"),
     [
         ("mlx-4bits", "mlx-4bit"),
-        ("4bit", "mlx-4bit"),
-        ("Q4_K_M", "gguf-q4_k_m"),
+        ("4bits", "mlx-4bit"),
+        ("q4km", "gguf-q4_k_m"),
+        ("Q4-K-M", "gguf-q4_k_m"),
         ("gguf-q4km", "gguf-q4_k_m"),
         ("mlx-4bit-g64", "mlx-4bit-g32"),
-        ("f16", "gguf-f16"),
-        ("bf16", "mlx-bf16"),
-        ("", "gguf-f16"),
-        ("something else", "gguf-q4_k_m"),
     ],
 )
 def test_an_unknown_recipe_is_refused_with_the_nearest_names(name: str, nearest: str) -> None:
@@ -87,8 +114,16 @@ def test_an_unknown_recipe_is_refused_with_the_nearest_names(name: str, nearest:
     assert caught.value.name == name
     assert nearest in caught.value.nearest
     assert all(choice in RECIPES for choice in caught.value.nearest)
-    assert nearest in caught.value.hint and "--help" in caught.value.hint
+    assert nearest in caught.value.hint and "localq recipes" in caught.value.hint
     assert isinstance(caught.value, ValueError)
+
+
+@pytest.mark.parametrize("name", ["", "something else", "4", "main", "-"])
+def test_a_name_that_is_near_to_none_is_refused_with_the_list(name: str) -> None:
+    with pytest.raises(UnknownRecipeError, match="unknown format") as caught:
+        parse_recipe(name)
+    assert caught.value.nearest == []
+    assert caught.value.hint == "`localq recipes` lists all formats"
 
 
 @pytest.mark.parametrize(("text", "meant"), [("mlx-9bit", True), ("GGUF-x", True), ("main", False), ("q4_k_m", False)])

@@ -29,6 +29,8 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("org/name:mlx-4bit", "org/name", None, "mlx-4bit"),
         ("org/name:GGUF-Q4_K_M", "org/name", None, "gguf-q4_k_m"),
         ("org/name@main:gguf-f16", "org/name", "main", "gguf-f16"),
+        ("org/name:Q4_K_M", "org/name", None, "gguf-q4_k_m"),
+        ("org/name@main:mlx", "org/name", "main", "mlx-4bit"),
         ("0x/a_b.c-d", "0x/a_b.c-d", None, None),
     ],
 )
@@ -171,8 +173,9 @@ def test_what_names_no_model_is_refused_with_advice(text: str) -> None:
     ("text", "nearest"),
     [
         ("org/name:mlx-4bits", "mlx-4bit"),
-        ("org/name:q4_k_m", "gguf-q4_k_m"),
-        ("org/name:4bit", "mlx-4bit"),
+        ("org/name:q4km", "gguf-q4_k_m"),
+        ("org/name:4bits", "mlx-4bit"),
+        ("org/name:bf16", "mlx-bf16"),
         ("toy-phi:gguf-q4km", "gguf-q4_k_m"),
         ("./absent:gguf-q8", "gguf-q8_0"),
     ],

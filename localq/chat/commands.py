@@ -12,7 +12,7 @@ from localq.backends import has_backend
 from localq.chat import settings, terminal
 from localq.chat.prompt import matching_files
 from localq.errors import LocalqError, OptionError
-from localq.recipes import DEFAULT_RECIPES, RECIPES
+from localq.recipes import DEFAULT_RECIPES, RECIPES, parse_recipe
 from localq.store.store import Store
 from localq.transcript import list_records, open_transcript
 
@@ -223,19 +223,13 @@ def _compare(session: Session, value: str) -> None:
         raise OptionError("there is no question yet", "ask one, then /compare answers it by several formats")
     mine = session.model.recipe_name
     others = value.split() or [name for name in DEFAULT_RECIPES if name.partition("-")[0] != mine.partition("-")[0]]
-    session.compare([_reference(session, name) for name in dict.fromkeys([mine, *others])])
+    session.compare(list(dict.fromkeys(_reference(session, name) for name in [mine, *others])))
 
 
 def _reference(session: Session, form: str) -> str:
-    """The model in another format; `mlx` and `gguf` stand for their default recipes."""
-    names = {name.partition("-")[0]: name for name in DEFAULT_RECIPES}
-    recipe = names.get(form, form)
-    if recipe != session.model.recipe_name and recipe not in RECIPES:
-        near = get_close_matches(recipe, RECIPES, 1)
-        raise OptionError(
-            f"there is no format {form!r}", f"did you mean {near[0]}?" if near else "for example: mlx-4bit"
-        )
-    return f"{session.model.name}:{recipe}"
+    """The model in another format, by any name that `--to` takes."""
+    own = session.model.recipe_name  # a .gguf file that was made elsewhere may have a format that localq can't make
+    return f"{session.model.name}:{own if form == own else parse_recipe(form).name}"
 
 
 def models_here(models_dir: Path | None) -> list[str]:

@@ -18,6 +18,7 @@ from localq.chat.terminal import HeldKeys
 from localq.conversation import Conversation, Reply
 from localq.errors import LocalqError, PromptTooLongError
 from localq.options import GenerationOptions
+from localq.store.names import hint_with_nearest
 from localq.transcript import Record, Transcript, new_transcript
 
 if TYPE_CHECKING:
@@ -128,7 +129,8 @@ class Session:
         """An error and what helps."""
         # Earlier questions leave the context by themselves: what is left is too long.
         is_long = isinstance(error, PromptTooLongError)
-        hint = "ask a shorter question, or leave and give a larger context with -c" if is_long else error.hint
+        advice = "ask a shorter question, or leave and give a larger context with -c"
+        hint = advice if is_long else hint_with_nearest(error, self.models_dir)
         self.say(f"error: {error.message}" + (f"\nhint: {hint}" if hint else ""))
 
     def change(self, function: Callable[[Conversation], _Result]) -> _Result:

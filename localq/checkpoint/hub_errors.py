@@ -48,11 +48,12 @@ def _refusal(error: Exception, repo: str, revision: str) -> LocalqError | None:
     is_missing = isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError))
     if is_missing and has_token:
         message = f"{endpoint} has no repository {repo} that your token may read"
-        return ModelNotFoundError(message, "check the spelling, and that the token's account has access to it")
+        hint = "check the spelling, and that the token's account has access to it"
+        return ModelNotFoundError(message, hint, missing_model=repo)
     if is_missing or (is_unauthorized and not has_token):  # which a private repository answers as well
         message = f"{endpoint} has no public repository {repo}"
         hint = "check the spelling; for a private repository run `hf auth login` or set HF_TOKEN"
-        return ModelNotFoundError(message, hint)
+        return ModelNotFoundError(message, hint, missing_model=repo)
     if is_unauthorized:
         hint = "run `hf auth login` to get a new token, or correct or unset HF_TOKEN"
         return DownloadError(f"{endpoint} refuses your token: {_first_line(error)}", hint)
@@ -68,7 +69,7 @@ def _failure(error: Exception, repo: str, revision: str) -> DownloadError:
         # The client honours transformers' variable of the same meaning too.
         variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
         message = f"{variable} is set, and {repo}@{revision} is not complete in {cache}"
-        return DownloadError(message, f"unset it and run `localq pull {repo}`")
+        return DownloadError(message, f"unset it and run `localq pull {repo}`", missing_model=repo)
     if is_outage(error) and isinstance(error, errors.HfHubHTTPError):
         message = f"{endpoint} can't send {repo} now: {detail}"
         return DownloadError(message, "try again later: finished files are kept")

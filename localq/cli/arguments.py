@@ -10,6 +10,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperCommand
 
+from localq.cli.completion import complete_reference
+from localq.cli.plain_values import convert_plainly
 from localq.errors import OptionError
 from localq.options import DEFAULT_CONTEXT_LENGTH_TOKENS, GenerationOptions, LoadOptions
 
@@ -18,13 +20,18 @@ NEWEST = "newest"
 
 Reference = Annotated[
     str,
-    typer.Argument(metavar="REF", help="org/name[@revision], a folder, a .gguf file or a toy; :FORMAT may follow it."),
+    typer.Argument(
+        metavar="REF",
+        help="org/name[@revision], a folder, a .gguf file or a toy; :FORMAT may follow it.",
+        autocompletion=complete_reference,
+    ),
 ]
 ModelsDir = Annotated[
     Path | None,
     typer.Option("--models-dir", metavar="DIR", help="Folder of converted models (default: see `localq --help`)."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be deleted, with bytes; delete nothing.")]
 ContextLength = Annotated[
     int | None,
     typer.Option(
@@ -83,6 +90,11 @@ Stop = Annotated[
 
 class Verb(TyperCommand):
     """A verb whose help writes its arguments as manuals do: `REF`, `REF...`, `[PROMPT]`, `[REF...]`."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """See click."""
+        convert_plainly(self.get_params(ctx))
+        return super().parse_args(ctx, args)
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
         """What follows the verb's name in the line of usage."""

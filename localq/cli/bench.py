@@ -13,6 +13,7 @@ import typer
 
 from localq.cli import arguments as flags
 from localq.cli import measuring
+from localq.cli.completion import complete_recipe, complete_reference, complete_shape
 from localq.cli.output import emit, emit_json, output_width, say
 from localq.errors import ModelNotFoundError, OptionError
 from localq.options import LoadOptions
@@ -26,7 +27,11 @@ _MOST_LINES_NAMED = 8
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Models or artifacts; without :FORMAT, both default formats are measured."),
+    typer.Argument(
+        metavar="REF",
+        help="Models or artifacts; without :FORMAT, both default formats are measured.",
+        autocompletion=complete_reference,
+    ),
 ]
 _Delay = Annotated[
     float | None, typer.Option("--delay", metavar="SECONDS", help="Pause before each run, to cool down (default: 0).")
@@ -34,10 +39,16 @@ _Delay = Annotated[
 _Shapes = Annotated[
     list[str] | None,
     typer.Option(
-        "--shape", metavar="NAME", help="Random weights at a public model's shape; a wrong name lists all (repeatable)."
+        "--shape",
+        metavar="NAME",
+        help="Random weights at a public model's shape; a wrong name lists all (repeatable).",
+        autocompletion=complete_shape,
     ),
 ]
-_To = Annotated[list[str] | None, typer.Option("--to", metavar="FORMAT", help="A format for --shape (repeatable).")]
+_To = Annotated[
+    list[str] | None,
+    typer.Option("--to", metavar="FORMAT", help="A format for --shape (repeatable).", autocompletion=complete_recipe),
+]
 _ContextLength = Annotated[
     int | None,
     typer.Option("-c", "--context-length", metavar="N", help="Of each artifact (default: what the tests need)."),

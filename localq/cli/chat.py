@@ -10,6 +10,7 @@ import typer
 
 from localq.chat.terminal import is_interactive, quiet_terminal
 from localq.cli import arguments as flags
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, say
 from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, GenerationOptions, LoadOptions
@@ -21,7 +22,11 @@ _DEFAULTS = GenerationOptions()
 
 _Reference = Annotated[
     str | None,
-    typer.Argument(metavar="REF", help="A model, or :FORMAT of one (default: choose from a list)."),
+    typer.Argument(
+        metavar="REF",
+        help="A model; :FORMAT may follow it (default: choose from a list).",
+        autocompletion=complete_reference,
+    ),
 ]
 _Resume = Annotated[
     str | None,

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
+from localq.cli.completion import complete_recipe, complete_reference
 from localq.cli.fallbacks import describe_fallbacks
 from localq.cli.output import emit, emit_json, say
 from localq.tables import format_bytes, format_table
@@ -17,10 +18,22 @@ if TYPE_CHECKING:
     from localq.conversion.plan import PlannedForm
 
 
-_Source = Annotated[str, typer.Argument(metavar="SOURCE", help="org/name[@revision], a folder, toy-llama or toy-phi.")]
+_Source = Annotated[
+    str,
+    typer.Argument(
+        metavar="SOURCE",
+        help="org/name[@revision], a folder, toy-llama or toy-phi.",
+        autocompletion=complete_reference,
+    ),
+]
 _To = Annotated[
     list[str] | None,
-    typer.Option("--to", metavar="FORMAT", help="What to convert to (repeatable; default: mlx-4bit and gguf-q4_k_m)."),
+    typer.Option(
+        "--to",
+        metavar="FORMAT",
+        help="What to convert to (repeatable; default: mlx-4bit and gguf-q4_k_m).",
+        autocompletion=complete_recipe,
+    ),
 ]
 _PreTokenizer = Annotated[
     str | None, typer.Option("--pre-tokenizer", metavar="NAME", help="llama.cpp's rule to split text by (GGUF).")
@@ -43,7 +56,8 @@ def convert(
     Artifacts of earlier runs are found, and not made again.
 
     \b
-    Formats (mlx-Nbit also as mlx-Nbit-g32 and mlx-Nbit-g128):
+    Formats (mlx-Nbit also as mlx-Nbit-g32 and mlx-Nbit-g128; `localq recipes`
+    says what they are good for):
       mlx-2bit mlx-3bit mlx-4bit mlx-5bit mlx-6bit mlx-8bit
       mlx-mixed-2-6 mlx-mixed-3-4 mlx-mixed-3-6 mlx-mixed-4-6
       mlx-mxfp4 mlx-mxfp8 mlx-nvfp4 mlx-bf16 mlx-f16 mlx-f32

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
+from localq.cli.completion import complete_recipe, complete_reference
 from localq.cli.fallbacks import describe_fallbacks
 from localq.cli.output import emit, emit_json
 from localq.tables import format_bytes, format_table
@@ -29,11 +30,20 @@ _TEMPLATES = {"works": "with a chat template", "fails": "with a chat template th
 def doctor(
     source: Annotated[
         str | None,
-        typer.Argument(metavar="SOURCE", help="org/name[@revision] in the cache, a folder or a toy."),
+        typer.Argument(
+            metavar="SOURCE",
+            help="org/name[@revision] in the cache, a folder or a toy.",
+            autocompletion=complete_reference,
+        ),
     ] = None,
     to: Annotated[
         list[str] | None,
-        typer.Option("--to", metavar="FORMAT", help="Format to plan (repeatable; default: the usual ones)."),
+        typer.Option(
+            "--to",
+            metavar="FORMAT",
+            help="Format to plan (repeatable; default: the usual ones).",
+            autocompletion=complete_recipe,
+        ),
     ] = None,
     every: Annotated[bool, typer.Option("--all", help="Plan every format.")] = False,
     deep: Annotated[bool, typer.Option("--deep", help="Read all weights to find NaN and infinity.")] = False,

@@ -11,6 +11,7 @@ import typer
 
 from localq.cli import arguments as flags
 from localq.cli import measuring
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, emit_json, output_width
 from localq.errors import OptionError
 from localq.measure.windows import DEFAULT_MOST_WINDOWS
@@ -21,7 +22,9 @@ if TYPE_CHECKING:
 _References = Annotated[
     list[str],
     typer.Argument(
-        metavar="REF", help="Artifacts of one model; without :FORMAT, the formats that `convert` makes by default."
+        metavar="REF",
+        help="Artifacts of one model; without :FORMAT, the formats that `convert` makes by default.",
+        autocompletion=complete_reference,
     ),
 ]
 _Text = Annotated[

@@ -21,6 +21,12 @@ if TYPE_CHECKING:
     from localq.model import Model, Prompt
 
 _DEFAULTS = GenerationOptions()
+_Prompt = Annotated[
+    str | None, typer.Argument(metavar="PROMPT", help="Piped text and files go before it; - is piped text alone.")
+]
+_NoStdin = Annotated[
+    bool, typer.Option("--no-stdin", help="Read no piped text: for loops over a pipe (cmd | while read line).")
+]
 _Logprobs = Annotated[
     int | None,
     typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
@@ -29,9 +35,10 @@ _Logprobs = Annotated[
 
 def generate(
     ref: flags.Reference,
-    prompt: Annotated[str | None, typer.Argument(metavar="PROMPT", help="Piped text and files go before it.")] = None,
+    prompt: _Prompt = None,
     files: flags.Files = None,
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    no_stdin: _NoStdin = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
     temperature: flags.Temperature = _DEFAULTS.temperature,
@@ -55,17 +62,15 @@ def generate(
     models_dir: flags.ModelsDir = None,
     json: flags.Json = False,
 ) -> None:
-    """Answer one prompt; convert the model first if needed."""
+    """Answer one prompt; convert the model first if needed.
+
+    Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." A loop over a pipe needs --no-stdin,
+    else its lines are read here; a loop over a file does not: a file whose beginning was read already is left alone.
+    """
     options, load_options = flags.generation_options(locals()), flags.load_options(locals())
     _require_json(json, logprobs)
-    messages = _messages(_prompt_text(prompt, files or [], raw), system, raw)
-
-    from localq.cli.progress import ByteBar, TerminalListener
-    from localq.model import load
-
-    with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=False)
-        model = load(ref, models_dir=models_dir, listener=listener, needs_chat_template=not raw, **load_options)
+    messages = _messages(_prompt_text(prompt, _piped_text(prompt, no_stdin), files or [], raw), system, raw)
+    model = _loaded(ref, models_dir=models_dir, needs_chat_template=not raw, **load_options)
     with model, _kept_prompt(model, prompt_cache):
         if json:
             completion = model.generate(messages, raw=raw, options=options)
@@ -76,6 +81,14 @@ def generate(
                 statistics = write_stream(chunks)
     if stats:
         say(str(statistics))
+
+
+def _loaded(ref: str, **options: Any) -> Model:
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.model import load
+
+    with ByteBar() as bar:
+        return load(ref, listener=TerminalListener(bar, tell_reused=False), **options)
 
 
 def write_stream(chunks: Iterator[Chunk]) -> GenerationStatistics:
@@ -107,16 +120,41 @@ def _kept_prompt(model: Model, file: Path | None) -> Iterator[None]:
         model.save_prompt_cache(file)
 
 
-def _prompt_text(argument: str | None, files: Sequence[Path], raw: bool) -> str:
-    """Piped text, files and the argument, in this order, with an empty line between."""
+def _piped_text(prompt: str | None, no_stdin: bool) -> str | None:
+    """What stdin has for the prompt; None where it is not read."""
+    if no_stdin and prompt == "-":
+        raise OptionError("the prompt - is standard input, which --no-stdin leaves out", "leave one of them out")
+    is_read = not no_stdin and sys.stdin is not None and (prompt == "-" or _is_meant(prompt is not None))
+    return _decoded(sys.stdin.buffer.read(), "standard input") if is_read else None
+
+
+def _is_meant(has_prompt: bool) -> bool:
+    """Whether stdin holds text for the prompt: not a terminal and, beside a prompt, no file that is partly read.
+
+    `while read line; do localq generate REF "$line"; done < FILE` shares its open file with us; the shell has read it
+    up to the end of the line. With a pipe nothing distinguishes such a loop from `git diff | localq generate REF TEXT`.
+    """
+    if sys.stdin.isatty():
+        return False
+    try:
+        return not has_prompt or sys.stdin.buffer.tell() == 0
+    except OSError:  # a pipe has no position
+        return True
+
+
+def _prompt_text(argument: str | None, piped: str | None, files: Sequence[Path], raw: bool) -> str:
+    """Piped text, files and the argument, in this order, with an empty line between; the argument - is piped text."""
     given = [read_file(file) for file in files]
-    if sys.stdin is not None and not sys.stdin.isatty():
-        given.insert(0, _decoded(sys.stdin.buffer.read(), "standard input"))
+    if piped is not None:
+        given.insert(len(given) if argument == "-" else 0, piped)
     if not raw:
         given = [text.rstrip("\n") for text in given]
-    text = "\n\n".join(part for part in (*given, argument or "") if part)
-    if not text:
-        raise OptionError("no prompt", 'for example: localq generate toy-llama "What is the capital of France?"')
+    if argument is not None and argument != "-":
+        given.append(argument)
+    text = "\n\n".join(part for part in given if part)
+    if not text.strip():
+        what = "there is no prompt" if argument is None and piped is None else "the prompt is blank"
+        raise OptionError(what, 'for example: localq generate toy-llama "What is the capital of France?"')
     return text
 
 

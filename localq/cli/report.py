@@ -11,6 +11,7 @@ import typer
 
 from localq.cli import arguments as flags
 from localq.cli import measuring
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, output_width, say
 from localq.errors import LocalqError, OptionError
 from localq.measure.windows import DEFAULT_MOST_WINDOWS
@@ -23,7 +24,11 @@ _EXAMPLE = "for example: localq report toy-llama --html toy-llama.html"
 
 _References = Annotated[
     list[str] | None,
-    typer.Argument(metavar="REF", help="Artifacts of one model; without :FORMAT, both default formats are measured."),
+    typer.Argument(
+        metavar="REF",
+        help="Artifacts of one model; without :FORMAT, both default formats are measured.",
+        autocompletion=complete_reference,
+    ),
 ]
 _Html = Annotated[Path | None, typer.Option("--html", metavar="FILE", help="Write a page in HTML.")]
 _Md = Annotated[bool, typer.Option("--md", help="Write Markdown to stdout.")]

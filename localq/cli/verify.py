@@ -7,13 +7,18 @@ from typing import Annotated, Any
 import typer
 
 from localq.cli.arguments import Json, ModelsDir
+from localq.cli.completion import complete_reference
 from localq.cli.output import emit, emit_json, say
+from localq.errors import StoreError
 from localq.tables import format_bytes
 
 
 def verify(
     ref: Annotated[
-        str | None, typer.Argument(metavar="REF", help="A model or one of its artifacts (default: all).")
+        str | None,
+        typer.Argument(
+            metavar="REF", help="A model or one of its artifacts (default: all).", autocompletion=complete_reference
+        ),
     ] = None,
     models_dir: ModelsDir = None,
     json: Json = False,
@@ -43,5 +48,6 @@ def verify(
     for folder in damaged:
         say(f"{folder} is damaged: files are missing or have another length")
     if damaged or any(result["changed"] for result in results):
-        say("hint: `localq convert SOURCE --to FORMAT --force` makes an artifact again")
-        raise typer.Exit(1)
+        raise StoreError(
+            "some artifacts are damaged", "`localq convert SOURCE --to FORMAT --force` makes an artifact again"
+        )

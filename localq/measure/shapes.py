@@ -35,6 +35,11 @@ def shape_config(name: str) -> Shape:
     return {**known, "rope_scaling": {**scaling, "short_factor": ones, "long_factor": ones}}
 
 
+def shape_names() -> list[str]:
+    """The names that `shape_config` knows."""
+    return list(_table())
+
+
 @cache
 def _table() -> dict[str, Shape]:
     table: dict[str, Shape] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))

@@ -213,7 +213,9 @@ class Store:
 
     def _nothing_there(self, reference: ModelReference) -> ModelNotFoundError:
         return ModelNotFoundError(
-            f"there is no {reference} in {self.folder}", "`localq ls` lists what is there; `localq convert` makes it"
+            f"there is no {reference} in {self.folder}",
+            "`localq ls` lists what is there; `localq convert` makes it",
+            missing_model=str(reference.without_recipe()),
         )
 
     def _models(self) -> list[Path]:

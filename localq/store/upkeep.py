@@ -22,24 +22,32 @@ Progress = Callable[[int, int], None]
 
 @dataclass(frozen=True, slots=True)
 class Leftover:
-    """A folder that was half written or half deleted; it is deleted now."""
+    """A folder that was half written or half deleted."""
 
     path: Path
     bytes: int
 
 
-def remove_leftovers(store: Store) -> list[Leftover]:
-    """Delete what killed processes left. What a running process is writing or deleting stays."""
-    removed = []
+def find_leftovers(store: Store) -> list[Leftover]:
+    """What killed processes left, without what a running process is writing or deleting."""
+    leftovers = []
     with disk_errors(store.folder):
         for folder in sorted(store.folder.glob("*/.*")):
             found = _LEFTOVER.fullmatch(folder.name)
             if found and folder.is_dir() and not _is_in_use(found, store, folder.parent):
                 nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                shutil.rmtree(folder)
-                remove_if_empty(folder.parent)
-                removed.append(Leftover(folder, nbytes))
-    return removed
+                leftovers.append(Leftover(folder, nbytes))
+    return leftovers
+
+
+def remove_leftovers(store: Store) -> list[Leftover]:
+    """Delete what `find_leftovers` finds; returns it."""
+    leftovers = find_leftovers(store)
+    with disk_errors(store.folder):
+        for leftover in leftovers:
+            shutil.rmtree(leftover.path)
+            remove_if_empty(leftover.path.parent)
+    return leftovers
 
 
 def _is_in_use(found: re.Match[str], store: Store, model: Path) -> bool:

@@ -34,7 +34,7 @@ def bench(*arguments: str | Path) -> Result:
 
 def assert_fails(result: Result, *words: str) -> None:
     assert result.exit_code == 1, result.stdout
-    assert "error: " in result.stderr and "Traceback" not in result.stderr
+    assert ("error: " in result.stderr or '"error": ' in result.stderr) and "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
 

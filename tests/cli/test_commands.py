@@ -34,7 +34,7 @@ def data(result: Result) -> Any:
 def assert_fails(result: Result, *words: str) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "error: " in result.stderr
+    assert "error: " in result.stderr or json.loads(result.stderr.splitlines()[-1])["code"] == 1
     assert "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr
@@ -81,7 +81,7 @@ def test_ls_show_and_rm_tell_of_what_is_there(tmp_path: Path) -> None:
     assert shown["files"][0]["bytes"] == Path(shown["path"]).stat().st_size
     assert "removed toy-phi:gguf-q8_0" in localq("rm", "toy-phi:gguf-q8_0", *models).stdout
     assert [item["recipe"] for item in data(localq("ls", "--json", *models))] == ["mlx-8bit"]
-    localq("rm", "toy-phi", *models)
+    localq("rm", "toy-phi", "--yes", *models)
     assert data(localq("ls", "--json", *models)) == []
     assert_fails(localq("rm", "toy-phi", *models), "toy-phi", "localq ls")
 
@@ -213,7 +213,12 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:gguf-q4_k_n", "hi"], ["gguf-q4_k_n", "gguf-q4_k_m"]),
         (["generate", "./nowhere", "hi"], ["./nowhere", "localq ls"]),
         (["generate", "nonsense", "hi"], ["nonsense", "toy-llama"]),
-        (["generate", "toy-llama:gguf-q4_k_m"], ["no prompt"]),
+        (["generate", "toy-llama:gguf-q4_k_m"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", ""], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", " \t\n"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "-"], ["blank", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "--no-stdin"], ["there is no prompt", "localq generate"]),
+        (["generate", "toy-llama:gguf-q4_k_m", "-", "--no-stdin"], ["--no-stdin", "-"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "-1"], ["temperature", "-1"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
         *(
@@ -229,7 +234,10 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:mlx-4bit", "hi", "--batch-tokens", "513"], ["batch_tokens", "513", "512"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "-c", "999999"], ["999999", "--context-length"]),
         (["generate", "toy-phi:gguf-q4_k_m", "word " * 400], ["tokens", "256", "--context-length"]),
-        (["convert", "toy-llama", "--to", "q4_k_m"], ["q4_k_m", "gguf-q4_k_m"]),
+        (["convert", "toy-llama", "--to", "q4km"], ["q4km", "gguf-q4_k_m", "localq recipes"]),
+        (["convert", "toy-llama", "--to", "bf16"], ["mlx-bf16 or gguf-bf16"]),
+        (["generate", "toy-lama", "hi"], ["toy-lama", "did you mean toy-llama?"]),
+        (["show", "toy-phy"], ["did you mean toy-phi?"]),
         (["convert", "toy-llama:mlx-4bit"], ["--to mlx-4bit"]),
         (["pull", "toy-llama"], ["toy-llama", "org/name"]),
         (["show", "toy-llama:gguf-q5_k_m"], ["toy-llama:gguf-q5_k_m", "localq convert"]),
@@ -360,12 +368,25 @@ def test_reader_that_has_enough_of_an_answer_ends_it() -> None:
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
-@pytest.mark.parametrize("arguments", [["ls", "--json"], ["generate", "toy-llama:gguf-q4_k_m", "Once", "-n", "2"]])
-def test_a_full_disk_behind_stdout_is_an_error_in_one_line(arguments: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["recipes"], b"error: can't write to standard output: No space left on device\n"),
+        (
+            ["ls", "--json"],
+            b'{"error": "can\'t write to standard output: No space left on device", "hint": "", "code": 1}\n',
+        ),
+        (
+            ["generate", "toy-llama:gguf-q4_k_m", "Once", "-n", "2"],
+            b"error: can't write to standard output: No space left on device\n",
+        ),
+    ],
+)
+def test_a_full_disk_behind_stdout_is_an_error_in_one_line(arguments: list[str], said: bytes) -> None:
     with Path("/dev/full").open("wb") as full:
         command = [sys.executable, "-m", "localq", *arguments]
         ran = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, stdin=subprocess.DEVNULL, check=False)
-    assert (ran.returncode, ran.stderr) == (1, b"error: can't write to standard output: No space left on device\n")
+    assert (ran.returncode, ran.stderr) == (1, said)
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="this system has no SIGHUP")

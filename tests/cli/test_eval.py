@@ -113,6 +113,6 @@ def test_a_text_that_can_not_be_used_is_named(
 def assert_fails(result: Result, *words: str) -> None:
     assert result.exit_code == 1
     assert result.stdout == ""
-    assert "error: " in result.stderr and "Traceback" not in result.stderr
+    assert ("error: " in result.stderr or '"error": ' in result.stderr) and "Traceback" not in result.stderr
     for word in words:
         assert word in result.stderr

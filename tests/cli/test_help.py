@@ -5,13 +5,12 @@ from __future__ import annotations
 import re
 
 import pytest
-import typer
 from typer.testing import CliRunner
 
-from localq.cli.main import app
+from localq.cli.main import VERBS as SENTENCES
+from localq.cli.main import app, load_verb
 
-ROOT = typer.main.get_command(app)
-VERBS = sorted(ROOT.commands)  # type: ignore[attr-defined]
+VERBS = sorted(SENTENCES)
 WORD = r"[A-Z][A-Z@:\[\]]*"
 ARGUMENT = rf"(?:{WORD}(?:\.\.\.)?|\[{WORD}(?:\.\.\.)?\])"
 
@@ -41,6 +40,11 @@ def test_the_list_of_verbs_has_a_sentence_for_each() -> None:
 
 
 @pytest.mark.parametrize("verb", VERBS)
+def test_the_list_has_the_first_sentence_of_each_verb(verb: str) -> None:
+    assert load_verb(verb).get_short_help_str(limit=80) == SENTENCES[verb]
+
+
+@pytest.mark.parametrize("verb", VERBS)
 def test_the_usage_line_names_arguments_as_manuals_do(verb: str) -> None:
     usage = help_of(verb).partition("\n\n")[0]
     assert re.fullmatch(rf"Usage: localq {verb} \[OPTIONS\](?: {ARGUMENT})*", usage), usage
@@ -48,7 +52,7 @@ def test_the_usage_line_names_arguments_as_manuals_do(verb: str) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_argument_and_option_is_explained(verb: str) -> None:
-    command = ROOT.commands[verb]  # type: ignore[attr-defined]
+    command = load_verb(verb)
     text = without_spaces(help_of(verb))  # a line may end at a hyphen
     for parameter in command.params:
         assert parameter.help and parameter.help.endswith("."), parameter.name
