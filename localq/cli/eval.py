@@ -64,8 +64,8 @@ def eval(
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")
     from localq.cli.progress import ByteBar, TerminalListener
+    from localq.measure.documents import render_eval
     from localq.measure.quality import EvalSettings, evaluate
-    from localq.measure.quality_tables import render_eval
 
     settings = EvalSettings(
         baseline=baseline,

@@ -19,7 +19,7 @@ from localq.options import LoadOptions
 if TYPE_CHECKING:
     from localq.cli.progress import ByteBar
     from localq.measure.reports import BenchReport, BenchSettings
-    from localq.measure.steps import Step
+    from localq.measure.worker import Step
 
 PromptTokens = Annotated[
     list[str] | None,

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localq.measure.quality_tables import eval_document
+from localq.measure.documents import bench_document, eval_document
 from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine
-from localq.measure.speed_tables import bench_document
 from localq.measure.tables import Document, format_time, labels, title
 from localq.measure.verdict import Verdict, judge
 from localq.tables import format_bytes, format_rate

@@ -153,8 +153,7 @@ class FormSpeed(FormFacts):
     """What was measured of one form."""
 
     load_seconds: float
-    """Median, with the files in the operating system's cache, as far as they fit; importing the library is part of it.
-    """
+    """Median, with the files in the operating system's cache as far as they fit; includes importing the library."""
     cold_load_seconds: float | None
     """Once, with the files taken out of that cache before; None where the operating system does not offer that."""
     time_to_first_token_seconds: float | None
@@ -186,6 +185,11 @@ class SpeedComparison(Data):
     """Of their medians, faster over slower: what the table gives."""
     differs: bool
     """Whether the interval lies beyond what is too small to matter; else no winner is to be named."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The better one first."""
+        return self.faster, self.slower
 
 
 class BenchSettings(Data):
@@ -230,7 +234,7 @@ class BenchReport(Data):
 
     @model_validator(mode="after")
     def _compares_its_own(self) -> BenchReport:
-        _require_names(self.results, [name for item in self.comparisons for name in (item.faster, item.slower)])
+        _require_names(self.results, [item.pair for item in self.comparisons])
         return self
 
 
@@ -307,8 +311,12 @@ class QualityComparison(Data):
     difference: Interval
     """Of their mean divergences, farther less nearer, taken window by window."""
     differs: bool
-    """Whether the interval lies above 0 and, across engines, above the noise floor; else none is to be called nearer.
-    """
+    """Whether the interval lies above 0 and, across engines, above the noise floor; else none is called nearer."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The better one first."""
+        return self.nearer, self.farther
 
 
 class EvalText(Data):
@@ -348,7 +356,7 @@ class EvalReport(Data):
 
     @model_validator(mode="after")
     def _compares_its_own(self) -> EvalReport:
-        _require_names(self.results, [name for item in self.comparisons for name in (item.nearer, item.farther)])
+        _require_names(self.results, [item.pair for item in self.comparisons])
         return self
 
     @property
@@ -358,10 +366,10 @@ class EvalReport(Data):
         return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
 
 
-def _require_names(forms: Sequence[FormFacts], compared: Iterable[str]) -> None:
+def _require_names(forms: Sequence[FormFacts], pairs: Iterable[tuple[str, str]]) -> None:
     """Each name once, and only these compared. Raises ValueError, which pydantic turns into a ValidationError."""
     names = [form.name for form in forms]
-    if len(set(names)) < len(names) or not set(compared) <= set(names):
+    if len(set(names)) < len(names) or not set().union(*pairs) <= set(names):
         raise ValueError("the names of results and comparisons don't fit")
 
 

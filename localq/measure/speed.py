@@ -17,8 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 from localq.errors import OptionError
-from localq.measure.file_cache import drop_from_cache
-from localq.measure.forms import Form, context_limits, form_files
+from localq.measure.forms import Form, context_limits, drop_from_cache, form_files
 from localq.measure.limits import bytes_per_token
 from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
 from localq.measure.reports import (
@@ -34,8 +33,7 @@ from localq.measure.reports import (
 )
 from localq.measure.speed_worker import measure
 from localq.measure.statistics import change_over_time, ratio_of_medians, shows_difference, summarize
-from localq.measure.steps import OnStep, Step
-from localq.measure.worker import WorkerProcess
+from localq.measure.worker import OnStep, Step, WorkerProcess
 from localq.options import LoadOptions
 
 _LONGEST_DELAY_SECONDS = 3600

@@ -22,7 +22,7 @@ from localq.cli.progress import ByteBar
 from localq.errors import EngineError
 from localq.measure.forms import Form
 from localq.measure.reports import BenchReport, BenchSettings
-from localq.measure.steps import Step
+from localq.measure.worker import Step
 from tests.measure.report_examples import bench_report
 
 _HISTORY = "bench-history.jsonl"
@@ -275,7 +275,7 @@ def test_shapes_are_measured_beside_models_and_gone_at_the_end(
         yield [form(f"{name}:{recipe}") for recipe in recipes or ["default"]]
         there.remove(name)
 
-    monkeypatch.setattr("localq.measure.random_form.shape_forms", shape_forms)
+    monkeypatch.setattr("localq.measure.shapes.shape_forms", shape_forms)
     shapes = ("--shape", "phi-4-mini", "--shape", "llama-3.2-1b")
     value = json.loads(bench("toy:mlx-4bit", *shapes, "--to", "mlx-4bit", "--to", "gguf-q8_0", "--json").stdout)
     assert [f"{result['model']}:{result['recipe']}" for result in value["results"]] == [

@@ -24,7 +24,7 @@ from localq.measure.baseline_logits import compare, record, unnamed_file
 from localq.measure.forms import find_forms
 from localq.measure.quality import EvalSettings, QualityRun, evaluate
 from localq.measure.reports import Divergence, EvalReport, FormQuality
-from localq.measure.steps import Step
+from localq.measure.worker import Step
 from localq.model import open_form
 from localq.options import LoadOptions
 from localq.store.layout import MANIFEST_NAME

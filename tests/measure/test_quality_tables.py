@@ -8,7 +8,7 @@ import math
 
 import pytest
 
-from localq.measure.quality_tables import render_eval
+from localq.measure.documents import render_eval
 from tests.measure.report_examples import eval_report, form_quality
 
 REPORT = eval_report(

@@ -11,10 +11,9 @@ from typing import Any
 import pytest
 
 from localq.errors import OptionError
+from localq.measure.documents import render_bench, render_eval
 from localq.measure.page import make_page
-from localq.measure.quality_tables import render_eval
 from localq.measure.reports import BenchReport, EvalReport, load_report
-from localq.measure.speed_tables import render_bench
 from localq.measure.tables import render
 from tests.measure.report_examples import FAST, SETTINGS, SLOW, bench_report, eval_report
 

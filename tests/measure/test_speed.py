@@ -22,8 +22,7 @@ from localq.measure.forms import Form
 from localq.measure.limits import bytes_per_token
 from localq.measure.reports import BenchReport, BenchSettings
 from localq.measure.speed import bench_forms, bench_tests, complete_settings
-from localq.measure.steps import Step
-from localq.measure.worker import _PROGRAM, Loaded, WorkerProcess
+from localq.measure.worker import _PROGRAM, Loaded, Step, WorkerProcess
 from localq.options import LoadOptions
 from tests.measure.report_examples import MACHINE, form_speed
 

@@ -8,8 +8,8 @@ from datetime import datetime, timedelta, timezone
 
 import pytest
 
+from localq.measure.documents import render_bench, render_history
 from localq.measure.reports import BenchReport
-from localq.measure.speed_tables import render_bench, render_history
 from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, rate
 
 COMMAND = "localq bench toy -p 64 -g 16 -r 3"

@@ -78,22 +78,22 @@ def test_a_difference_that_is_not_shown_beats_nothing() -> None:
 
 def test_without_quality_no_format_is_beaten() -> None:
     lines = said({A: FAST, B: SLOW}, None, {A: GB, B: 2 * GB})
-    assert lines[0] == "Quality was not measured. Speed and size show:"
+    assert lines[0] == "Quality was not measured. Only speed and size are compared."
     assert lines[1].startswith("gguf-a: the fastest in generation, the fastest in prompt processing, the smallest;")
     assert not any("beat" in line for line in lines)
     assert said({A: FAST, B: FAST}, None)[0] == (
-        "Quality was not measured, and no format is shown to be the best in anything."
+        "Quality was not measured. No format is shown to be the best in anything."
     )
 
 
 @pytest.mark.parametrize(
     ("evaluation", "headline"),
     [
-        (eval_report({A: 0.01, D: 0.04}), "The quality of mlx-c was not measured. Speed"),
+        (eval_report({A: 0.01, D: 0.04}), "Quality was not measured of mlx-c. Only speed"),
         (eval_report({A: 0.01, C: 0.04}, comparisons=()), "One window of text does not show which format is nearer"),
         (
             eval_report({A: 0.01, C: 0.04}, floor=2 * LARGEST_NOISE_FLOOR),
-            "The engines disagree on this model even unquantized. Speed",
+            "The engines disagree on this model even unquantized. Only speed",
         ),
     ],
 )
@@ -122,8 +122,9 @@ def test_one_repetition_gets_no_verdict() -> None:
 
 def test_a_partial_run_gets_a_verdict_with_a_doubt() -> None:
     lines = judged(bench_report({A: FAST, B: SLOW}, partial=True), eval_report({A: 0.01, B: 0.04}))
-    assert lines[0].startswith("Take gguf-a")
-    assert lines[1] == "The run was stopped early: more repetitions may change this."
+    assert lines[0] == (
+        "Take gguf-a: it beats every other format. The run was stopped early: more repetitions may change this."
+    )
 
 
 def test_the_baseline_and_the_noise_floor_are_no_choice() -> None:

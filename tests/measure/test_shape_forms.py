@@ -25,7 +25,7 @@ from localq.errors import EngineError, OptionError, StoreError
 from localq.generation import TextRules, complete
 from localq.measure import shapes
 from localq.measure.forms import Form
-from localq.measure.random_form import shape_forms
+from localq.measure.shapes import shape_forms
 from localq.memory import RUNTIME_BYTES
 from localq.model import open_form
 from localq.options import GenerationOptions, LoadOptions
@@ -201,7 +201,7 @@ def test_they_are_gone_after_an_error_while_they_are_written(tmp_path: Path, mon
 KILLED = """
 import os, signal, sys
 from localq.measure import shapes
-from localq.measure.random_form import shape_forms
+from localq.measure.shapes import shape_forms
 from tests.tiny_checkpoints import CONFIGS
 shapes._table = lambda: CONFIGS
 with shape_forms("llama-3", "gguf-q4_0", models_dir=sys.argv[1]):
@@ -257,14 +257,6 @@ def test_a_form_without_room_beside_the_ones_before_is_left_out(
         assert [form.recipe for form in forms] == recipes[:1]
     (warning,) = [line for line in said if line.startswith("warning: left out")]
     assert f"llama-3:{recipes[1]}" in warning and "for other formats" in warning
-
-
-def test_what_other_models_take_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_with(2 * RUNTIME_BYTES, monkeypatch)
-    with only_form("llama-3", "gguf-q4_0", tmp_path):
-        pass
-    with pytest.raises(EngineError, match="300.00 MB are free besides 300.00 MB for other formats"):
-        shape_forms("llama-3", "gguf-q4_0", OPTIONS, models_dir=tmp_path, others_bytes=RUNTIME_BYTES).__enter__()
 
 
 def test_a_form_that_does_not_fit_alone_leaves_room_for_the_others(
