@@ -171,12 +171,12 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
 
 
 def _show(report: BenchReport, given: Mapping[str, Any]) -> None:
-    from localq.measure.documents import render_bench
+    from localq.measure.documents import render_report
 
     if given["json"]:
         emit_json(report.model_dump(mode="json"))
     else:
-        emit(render_bench(report, "csv" if given["csv"] else "md" if given["md"] else "text", output_width()))
+        emit(render_report(report, "csv" if given["csv"] else "md" if given["md"] else "text", output_width()))
 
 
 def _show_history(refs: Sequence[str], chosen: Path | None, models_dir: Path | None, json: bool) -> None:

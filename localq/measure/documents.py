@@ -42,15 +42,17 @@ _STOPPED = "stopped before the last repetition"
 _Row = BaselineQuality | FormQuality
 
 
-def render_bench(report: BenchReport, style: TableStyle = "text", width: int | None = None) -> str:
-    """The results, without a newline at the end.
+def render_report(report: BenchReport | EvalReport, style: TableStyle = "text", width: int | None = None) -> str:
+    """A report without a newline at the end.
 
     `text` and `md` are rounded for reading; `text` leaves out columns for which `width` has no room. `csv` has full
-    precision, a row for each format and test, and an empty field for what is not known.
+    precision, the names of the JSON, and an empty field for what is not known.
     """
-    if style == "csv":
-        return render_csv([_record(report, result, item) for result in report.results for item in result.tests])
-    return render(bench_document(report), style, width)
+    if isinstance(report, BenchReport):
+        document, records = bench_document(report), _bench_records(report)
+    else:
+        document, records = eval_document(report), _eval_records(report)
+    return render_csv(records) if style == "csv" else render(document, style, width)
 
 
 def bench_document(report: BenchReport, names: Mapping[str, str] | None = None) -> Document:
@@ -145,8 +147,13 @@ def _limit(item: TestResult) -> str | None:
     return None if limit is None else f"{limit.share:.0%} of {format_coarsely(limit.tokens_per_second)}"
 
 
-def _record(report: BenchReport, result: FormSpeed, item: TestResult) -> dict[str, object]:
-    """A row of CSV. Several samples or warnings share a field, with `; ` between them."""
+def _bench_records(report: BenchReport) -> list[dict[str, object]]:
+    """Rows of CSV, for each format and test."""
+    return [_bench_record(report, result, item) for result in report.results for item in result.tests]
+
+
+def _bench_record(report: BenchReport, result: FormSpeed, item: TestResult) -> dict[str, object]:
+    """Several samples or warnings share a field, with `; ` between them."""
     machine, rate = report.machine, item.tokens_per_second
     low, high = rate.confidence_interval or (None, None)
     sizes = {"prompt_tokens", "generated_tokens", "depth_tokens"}
@@ -202,24 +209,16 @@ def _change(run: HistoryRun) -> str:
     return f"{change} (machine busy)".strip() if run.report.machine.busy else change
 
 
-def render_eval(report: EvalReport, style: TableStyle = "text", width: int | None = None) -> str:
-    """The baseline, the noise floor and the formats, a row each, without a newline at the end.
-
-    `text` and `md` are rounded for reading; `text` leaves out columns for which `width` has no room. `csv` has full
-    precision and the names of the JSON, and an empty field for what is not known.
-    """
-    if style == "csv":
-        return render_csv(_eval_records(report))
-    return render(eval_document(report), style, width)
-
-
 def eval_document(report: EvalReport, names: Mapping[str, str] | None = None) -> Document:
     """What an eval report shows; `names` has what formats are called. The first table is how near each format is."""
     names = names or labels(_rows(report))
-    tables = {"Quality": _quality_columns(report, names), "Size and cost": _cost_columns(report, names)}
+    known = {"baseline": report.reference, "noise floor": report.noise_floor}
+    roles = {row.name: f" ({role})" for role, row in known.items() if row}
+    label: Column[_Row] = Column("format", lambda row: names[row.name] + roles.get(row.name, ""), is_text=True)
+    tables = {"Quality": _QUALITY, "Size and cost": _cost_columns(report.reference.artifact_bytes)}
     return Document(
         title=title([report.reference, *report.results], "quality"),
-        tables=tuple(make_table(caption, columns, _rows(report)) for caption, columns in tables.items()),
+        tables=tuple(make_table(caption, [label, *columns], _rows(report)) for caption, columns in tables.items()),
         findings=tuple(nearness_lines(report, names)),
         facts=(*machine_facts(report.machine), *_eval_facts(report, names)),
         warnings=report.warnings,
@@ -227,33 +226,34 @@ def eval_document(report: EvalReport, names: Mapping[str, str] | None = None) ->
     )
 
 
-def _quality_columns(report: EvalReport, names: Mapping[str, str]) -> list[Column[_Row]]:
-    same_top = "share of positions with the same most likely token ± standard error"
-    change = "√(mean squared change of the right token's probability) ± standard error"
-    return [
-        Column("format", lambda row: _label(report, row, names), is_text=True),
-        Column("mean KL", figure("mean_kl_divergence", ".3g", "kl_divergence", ".2g"), _KL),
-        Column("99% KL", figure("p99_kl_divergence", ".3g"), "one position in a hundred has more", 4),
-        Column("largest KL", figure("max_kl_divergence", ".3g"), "of all positions", 6),
-        Column("same top", figure("same_top_fraction", ".2%", "same_top", ".2%"), same_top, 1),
-        Column("perplexity", _perplexity, _PERPLEXITY, 2),
-        Column("ln ratio", figure("log_perplexity_ratio", "+z.4f", "log_perplexity_ratio", ".4f"), _LN, 3),
-        Column("RMS Δp", figure("rms_probability_change", ".2%", "rms_probability_change", ".2%"), change, 5),
-    ]
+def _perplexity(row: _Row) -> str | None:
+    form = ".4f" if row.perplexity < 100 else ".1f"
+    return figure("perplexity", form, "perplexity", form)(row)
 
 
 _KL = "mean Kullback-Leibler divergence from the baseline in nats ± standard error"
+_SAME_TOP = "share of positions with the same most likely token ± standard error"
 _PERPLEXITY = "exp(mean of -ln probability of the right token) ± standard error"
 _LN = "ln(perplexity / the baseline's) ± standard error"
+_CHANGE = "√(mean squared change of the right token's probability) ± standard error"
 _INDICATIVE = "seconds, roughly; `localq bench` measures speed properly"
+_QUALITY: Sequence[Column[_Row]] = (
+    Column("mean KL", figure("mean_kl_divergence", ".3g", "kl_divergence", ".2g"), _KL),
+    Column("99% KL", figure("p99_kl_divergence", ".3g"), "one position in a hundred has more", 4),
+    Column("largest KL", figure("max_kl_divergence", ".3g"), "of all positions", 6),
+    Column("same top", figure("same_top_fraction", ".2%", "same_top", ".2%"), _SAME_TOP, 1),
+    Column("perplexity", _perplexity, _PERPLEXITY, 2),
+    Column("ln ratio", figure("log_perplexity_ratio", "+z.4f", "log_perplexity_ratio", ".4f"), _LN, 3),
+    Column("RMS Δp", figure("rms_probability_change", ".2%", "rms_probability_change", ".2%"), _CHANGE, 5),
+)
 
 
-def _cost_columns(report: EvalReport, names: Mapping[str, str]) -> list[Column[_Row]]:
-    whole = report.reference.artifact_bytes
+def _cost_columns(baseline_bytes: int) -> Sequence[Column[_Row]]:
     return [
-        Column("format", lambda row: _label(report, row, names), is_text=True),
-        Column("size", lambda row: format_bytes(row.artifact_bytes), SIZE),
-        Column("of baseline", lambda row: f"{row.artifact_bytes / whole:.1%}", "size / the baseline's size", 1),
+        Column("size", figure("artifact_bytes", format_bytes), SIZE),
+        Column(
+            "of baseline", lambda row: f"{row.artifact_bytes / baseline_bytes:.1%}", "size / the baseline's size", 1
+        ),
         Column("bits/weight", figure("bits_per_weight", ".2f"), BITS, 3),
         Column("read/token", figure("bytes_read_per_token", format_bytes), "bytes of weights", 2),
         Column("prompt token", figure("prompt_seconds_per_token", format_duration), _INDICATIVE, 4),
@@ -287,28 +287,11 @@ def _rows(report: EvalReport) -> list[_Row]:
     return [report.reference, *([floor] if floor else []), *others]
 
 
-def _label(report: EvalReport, row: _Row, names: Mapping[str, str]) -> str:
-    is_floor = report.noise_floor is not None and row.name == report.noise_floor.name
-    role = " (baseline)" if isinstance(row, BaselineQuality) else " (noise floor)" if is_floor else ""
-    return names[row.name] + role
-
-
 def _eval_records(report: EvalReport) -> list[dict[str, object]]:
     """Rows of CSV: the columns of the JSON, those of a format, which has all that the baseline has."""
     floor = [("noise_floor", report.noise_floor)] if report.noise_floor else []
     rows = [("reference", report.reference), *floor, *(("form", result) for result in report.results)]
-    machine, started = report.machine, report.started.isoformat()
-    shared = {
-        **report.settings.model_dump(mode="json"),
-        "started": started,
-        "cpu": machine.cpu,
-        "os": machine.os,
-        "command": report.command,
-    }
+    facts = {"started": report.started.isoformat(), "cpu": report.machine.cpu, "os": report.machine.os}
+    shared = {**report.settings.model_dump(mode="json"), **facts, "command": report.command}
     empty = dict.fromkeys(FormQuality.model_fields)
     return [{"role": role, **empty, **row.model_dump(mode="json"), **shared} for role, row in rows]
-
-
-def _perplexity(row: _Row) -> str | None:
-    form = ".4f" if row.perplexity < 100 else ".1f"
-    return figure("perplexity", form, "perplexity", form)(row)

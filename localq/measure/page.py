@@ -125,16 +125,15 @@ def _figures(
 ) -> Iterator[tuple[str, str, dict[str, Figure]]]:
     """Title, note and figures of each panel."""
     figures: dict[str, Figure]
-    tests = dict.fromkeys(item.test for form in bench.results for item in form.tests)
+    tests: dict[str, dict[str, Figure]] = {}
+    for result in bench.results:
+        for item in result.tests:
+            rate = item.tokens_per_second
+            figure = rate.median, format_rate(rate.median), rate.confidence_interval
+            tests.setdefault(item.test, {})[result.name] = figure
     for test in sorted(tests, key=lambda test: test.startswith("pp")):
         name = "Prompt processing" if test.startswith("pp") else "Generation"
-        rates = {
-            form.name: item.tokens_per_second for form in bench.results for item in form.tests if item.test == test
-        }
-        figures = {
-            form: (rate.median, format_rate(rate.median), rate.confidence_interval) for form, rate in rates.items()
-        }
-        yield name, f"tokens/s in {test}; more is better", figures
+        yield name, f"tokens/s in {test}; more is better", tests[test]
     figures = {form.name: (form.artifact_bytes, format_bytes(form.artifact_bytes), None) for form in forms}
     if evaluation and evaluation.noise_floor:
         del figures[evaluation.noise_floor.name]

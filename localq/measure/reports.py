@@ -389,10 +389,10 @@ def load_report(file: Path, kind: type[Report]) -> Report:
     except OSError as error:
         raise OptionError(f"can't read {file}: {reason(error)}", hint) from error
     except ValidationError as error:
-        raise OptionError(f"{file} is no report of localq {verb}: {first_fault(error)}", hint) from error
+        raise OptionError(f"{file} is no report of localq {verb}: {_first_fault(error)}", hint) from error
 
 
-def first_fault(error: ValidationError) -> str:
+def _first_fault(error: ValidationError) -> str:
     """The first thing that is wrong, with its place: `results.0.load_seconds: Field required`."""
     fault = error.errors(include_url=False)[0]
     place = ".".join(map(str, fault["loc"]))

@@ -45,7 +45,6 @@ from localq.store.upkeep import remove_leftovers
 from localq.tables import format_bytes
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 _STANDARD_DEVIATION = 0.02
@@ -116,9 +115,8 @@ def shape_forms(
                 wait = partial(on_step, f"another localq measures this shape as {recipe.name}: waiting for it")
                 folders[recipe.name] = stack.enter_context(store.writing(found.reference, recipe, wait))
             on_step(f"writing {format_bytes(needed_bytes)} of random weights in the shape of {name}")
-            files = {"config.json": shape, "tokenizer.json": _tokenizer(checkpoint.config.vocabulary_size)}
-            for file, content in files.items():
-                (folder / file).write_text(json.dumps(content), encoding="utf-8")
+            (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
+            _write_tokenizer(folder / "tokenizer.json", checkpoint.config.vocabulary_size)
             writers = Writers(_RepeatedGgufFile, _RepeatedMlxFolder)
             manifests = write_forms(found, folders, lambda recipes, done_bytes, total_bytes: None, writers)
         yield [_form(store, folders[recipe], manifests[recipe]) for recipe in found.plans]
@@ -162,38 +160,30 @@ def _fitting_plans(found: ConversionPlan, options: LoadOptions, say: Say) -> dic
     return fitting
 
 
-class _RepeatedGgufFile(GgufFile):
-    """A GGUF file whose matrices repeat the bytes of one piece."""
+class _OncePerKind:
+    """Encodes one piece of each type and size; the others of its kind have the same bytes."""
 
     def __init__(self, *arguments: Any) -> None:
         super().__init__(*arguments)
-        self._pieces: dict[tuple[str, int, int], NDArray[np.uint8]] = {}
+        self._pieces: dict[tuple[object, ...], Any] = {}
 
-    def encoded(self, rows: Rows) -> NDArray[np.uint8]:
-        """Quantized where there was none of this type and size before."""
-        if len(rows.tensor.shape) < 2:
-            return super().encoded(rows)
+    def _piece(self, kind: tuple[object, ...], encode: Callable[[], Any]) -> Any:
+        if kind not in self._pieces:
+            self._pieces[kind] = encode()
+        return self._pieces[kind]
+
+
+class _RepeatedGgufFile(_OncePerKind, GgufFile):
+    def encoded(self, rows: Rows) -> Any:
+        encode = partial(super().encoded, rows)
         kind = rows.tensor.type_name, rows.tensor.columns, rows.stop - rows.start
-        if kind not in self._pieces:
-            self._pieces[kind] = super().encoded(rows)
-        return self._pieces[kind]
+        return self._piece(kind, encode) if len(rows.tensor.shape) > 1 else encode()
 
 
-class _RepeatedMlxFolder(MlxFolder):
-    """An MLX folder whose matrices repeat the bytes of one piece."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments)
-        self._pieces: dict[tuple[object, ...], list[bytes]] = {}
-
-    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[bytes]:
-        """Quantized where there was none of this type and size before."""
-        if rows.ndim < 2:
-            return super().encoded(tensor, rows)
-        kind = tensor.dtype, tensor.quantization, rows.shape
-        if kind not in self._pieces:
-            self._pieces[kind] = super().encoded(tensor, rows)
-        return self._pieces[kind]
+class _RepeatedMlxFolder(_OncePerKind, MlxFolder):
+    def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> Any:
+        encode = partial(super().encoded, tensor, rows)
+        return self._piece((tensor.dtype, tensor.quantization, rows.shape), encode) if rows.ndim > 1 else encode()
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,24 +232,20 @@ def _checkpoint(name: str, shape: Shape, folder: Path) -> Checkpoint:
     return Checkpoint(name, "random", folder, config, family, _RandomWeights(weights), layouts)
 
 
-def _tokenizer(size: int) -> dict[str, Any]:
+def _write_tokenizer(file: Path, size: int) -> None:
     """Byte-level BPE of so many tokens with the rule of GPT-2, without special tokens: no token ends a text.
 
     Real vocabularies have about as many merges, so that opening it takes about as long.
     """
-    from tokenizers.pre_tokenizers import ByteLevel
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-    alphabet = sorted(ByteLevel.alphabet())
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     merges = list(itertools.islice(_merges(alphabet), size - len(alphabet)))
     tokens = [*alphabet, *map("".join, merges)]
-    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    vocabulary = {token: token_id for token_id, token in enumerate(tokens)}
-    return {
-        "version": "1.0",
-        "pre_tokenizer": byte_level,
-        "decoder": byte_level,
-        "model": {"type": "BPE", "vocab": vocabulary, "merges": merges},
-    }
+    tokenizer = Tokenizer(models.BPE({token: token_id for token_id, token in enumerate(tokens)}, merges))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.save(str(file))
 
 
 def _merges(alphabet: list[str]) -> Iterator[tuple[str, str]]:

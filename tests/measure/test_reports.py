@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from localq.errors import OptionError
-from localq.measure.documents import render_bench, render_eval
+from localq.measure.documents import render_report
 from localq.measure.page import make_page
 from localq.measure.reports import BenchReport, EvalReport, load_report
 from localq.measure.tables import render
@@ -98,7 +98,7 @@ def test_damage_anywhere_is_refused_or_can_be_shown(
             continue
         page = make_page(report, None) if isinstance(report, BenchReport) else make_page(BENCH, report)
         assert render(page.document, "text", 80)
-        assert render_bench(report) if isinstance(report, BenchReport) else render_eval(report)
+        assert render_report(report)
     assert refused > 20
 
 
