@@ -16,8 +16,6 @@ from localq.measure.reports import (
     TestResult,
 )
 from localq.measure.tables import (
-    BITS,
-    SIZE,
     Column,
     Document,
     Table,
@@ -37,8 +35,9 @@ from localq.measure.verdict import nearness_lines, speed_lines
 from localq.tables import format_bytes, format_coarsely, format_duration, format_range, format_spread
 
 _LIBRARIES = ("localq", "mlx", "mlx-lm", "llama-cpp-python")
+_SIZE = "bytes of all files of the format on disk"
+_BITS = "8 x bytes of weights / number of weights"
 _ENGINE_LIBRARIES = {"mlx": ("mlx", "mlx-lm"), "gguf": ("llama-cpp-python",)}
-_STOPPED = "stopped before the last repetition"
 _Row = BaselineQuality | FormQuality
 
 
@@ -63,7 +62,7 @@ def bench_document(report: BenchReport, names: Mapping[str, str] | None = None) 
         tables=speed_tables(report, names),
         findings=tuple(speed_lines(report, names)),
         facts=(*machine_facts(report.machine), *speed_facts(report)),
-        warnings=(*([_STOPPED] if report.partial else []), *report.warnings),
+        warnings=(*(["stopped before the last repetition"] if report.partial else []), *report.warnings),
         commands=tuple(filter(None, [report.command])),
     )
 
@@ -80,8 +79,8 @@ def speed_tables(report: BenchReport, names: Mapping[str, str]) -> tuple[Table, 
     ]
     forms: list[Column[FormSpeed]] = [
         Column("format", lambda form: names[form.name], is_text=True),
-        Column("size", figure("artifact_bytes", format_bytes), SIZE),
-        Column("bits/weight", figure("bits_per_weight", ".2f"), BITS, 2),
+        Column("size", figure("artifact_bytes", format_bytes), _SIZE),
+        Column("bits/weight", figure("bits_per_weight", ".2f"), _BITS, 2),
         Column("load", figure("load_seconds", format_duration), _LOAD, 1),
         Column("cold load", figure("cold_load_seconds", format_duration), "the same with no file in the cache", 4),
         Column("first token", figure("time_to_first_token_seconds", format_duration), _FIRST, 3),
@@ -211,14 +210,13 @@ def _change(run: HistoryRun) -> str:
 
 def eval_document(report: EvalReport, names: Mapping[str, str] | None = None) -> Document:
     """What an eval report shows; `names` has what formats are called. The first table is how near each format is."""
-    names = names or labels(_rows(report))
-    known = {"baseline": report.reference, "noise floor": report.noise_floor}
-    roles = {row.name: f" ({role})" for role, row in known.items() if row}
-    label: Column[_Row] = Column("format", lambda row: names[row.name] + roles.get(row.name, ""), is_text=True)
+    names = names or labels(eval_rows(report))
+    shown = {**names, **{name: f"{names[name]} ({role})" for name, role in report.roles.items()}}
+    label: Column[_Row] = Column("format", lambda row: shown[row.name], is_text=True)
     tables = {"Quality": _QUALITY, "Size and cost": _cost_columns(report.reference.artifact_bytes)}
     return Document(
         title=title([report.reference, *report.results], "quality"),
-        tables=tuple(make_table(caption, [label, *columns], _rows(report)) for caption, columns in tables.items()),
+        tables=tuple(make_table(caption, [label, *columns], eval_rows(report)) for caption, columns in tables.items()),
         findings=tuple(nearness_lines(report, names)),
         facts=(*machine_facts(report.machine), *_eval_facts(report, names)),
         warnings=report.warnings,
@@ -250,11 +248,11 @@ _QUALITY: Sequence[Column[_Row]] = (
 
 def _cost_columns(baseline_bytes: int) -> Sequence[Column[_Row]]:
     return [
-        Column("size", figure("artifact_bytes", format_bytes), SIZE),
+        Column("size", figure("artifact_bytes", format_bytes), _SIZE),
         Column(
             "of baseline", lambda row: f"{row.artifact_bytes / baseline_bytes:.1%}", "size / the baseline's size", 1
         ),
-        Column("bits/weight", figure("bits_per_weight", ".2f"), BITS, 3),
+        Column("bits/weight", figure("bits_per_weight", ".2f"), _BITS, 3),
         Column("read/token", figure("bytes_read_per_token", format_bytes), "bytes of weights", 2),
         Column("prompt token", figure("prompt_seconds_per_token", format_duration), _INDICATIVE, 4),
         Column("generated token", figure("generated_seconds_per_token", format_duration), _INDICATIVE, 5),
@@ -280,7 +278,7 @@ def _eval_facts(report: EvalReport, names: Mapping[str, str]) -> list[tuple[str,
     return facts
 
 
-def _rows(report: EvalReport) -> list[_Row]:
+def eval_rows(report: EvalReport) -> list[_Row]:
     """The baseline, the noise floor, the formats, each once."""
     floor = report.noise_floor
     others = [result for result in report.results if floor is None or result.name != floor.name]

@@ -1,7 +1,4 @@
-"""What to measure: from model references to forms on disk and their files. Makes the ones that are missing.
-
-Measures nothing.
-"""
+"""What to measure: from model references to forms and their files. Makes missing forms; measures nothing."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localq.measure.documents import bench_document, eval_document
+from localq.measure.documents import bench_document, eval_document, eval_rows
 from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine
 from localq.measure.tables import Document, format_time, labels, title
 from localq.measure.verdict import Verdict, judge
@@ -56,10 +56,7 @@ class Page:
 
 def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Sequence[str] = ()) -> Page:
     """Both of the same formats, or speed alone; `commands` are the lines that repeat it, else those of the reports."""
-    unquantized: dict[str, FormFacts | None] = {}
-    if evaluation:
-        unquantized = {"noise floor": evaluation.noise_floor, "baseline": evaluation.reference}
-    forms = [*bench.results, *(evaluation.results if evaluation else ()), *filter(None, unquantized.values())]
+    forms = [*bench.results, *(eval_rows(evaluation) if evaluation else ())]
     names = labels(forms)
     verdict = judge(bench, evaluation, names)
     document = bench_document(bench, names)
@@ -81,10 +78,9 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
     )
     roles = {choice.name: "" if choice.is_kept else "beaten" for choice in verdict.choices}
     roles |= {name: "" for name in names.values() if name not in roles}
-    for role, form in unquantized.items():
-        if form:
-            roles.pop(names[form.name])  # what is not to choose comes last
-            roles[names[form.name]] = role
+    for form, role in evaluation.roles.items() if evaluation else ():
+        roles.pop(names[form])  # what is not to choose comes last
+        roles[names[form]] = role
     panels = tuple(
         Panel(name, note, tuple(_bars({names[form]: figure for form, figure in figures.items()}, roles)))
         for name, note, figures in _figures(bench, evaluation, forms)

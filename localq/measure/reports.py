@@ -360,10 +360,15 @@ class EvalReport(Data):
         return self
 
     @property
+    def roles(self) -> dict[str, str]:
+        """`baseline` and `noise floor`, by the names of these forms."""
+        floor = {self.noise_floor.name: "noise floor"} if self.noise_floor else {}
+        return {**floor, self.reference.name: "baseline"}
+
+    @property
     def engines_agree(self) -> bool:
         """Whether unquantized formats of both engines predict the same, as far as that was measured."""
-        floor = self.noise_floor
-        return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
+        return self.noise_floor is None or self.noise_floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
 
 
 def _require_names(forms: Sequence[FormFacts], pairs: Iterable[tuple[str, str]]) -> None:
@@ -389,11 +394,7 @@ def load_report(file: Path, kind: type[Report]) -> Report:
     except OSError as error:
         raise OptionError(f"can't read {file}: {reason(error)}", hint) from error
     except ValidationError as error:
-        raise OptionError(f"{file} is no report of localq {verb}: {_first_fault(error)}", hint) from error
-
-
-def _first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place: `results.0.load_seconds: Field required`."""
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else str(fault["msg"])
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        wrong = f"{place}: {fault['msg']}" if place else fault["msg"]
+        raise OptionError(f"{file} is no report of localq {verb}: {wrong}", hint) from error

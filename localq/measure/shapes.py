@@ -51,13 +51,8 @@ _STANDARD_DEVIATION = 0.02
 """`initializer_range` of Llama and Phi: what matrices are initialized with, and almost what training ends with."""
 _DTYPES = {"bfloat16": "BF16", "float16": "F16"}
 
-Shape = dict[str, Any]
-"""A `config.json` as transformers writes it."""
-Say = Callable[[str], None]
-"""Takes a line for people."""
 
-
-def shape_config(name: str) -> Shape:
+def shape_config(name: str) -> dict[str, Any]:
     """The `config.json` of a shape, named in any letter case.
 
     LongRoPE's two lists of factors are made up, of the right length: all ones, which cost what any others do. Raises
@@ -75,8 +70,8 @@ def shape_config(name: str) -> Shape:
 
 
 @cache
-def _table() -> dict[str, Shape]:
-    table: dict[str, Shape] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
+def _table() -> dict[str, dict[str, Any]]:
+    table: dict[str, dict[str, Any]] = json.loads(Path(__file__).with_suffix(".json").read_text(encoding="utf-8"))
     return table
 
 
@@ -87,7 +82,7 @@ def shape_forms(
     options: LoadOptions | None = None,
     *,
     models_dir: Path | str | None = None,
-    on_step: Say = lambda line: None,
+    on_step: Callable[[str], None] = lambda line: None,
 ) -> Iterator[list[Form]]:
     """Forms of a shape on disk, in the order of `recipes`; without them those that `localq convert` makes by default.
 
@@ -129,7 +124,7 @@ def _form(store: Store, folder: Path, manifest: Manifest) -> Form:
     return form_of(Artifact(folder, manifest))
 
 
-def _fitting_plans(found: ConversionPlan, options: LoadOptions, say: Say) -> dict[str, Plan]:
+def _fitting_plans(found: ConversionPlan, options: LoadOptions, say: Callable[[str], None]) -> dict[str, Plan]:
     """Those that can be in memory together, the first ones first. Raises EngineError where there are none."""
     import psutil
 
@@ -219,7 +214,7 @@ class _RandomWeights(Weights):
         return self.tensors[name].read_rows(WeightFiles(), start, stop)
 
 
-def _checkpoint(name: str, shape: Shape, folder: Path) -> Checkpoint:
+def _checkpoint(name: str, shape: dict[str, Any], folder: Path) -> Checkpoint:
     """A checkpoint without files of weights. Raises UnsupportedModelError or CheckpointError for its config."""
     import numpy as np
 

@@ -132,8 +132,8 @@ def _check_forms(forms: Sequence[Form], settings: BenchSettings, machine: Machin
 class _Turn(NamedTuple):
     """What one process measured."""
 
+    worker: WorkerProcess
     load_seconds: float
-    peak_memory_bytes: int
     runs: dict[BenchTest, tuple[float, float]]
     """Tokens per second, and seconds until the first token."""
 
@@ -168,20 +168,18 @@ class _Bench:
         part = f"repetition {repetition + 1} of {self._settings.repetitions}"
         # Every second time in reverse: whoever comes later has the warmer machine.
         forms = list(reversed(self._forms)) if repetition % 2 else self._forms
-        runs: dict[Form, dict[BenchTest, tuple[float, float]]] = {form: {} for form in forms}
+        turns: dict[Form, _Turn] = {}
         with ExitStack() as stack:
-            workers, load_seconds = {}, {}
             for form in forms:
                 self._announce(part, f"{form.name}, load")
-                workers[form] = stack.enter_context(WorkerProcess(form, self._options(form)))
-                load_seconds[form] = workers[form].load().load_seconds
+                worker = stack.enter_context(WorkerProcess(form, self._options(form)))
+                turns[form] = _Turn(worker, worker.load().load_seconds, {})
             for number, test in enumerate(self._tests, start=repetition * len(self._tests)):
-                for form in forms:
+                for form, turn in turns.items():
                     self._announce(part, f"{form.name}, {test.test}")
                     time.sleep(self._settings.delay_seconds)
-                    runs[form][test] = self._run(workers[form], test, number)
-            peaks = {form: worker.peak_memory_bytes for form, worker in workers.items()}
-        self.turns.append({form: _Turn(load_seconds[form], peaks[form], runs[form]) for form in forms})
+                    turn.runs[test] = self._run(turn.worker, test, number)
+        self.turns.append(turns)
 
     def result(self, form: Form, bandwidth: float) -> FormSpeed:
         turns = [turn[form] for turn in self.turns]
@@ -192,7 +190,7 @@ class _Bench:
             load_seconds=median(turn.load_seconds for turn in turns),
             cold_load_seconds=self._cold_load_seconds.get(form),
             time_to_first_token_seconds=median(first_token) if first_token else None,
-            peak_memory_bytes=max(turn.peak_memory_bytes for turn in turns),
+            peak_memory_bytes=max(turn.worker.peak_memory_bytes for turn in turns),
             tests=tuple(
                 self._test_result(form, test, [turn.runs[test][0] for turn in turns], bandwidth) for test in self._tests
             ),

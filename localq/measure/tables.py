@@ -16,8 +16,6 @@ from localq.tables import format_bytes, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 
-SIZE = "bytes of all files of the format on disk"
-BITS = "8 x bytes of weights / number of weights"
 NONE = "-"
 """A cell of which nothing is known."""
 _SENTENCE_WIDTH = 120

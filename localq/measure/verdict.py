@@ -55,8 +55,7 @@ class Verdict:
 
 def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Verdict:
     """About the formats whose speed was measured, except the baseline and the noise floor."""
-    unquantized = {form.name for form in (evaluation.reference, evaluation.noise_floor) if form} if evaluation else ()
-    forms = [form for form in bench.results if form.name not in unquantized]
+    forms = [form for form in bench.results if not evaluation or form.name not in evaluation.roles]
     if len(forms) < 2:
         measured = names[forms[0].name] if forms else "what is not quantized"
         return Verdict(f"There is nothing to choose between: only {measured} was measured.")
@@ -118,13 +117,12 @@ def _best_in(name: str, names: Sequence[str], better: Mapping[str, Pairs]) -> st
 
 def _faster(report: BenchReport) -> dict[str, Pairs]:
     """Who is shown to be faster in each test, generation first."""
-    tests = sorted({item.test: None for item in report.comparisons}, key=lambda test: test.startswith("pp"))
-    has_several = len({test[:2] for test in tests}) < len(tests)
+    tests = sorted(dict.fromkeys(item.test for item in report.comparisons), key=lambda test: test.startswith("pp"))
     better = {}
     for test in tests:
         what = "prompt processing" if test.startswith("pp") else "generation"
-        name = f"fastest in {what} ({test})" if has_several else f"fastest in {what}"
-        better[name] = _shown([item for item in report.comparisons if item.test == test])
+        number = f" ({test})" if len({test[:2] for test in tests}) < len(tests) else ""
+        better[f"fastest in {what}{number}"] = _shown([item for item in report.comparisons if item.test == test])
     return better
 
 
