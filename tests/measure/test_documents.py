@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import math
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
 from localq.measure.documents import render_history, render_report
-from localq.measure.reports import BenchReport
+from localq.measure.reports import BenchReport, EvalReport
 from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, eval_report, form_quality, rate
 
 COMMAND = "localq bench toy -p 64 -g 16 -r 3"
 BENCH = bench_report({"toy:mlx-4bit": (9.0, 10.0, 12.0), "toy:gguf-q4_k_m": (13.0, 14.0, 15.0)})
+EVAL = eval_report(
+    {"org/model:mlx-4bit": 0.034, "org/model:gguf-q4_k_m": 0.0123}, floor=2.5e-5, warnings=("it is warm",)
+)
+EVAL_COMMAND = "localq eval toy --window 512"
 
 
 def test_plain_text_has_a_row_for_each_format_and_test_and_says_all() -> None:
@@ -65,11 +70,6 @@ def test_the_interval_has_its_true_level(level: float) -> None:
     assert f" {level:.0%} interval  of" in render_report(BenchReport.model_validate(value))
 
 
-def test_forms_of_several_models_have_their_whole_names() -> None:
-    text = render_report(bench_report({"toy:gguf-q8_0": SLOW, "other:gguf-q8_0": FAST}))
-    assert "toy, other: speed by format" in text and "\nother:gguf-q8_0  tg16" in text
-
-
 def test_settings_that_were_chosen_are_said() -> None:
     chosen = {
         "threads": 1,
@@ -110,14 +110,10 @@ def test_no_line_is_longer_than_the_width_except_the_command(width: int) -> None
     assert max(map(len, lines)) <= width
     assert command == f"repeat: {'x' * 300}"
     assert ("no room for" in "\n".join(lines)) == (width < 100)
-
-
-def test_markdown_defines_every_column() -> None:
-    text = render_report(BENCH, "md")
-    for name in ("test", "t/s", "75% interval", "of memory limit", "size", "load", "cold load", "peak memory"):
-        assert f"- **{name}**: " in text
-    assert "import the library" in text
-    assert text.endswith(f"\n\n    {COMMAND}")
+    text = render_report(EVAL, "text", width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "0.0123 ± 0.00061" in text and "91.23 ± 0.46%" in text
+    assert ("no room for" in text) == (width < 150)
 
 
 def test_csv_has_a_row_for_each_format_and_test_in_full_precision() -> None:
@@ -211,12 +207,6 @@ def test_the_history_fits_the_width_and_keeps_the_change(width: int) -> None:
     assert "-64.0% slower (machine busy)" in text and ("no room for: " in text) == (width < 75)
 
 
-EVAL = eval_report(
-    {"org/model:mlx-4bit": 0.034, "org/model:gguf-q4_k_m": 0.0123}, floor=2.5e-5, warnings=("it is warm",)
-)
-EVAL_COMMAND = "localq eval toy --window 512"
-
-
 def test_a_row_shows_each_figure_with_its_error() -> None:
     lines = render_report(EVAL).splitlines()
     (quality,) = [line for line in lines if line.startswith("gguf-q4_k_m") and "±" in line]
@@ -243,6 +233,8 @@ def test_a_noise_floor_that_was_asked_for_has_one_row() -> None:
 
 
 def test_formats_of_several_models_have_their_whole_names() -> None:
+    text = render_report(bench_report({"toy:gguf-q8_0": SLOW, "other:gguf-q8_0": FAST}))
+    assert "toy, other: speed by format" in text and "\nother:gguf-q8_0  tg16" in text
     foreign = form_quality("other:gguf", 0.02).model_copy(update={"bits_per_weight": None})
     text = render_report(EVAL.model_copy(update={"results": (*EVAL.results, foreign)}))
     assert "org/model:gguf-q4_k_m" in text
@@ -269,23 +261,16 @@ def test_what_repeats_it_is_said() -> None:
             assert words in said, (style, words)
 
 
-@pytest.mark.parametrize("width", [60, 80, 200])
-def test_no_line_is_longer_than_the_width_and_the_divergence_stays(width: int) -> None:
-    text = render_report(EVAL, "text", width)
-    assert max(map(len, text.splitlines())) <= width
-    assert "0.0123 ± 0.00061" in text and "91.23 ± 0.46%" in text
-    assert ("no room for" in text) == (width < 150)
-
-
-def test_markdown_has_two_tables_with_the_same_rows_and_defines_the_columns() -> None:
-    lines = render_report(EVAL, "md").splitlines()
+@pytest.mark.parametrize(("report", "row_count"), [(BENCH, 4 + 2), (EVAL, 4 + 4)], ids=["bench", "eval"])
+def test_markdown_has_two_tables_and_defines_the_columns(report: BenchReport | EvalReport, row_count: int) -> None:
+    lines = render_report(report, "md").splitlines()
     rows = [line for line in lines if line.startswith("|")]
-    assert len(rows) == 2 * (2 + 4)
-    assert len({line.count("|") for line in rows[:6]}) == len({line.count("|") for line in rows[6:]}) == 1
-    assert rows[1].startswith("| --- | ---: |")
-    assert "> **Warning**: it is warm" in lines
-    for name in rows[0].split("|")[2:-1]:
-        assert any(line.startswith(f"- **{name.strip()}**: ") for line in lines), name
+    headers = [row for row, below in itertools.pairwise(rows) if below.startswith("| ---")]
+    assert len(rows) == 2 * 2 + row_count
+    for name in (name.strip() for header in headers for name in header.split("|")[2:-1]):
+        assert any(line.startswith(f"- **{name}**: ") for line in lines), name
+    assert lines[-1] == f"    {report.command}"
+    assert ("> **Warning**: it is warm" in lines) == (report is EVAL)
 
 
 def test_csv_has_every_figure_in_full_precision() -> None:

@@ -110,7 +110,10 @@ def test_damage_anywhere_is_refused_or_can_be_shown(
         (("results", 0, "tests", 0, "tokens_per_second", "median"), 0, "median"),
         (("comparisons", 0, "faster"), "toy:other", "names of results and comparisons"),
         (("results", 0, "recipe"), "mlx-4bit", "names of results and comparisons"),
-        (("started",), "yesterday", "started"),
+        (("started",), "2026-11-21T04:05:06", "started"),
+        (("results", 0, "tests", 0, "tokens_per_second", "stdev"), float("nan"), "stdev"),
+        (("results", 0, "tests", 0, "tokens_per_second", "confidence_interval"), [1.0], "confidence_interval"),
+        (("machine", "versions"), {"localq": 1}, "versions"),
     ],
 )
 def test_a_bench_that_contradicts_itself_is_refused(
