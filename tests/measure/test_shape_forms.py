@@ -234,24 +234,26 @@ def test_it_is_told_what_each_form_takes(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-@pytest.mark.parametrize("recipes", [["gguf-q8_0", "gguf-q4_0"], ["gguf-q4_0", "gguf-q8_0"]])
-def test_a_form_without_room_beside_the_ones_before_is_left_out(
-    recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recipes", "kept", "free_bytes"),
+    [
+        (["gguf-q8_0", "gguf-q4_0"], "gguf-q8_0", 2 * RUNTIME_BYTES),
+        (["gguf-q4_0", "gguf-q8_0"], "gguf-q4_0", 2 * RUNTIME_BYTES),
+        (["gguf-f32", "gguf-q4_0"], "gguf-q4_0", RUNTIME_BYTES + 2_000_000),
+    ],
+    ids=["beside the first", "beside the first, other order", "alone"],
+)
+def test_a_form_without_room_is_left_out(
+    recipes: list[str], kept: str, free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory_with(2 * RUNTIME_BYTES, monkeypatch)
+    memory_with(free_bytes, monkeypatch)
     said: list[str] = []
     with shape_forms("llama-3", recipes, OPTIONS, models_dir=tmp_path, on_step=said.append) as forms:
-        assert [form.recipe for form in forms] == recipes[:1]
+        assert [form.recipe for form in forms] == [kept]
+    (left_out,) = set(recipes) - {kept}
     (warning,) = [line for line in said if line.startswith("warning: left out")]
-    assert f"llama-3:{recipes[1]}" in warning and "for other formats" in warning
-
-
-def test_a_form_that_does_not_fit_alone_leaves_room_for_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory_with(RUNTIME_BYTES + 2_000_000, monkeypatch)
-    with shape_forms("llama-3", ["gguf-f32", "gguf-q4_0"], OPTIONS, models_dir=tmp_path) as forms:
-        assert [form.recipe for form in forms] == ["gguf-q4_0"]
+    assert f"llama-3:{left_out}" in warning
+    assert ("for other formats" in warning) == (kept == recipes[0])
 
 
 def test_where_no_form_fits_it_is_an_error_with_all_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

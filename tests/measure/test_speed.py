@@ -122,6 +122,7 @@ def test_every_repetition_has_processes_of_its_own(forms: list[Form], monkeypatc
     assert result.cold_load_seconds is not None and result.cold_load_seconds != result.load_seconds
 
 
+@pytest.mark.usefixtures("fake_worker")
 def test_where_files_stay_in_the_cache_there_is_no_cold_load(
     forms: list[Form], monkeypatch: pytest.MonkeyPatch
 ) -> None:
