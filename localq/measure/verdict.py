@@ -142,7 +142,7 @@ def _why_nearness_is_unknown(evaluation: EvalReport | None, forms: Sequence[Form
     evaluated = {result.name for result in evaluation.results} if evaluation else set()
     missing = [names[form.name] for form in forms if form.name not in evaluated]
     if missing:
-        return f"Quality was not measured of {', '.join(missing)}." if evaluated else "Quality was not measured."
+        return f"The quality of {', '.join(missing)} was not measured." if evaluated else "Quality was not measured."
     if evaluation and (evaluation.engines_agree or len({form.format for form in forms}) == 1):
         return "" if evaluation.comparisons else "One window of text does not show which format is nearer."
     return "The engines disagree on this model even unquantized."

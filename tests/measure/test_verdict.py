@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from localq.measure.reports import LARGEST_NOISE_FLOOR, BenchReport, EvalReport, SpeedComparison
 from localq.measure.statistics import ratio_of_medians, summarize
 from localq.measure.tables import labels
-from localq.measure.verdict import NEGLIGIBLE_SIZE_RATIO, judge, nearness_lines, speed_lines
+from localq.measure.verdict import NEGLIGIBLE_SIZE_RATIO, Pairs, beaters, judge, nearness_lines, speed_lines
 from localq.tables import format_coarsely
 from tests.measure.report_examples import (
     FAST,
@@ -89,7 +89,7 @@ def test_without_quality_no_format_is_beaten() -> None:
 @pytest.mark.parametrize(
     ("evaluation", "headline"),
     [
-        (eval_report({A: 0.01, D: 0.04}), "Quality was not measured of mlx-c. Only speed"),
+        (eval_report({A: 0.01, D: 0.04}), "The quality of mlx-c was not measured. Only speed"),
         (eval_report({A: 0.01, C: 0.04}, comparisons=()), "One window of text does not show which format is nearer"),
         (
             eval_report({A: 0.01, C: 0.04}, floor=2 * LARGEST_NOISE_FLOOR),
@@ -142,6 +142,22 @@ def test_where_each_format_is_beaten_all_are_kept() -> None:
         "mlx-c: among the nearest to gguf-f32",
         "gguf-b: among the smallest",
     ]
+
+
+PAIRS = st.lists(st.frozensets(st.tuples(st.sampled_from("abcd"), st.sampled_from("abcd"))), max_size=4)
+
+
+@settings(derandomize=True)
+@given(PAIRS)
+def test_beaten_is_what_another_is_better_than_in_something_and_worse_in_nothing(better: list[Pairs]) -> None:
+    for one in "abcd":
+        expected = set()
+        for other in "abcd":
+            wins = sum((other, one) in pairs for pairs in better)
+            losses = sum((one, other) in pairs for pairs in better)
+            if wins and not losses:
+                expected.add(other)
+        assert set(beaters(one, "abcd", better)) == expected
 
 
 @settings(derandomize=True, max_examples=50, deadline=None)
