@@ -80,6 +80,8 @@ def read_history(file: Path) -> tuple[list[BenchReport], list[int]]:
     Raises LocalqError where the file can't be read.
     """
     reports, skipped = [], []
+    if file.exists() and not file.is_file():
+        raise LocalqError(f"can't read {file}: it is no file", "give another one with --jsonl")
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):

@@ -202,8 +202,9 @@ class _Bench:
 
     def _run(self, worker: WorkerProcess, test: BenchTest, number: int) -> tuple[float, float]:
         prompt_tokens, generated_tokens = test.prompt_tokens or DECODE_PROMPT_TOKENS, test.generated_tokens or 1
-        batch_tokens = self._settings.batch_tokens
-        return worker.run(measure, number, test.depth_tokens, prompt_tokens, generated_tokens, batch_tokens)
+        return worker.run(
+            measure, number, test.depth_tokens, prompt_tokens, generated_tokens, self._settings.batch_tokens
+        )
 
     def _options(self, form: Form) -> LoadOptions:
         """Of the settings, what the form's engine has a choice of."""

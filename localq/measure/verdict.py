@@ -60,8 +60,8 @@ def judge(bench: BenchReport, evaluation: EvalReport | None, names: Names) -> Ve
         measured = names[forms[0].name] if forms else "what is not quantized"
         return Verdict(f"There is nothing to choose between: only {measured} was measured.")
     if bench.machine.busy:
-        busy = f"other work kept {bench.machine.busy_cores:.1f} cores busy"
-        return Verdict(f"No verdict: {busy}. Close it and measure again.")
+        cores = bench.machine.busy_cores
+        return Verdict(f"No verdict: other work kept {cores:.1f} cores busy. Close it and measure again.")
     if not bench.comparisons:
         return Verdict("No verdict: one repetition does not show how much speed varies. Measure with more.")
     forms.sort(key=lambda form: -form.tests[-1].tokens_per_second.median)
