@@ -47,5 +47,5 @@ def _own_environment(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQ_MODELS", str(models_dir))
     monkeypatch.setenv("XDG_DATA_HOME", str(models_dir.parent / "data"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    for name in ("LOCALQ_DEBUG", "NO_COLOR", "HF_TOKEN"):
+    for name in ("COLUMNS", "LOCALQ_DEBUG", "NO_COLOR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)

@@ -171,7 +171,7 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
     """Of random weights, which are deleted when `stack` ends."""
     if not given["shapes"]:
         return []
-    from localq.measure.random_form import shape_forms
+    from localq.measure.shapes import shape_forms
 
     chosen = {name: getattr(settings, name) for name in LoadOptions.__dataclass_fields__}
     made = [
@@ -182,18 +182,18 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
 
 
 def _show(report: BenchReport, given: Mapping[str, Any]) -> None:
-    from localq.measure.speed_tables import render_bench
+    from localq.measure.documents import render_report
 
     if given["json"]:
         emit_json(report.model_dump(mode="json"))
     else:
-        emit(render_bench(report, "csv" if given["csv"] else "md" if given["md"] else "text", output_width()))
+        emit(render_report(report, "csv" if given["csv"] else "md" if given["md"] else "text", output_width()))
 
 
 def _show_history(refs: Sequence[str], chosen: Path | None, models_dir: Path | None, json: bool) -> None:
     """Write the runs of some models and artifacts, or of all of them, as tables or JSON."""
+    from localq.measure.documents import render_history
     from localq.measure.history import history_file, read_history, select_forms
-    from localq.measure.speed_tables import render_history
 
     file = chosen or history_file(models_dir)
     if chosen is None and not file.exists():

@@ -67,8 +67,8 @@ def eval(
     if json + csv + md > 1:
         raise OptionError("--json, --csv and --md exclude each other", "choose one")
     from localq.cli.progress import ByteBar, TerminalListener
+    from localq.measure.documents import render_report
     from localq.measure.quality import EvalSettings, evaluate
-    from localq.measure.quality_tables import render_eval
 
     settings = EvalSettings(
         baseline=baseline,
@@ -85,7 +85,7 @@ def eval(
     if json:
         emit_json(report.model_dump(mode="json"))
     else:
-        emit(render_eval(report, "csv" if csv else "md" if md else "text", output_width()))
+        emit(render_report(report, "csv" if csv else "md" if md else "text", output_width()))
 
 
 def _command(given: Mapping[str, Any], report: EvalReport) -> str:

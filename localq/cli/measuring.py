@@ -19,7 +19,7 @@ from localq.options import LoadOptions
 if TYPE_CHECKING:
     from localq.cli.progress import ByteBar
     from localq.measure.reports import BenchReport, BenchSettings
-    from localq.measure.steps import Step
+    from localq.measure.worker import Step
 
 PromptTokens = Annotated[
     list[str] | None,
@@ -108,7 +108,7 @@ class StepLine:
         self._started = 0.0
 
     def show(self, step: Step) -> None:
-        """What begins now. The time left is that of the steps so far, on average, for each one that is left."""
+        """What begins now. The time left is the mean time of the steps before, except the first, for each one left."""
         self._bar.close()  # of the conversions, which come before
         if not stderr_is_terminal():
             if step.part != self._part:
@@ -116,10 +116,10 @@ class StepLine:
             self._part = step.part
             return
         line = f"{step.number}/{step.of} {step.part}: {step.what}"
-        if step.number == 1:
+        if step.number <= 2:  # the first step is another kind of work: it measures the memory, or loads a model
             self._started = time.monotonic()
         else:
-            seconds = (time.monotonic() - self._started) / (step.number - 1) * (step.of - step.number + 1)
+            seconds = (time.monotonic() - self._started) / (step.number - 2) * (step.of - step.number + 1)
             line = f"{_time_left(seconds)} left, {line}"
         self._write(line[: shutil.get_terminal_size().columns - 1])
 

@@ -81,13 +81,11 @@ def find_eval_forms(
     if not wants_noise_floor or all(form.format == base.format for form in forms):
         return EvalForms(base, None, tuple(forms))
     floor = _floor_reference(base)
-    if floor is None:
-        warning = (
-            f"localq can't make an artifact like {base.name} for the other engine: how much of the figures comes from "
-            "the difference between the engines is not known"
-        )
-        return EvalForms(base, None, tuple(forms), (warning,))
-    return EvalForms(base, find(floor), tuple(forms))
+    warning = (
+        f"localq can't make an artifact like {base.name} for the other engine: how much of the figures comes from the "
+        "difference between the engines is not known"
+    )
+    return EvalForms(base, find(floor) if floor else None, tuple(forms), () if floor else (warning,))
 
 
 def _common_origin(forms: Sequence[Form]) -> Manifest:

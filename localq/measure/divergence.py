@@ -17,7 +17,6 @@ if TYPE_CHECKING:
 
     from localq.measure.reports import Divergence
 
-
 Figures = dict[str, "NDArray[np.float64]"]
 """Figures of single positions by name: arrays of one length. `same_top` is 1 if P and Q are largest for the same token,
 else 0; for the others see `negative_log_likelihoods` and `compare_rows`."""

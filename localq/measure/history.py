@@ -105,7 +105,7 @@ def select_forms(reports: Iterable[BenchReport], names: Sequence[str]) -> list[B
     for report in reports:
         results = tuple(result for result in report.results if result.model in names or result.name in names)
         known = {result.name for result in results}
-        pairs = tuple(pair for pair in report.comparisons if {pair.faster, pair.slower} <= known)
+        pairs = tuple(item for item in report.comparisons if known.issuperset(item.pair))
         if results:
             chosen.append(report.model_copy(update={"results": results, "comparisons": pairs}))
     return chosen

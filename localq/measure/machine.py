@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -99,14 +100,8 @@ def _cpu() -> str:
         command = ["sysctl", "-n", "machdep.cpu.brand_string"]
         said = subprocess.run(command, capture_output=True, text=True, check=False).stdout
         return said.strip() or platform.machine()
-    # Linux on ARM has no such line, and some sandboxes have no such file.
-    match = re.search(r"^model name\s*:\s*(.+)$", _text_of(_CPU_INFORMATION), re.MULTILINE)
-    return match[1].strip() if match else platform.processor() or platform.machine() or "unknown"
-
-
-def _text_of(file: Path) -> str:
-    """Empty where the file can't be read."""
-    try:
-        return file.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
+    with suppress(OSError):  # some sandboxes have no such file, and Linux on ARM has no such line
+        text = _CPU_INFORMATION.read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"^model name\s*:\s*(.+)$", text, re.MULTILINE):
+            return match[1].strip()
+    return platform.processor() or platform.machine() or "unknown"

@@ -6,9 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from localq.measure.quality_tables import eval_document
+from localq.measure.documents import bench_document, eval_document, eval_rows
 from localq.measure.reports import BenchReport, EvalReport, FormFacts, Machine
-from localq.measure.speed_tables import bench_document
 from localq.measure.tables import Document, format_time, labels, title
 from localq.measure.verdict import Verdict, judge
 from localq.tables import format_bytes, format_rate
@@ -57,10 +56,7 @@ class Page:
 
 def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Sequence[str] = ()) -> Page:
     """Both of the same formats, or speed alone; `commands` are the lines that repeat it, else those of the reports."""
-    unquantized: dict[str, FormFacts | None] = {}
-    if evaluation:
-        unquantized = {"noise floor": evaluation.noise_floor, "baseline": evaluation.reference}
-    forms = [*bench.results, *(evaluation.results if evaluation else ()), *filter(None, unquantized.values())]
+    forms = [*bench.results, *(eval_rows(evaluation) if evaluation else ())]
     names = labels(forms)
     verdict = judge(bench, evaluation, names)
     document = bench_document(bench, names)
@@ -82,10 +78,9 @@ def make_page(bench: BenchReport, evaluation: EvalReport | None, commands: Seque
     )
     roles = {choice.name: "" if choice.is_kept else "beaten" for choice in verdict.choices}
     roles |= {name: "" for name in names.values() if name not in roles}
-    for role, form in unquantized.items():
-        if form:
-            roles.pop(names[form.name])  # what is not to choose comes last
-            roles[names[form.name]] = role
+    for form, role in evaluation.roles.items() if evaluation else ():
+        roles.pop(names[form])  # what is not to choose comes last
+        roles[names[form]] = role
     panels = tuple(
         Panel(name, note, tuple(_bars({names[form]: figure for form, figure in figures.items()}, roles)))
         for name, note, figures in _figures(bench, evaluation, forms)
@@ -126,16 +121,15 @@ def _figures(
 ) -> Iterator[tuple[str, str, dict[str, Figure]]]:
     """Title, note and figures of each panel."""
     figures: dict[str, Figure]
-    tests = dict.fromkeys(item.test for form in bench.results for item in form.tests)
+    tests: dict[str, dict[str, Figure]] = {}
+    for result in bench.results:
+        for item in result.tests:
+            rate = item.tokens_per_second
+            figure = rate.median, format_rate(rate.median), rate.confidence_interval
+            tests.setdefault(item.test, {})[result.name] = figure
     for test in sorted(tests, key=lambda test: test.startswith("pp")):
         name = "Prompt processing" if test.startswith("pp") else "Generation"
-        rates = {
-            form.name: item.tokens_per_second for form in bench.results for item in form.tests if item.test == test
-        }
-        figures = {
-            form: (rate.median, format_rate(rate.median), rate.confidence_interval) for form, rate in rates.items()
-        }
-        yield name, f"tokens/s in {test}; more is better", figures
+        yield name, f"tokens/s in {test}; more is better", tests[test]
     figures = {form.name: (form.artifact_bytes, format_bytes(form.artifact_bytes), None) for form in forms}
     if evaluation and evaluation.noise_floor:
         del figures[evaluation.noise_floor.name]

@@ -42,7 +42,6 @@ from localq.measure.reports import (
 )
 from localq.measure.speed_worker import measure
 from localq.measure.statistics import paired_interval
-from localq.measure.steps import OnStep, Step
 from localq.measure.windows import (
     DEFAULT_MOST_WINDOWS,
     Text,
@@ -52,7 +51,7 @@ from localq.measure.windows import (
     first_difference,
     read_text,
 )
-from localq.measure.worker import WorkerProcess
+from localq.measure.worker import OnStep, Step, WorkerProcess
 from localq.options import LoadOptions
 from localq.reference import parse_reference
 from localq.store.store import Store

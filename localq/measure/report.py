@@ -16,7 +16,7 @@ from localq.measure.forms import Form, find_forms
 from localq.measure.quality import EvalSettings, evaluate, find_text
 from localq.measure.reports import BenchReport, BenchSettings, EvalReport, FormFacts
 from localq.measure.speed import bench_forms
-from localq.measure.steps import OnStep
+from localq.measure.worker import OnStep
 
 
 @dataclass(frozen=True, slots=True)

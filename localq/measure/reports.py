@@ -127,8 +127,7 @@ class FormSpeed(FormFacts):
     """What was measured of one form."""
 
     load_seconds: float
-    """Median, with the files in the operating system's cache, as far as they fit; importing the library is part of it.
-    """
+    """Median, with the files in the operating system's cache as far as they fit; includes importing the library."""
     cold_load_seconds: float | None
     """Once, with the files taken out of that cache before; None where the operating system does not offer that."""
     time_to_first_token_seconds: float | None
@@ -160,6 +159,11 @@ class SpeedComparison(Data):
     """Of their medians, faster over slower: what the table gives."""
     differs: bool
     """Whether the interval lies beyond what is too small to matter; else no winner is to be named."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The better one first."""
+        return self.faster, self.slower
 
 
 class BenchSettings(Data):
@@ -216,7 +220,7 @@ class BenchReport(Shown):
 
     @model_validator(mode="after")
     def _compares_its_own(self) -> BenchReport:
-        _require_names(self.results, [name for item in self.comparisons for name in (item.faster, item.slower)])
+        _require_names(self.results, [item.pair for item in self.comparisons])
         return self
 
     def _document(self) -> Document:
@@ -298,8 +302,12 @@ class QualityComparison(Data):
     difference: Interval
     """Of their mean divergences, farther less nearer, taken window by window."""
     differs: bool
-    """Whether the interval lies above 0 and, across engines, above the noise floor; else none is to be called nearer.
-    """
+    """Whether the interval lies above 0 and, across engines, above the noise floor; else none is called nearer."""
+
+    @property
+    def pair(self) -> tuple[str, str]:
+        """The better one first."""
+        return self.nearer, self.farther
 
 
 class EvalText(Data):
@@ -339,7 +347,7 @@ class EvalReport(Shown):
 
     @model_validator(mode="after")
     def _compares_its_own(self) -> EvalReport:
-        _require_names(self.results, [name for item in self.comparisons for name in (item.nearer, item.farther)])
+        _require_names(self.results, [item.pair for item in self.comparisons])
         return self
 
     def _document(self) -> Document:
@@ -348,16 +356,21 @@ class EvalReport(Shown):
         return eval_document(self)
 
     @property
+    def roles(self) -> dict[str, str]:
+        """`baseline` and `noise floor`, by the names of these forms."""
+        floor = {self.noise_floor.name: "noise floor"} if self.noise_floor else {}
+        return {**floor, self.reference.name: "baseline"}
+
+    @property
     def engines_agree(self) -> bool:
         """Whether unquantized formats of both engines predict the same, as far as that was measured."""
-        floor = self.noise_floor
-        return floor is None or floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
+        return self.noise_floor is None or self.noise_floor.mean_kl_divergence <= LARGEST_NOISE_FLOOR
 
 
-def _require_names(forms: Sequence[FormFacts], compared: Iterable[str]) -> None:
+def _require_names(forms: Sequence[FormFacts], pairs: Iterable[tuple[str, str]]) -> None:
     """Each name once, and only these compared. Raises ValueError, which pydantic turns into a ValidationError."""
     names = [form.name for form in forms]
-    if len(set(names)) < len(names) or not set(compared) <= set(names):
+    if len(set(names)) < len(names) or not set().union(*pairs) <= set(names):
         raise ValueError("the names of results and comparisons don't fit")
 
 
@@ -377,11 +390,7 @@ def load_report(file: Path, kind: type[Report]) -> Report:
     except OSError as error:
         raise OptionError(f"can't read {file}: {reason(error)}", hint) from error
     except ValidationError as error:
-        raise OptionError(f"{file} is no report of localq {verb}: {first_fault(error)}", hint) from error
-
-
-def first_fault(error: ValidationError) -> str:
-    """The first thing that is wrong, with its place: `results.0.load_seconds: Field required`."""
-    fault = error.errors(include_url=False)[0]
-    place = ".".join(map(str, fault["loc"]))
-    return f"{place}: {fault['msg']}" if place else str(fault["msg"])
+        fault = error.errors(include_url=False)[0]
+        place = ".".join(map(str, fault["loc"]))
+        wrong = f"{place}: {fault['msg']}" if place else fault["msg"]
+        raise OptionError(f"{file} is no report of localq {verb}: {wrong}", hint) from error

@@ -17,8 +17,7 @@ from statistics import median
 from typing import NamedTuple
 
 from localq.errors import OptionError
-from localq.measure.file_cache import drop_from_cache
-from localq.measure.forms import Form, context_limits, form_files
+from localq.measure.forms import Form, context_limits, drop_from_cache, form_files
 from localq.measure.limits import bytes_per_token
 from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
 from localq.measure.reports import (
@@ -34,8 +33,7 @@ from localq.measure.reports import (
 )
 from localq.measure.speed_worker import measure
 from localq.measure.statistics import change_over_time, ratio_of_medians, shows_difference, summarize
-from localq.measure.steps import OnStep, Step
-from localq.measure.worker import WorkerProcess
+from localq.measure.worker import OnStep, Step, WorkerProcess
 from localq.options import LoadOptions
 
 _LONGEST_DELAY_SECONDS = 3600
@@ -134,8 +132,8 @@ def _check_forms(forms: Sequence[Form], settings: BenchSettings, machine: Machin
 class _Turn(NamedTuple):
     """What one process measured."""
 
+    worker: WorkerProcess
     load_seconds: float
-    peak_memory_bytes: int
     runs: dict[BenchTest, tuple[float, float]]
     """Tokens per second, and seconds until the first token."""
 
@@ -170,20 +168,18 @@ class _Bench:
         part = f"repetition {repetition + 1} of {self._settings.repetitions}"
         # Every second time in reverse: whoever comes later has the warmer machine.
         forms = list(reversed(self._forms)) if repetition % 2 else self._forms
-        runs: dict[Form, dict[BenchTest, tuple[float, float]]] = {form: {} for form in forms}
+        turns: dict[Form, _Turn] = {}
         with ExitStack() as stack:
-            workers, load_seconds = {}, {}
             for form in forms:
                 self._announce(part, f"{form.name}, load")
-                workers[form] = stack.enter_context(WorkerProcess(form, self._options(form)))
-                load_seconds[form] = workers[form].load().load_seconds
+                worker = stack.enter_context(WorkerProcess(form, self._options(form)))
+                turns[form] = _Turn(worker, worker.load().load_seconds, {})
             for number, test in enumerate(self._tests, start=repetition * len(self._tests)):
-                for form in forms:
+                for form, turn in turns.items():
                     self._announce(part, f"{form.name}, {test.test}")
                     time.sleep(self._settings.delay_seconds)
-                    runs[form][test] = self._run(workers[form], test, number)
-            peaks = {form: worker.peak_memory_bytes for form, worker in workers.items()}
-        self.turns.append({form: _Turn(load_seconds[form], peaks[form], runs[form]) for form in forms})
+                    turn.runs[test] = self._run(turn.worker, test, number)
+        self.turns.append(turns)
 
     def result(self, form: Form, bandwidth: float) -> FormSpeed:
         turns = [turn[form] for turn in self.turns]
@@ -194,7 +190,7 @@ class _Bench:
             load_seconds=median(turn.load_seconds for turn in turns),
             cold_load_seconds=self._cold_load_seconds.get(form),
             time_to_first_token_seconds=median(first_token) if first_token else None,
-            peak_memory_bytes=max(turn.peak_memory_bytes for turn in turns),
+            peak_memory_bytes=max(turn.worker.peak_memory_bytes for turn in turns),
             tests=tuple(
                 self._test_result(form, test, [turn.runs[test][0] for turn in turns], bandwidth) for test in self._tests
             ),
@@ -206,8 +202,9 @@ class _Bench:
 
     def _run(self, worker: WorkerProcess, test: BenchTest, number: int) -> tuple[float, float]:
         prompt_tokens, generated_tokens = test.prompt_tokens or DECODE_PROMPT_TOKENS, test.generated_tokens or 1
-        batch_tokens = self._settings.batch_tokens
-        return worker.run(measure, number, test.depth_tokens, prompt_tokens, generated_tokens, batch_tokens)
+        return worker.run(
+            measure, number, test.depth_tokens, prompt_tokens, generated_tokens, self._settings.batch_tokens
+        )
 
     def _options(self, form: Form) -> LoadOptions:
         """Of the settings, what the form's engine has a choice of."""

@@ -133,8 +133,5 @@ def _resampled_medians(*series: Sequence[float]) -> NDArray[np.float64]:
 
 def _percentiles(values: NDArray[np.float64], tail: float) -> tuple[float, float]:
     """What lies between both tails."""
-    import numpy as np
-
-    outside = int(tail * len(values))
-    ordered = np.sort(values)
-    return float(ordered[outside]), float(ordered[-1 - outside])
+    outside, ordered = int(tail * len(values)), sorted(values.tolist())
+    return ordered[outside], ordered[-1 - outside]

@@ -17,10 +17,6 @@ from localq.tables import format_bytes, format_html_table, format_table
 
 TableStyle = Literal["text", "md", "csv"]
 
-SIZE = "bytes of all files of the format on disk"
-BITS = "8 x bytes of weights / number of weights"
-NONE = "-"
-"""A cell of which nothing is known."""
 _SENTENCE_WIDTH = 120
 """Of sentences where the width of the output is not known; tables may be wider there."""
 _SPECIAL = re.compile(r"([\\`*\[\]<>|&]|(?<!\w)_|_(?!\w))")
@@ -77,13 +73,13 @@ class Document:
 
 
 def make_table(caption: str, columns: Sequence[Column[_Item]], items: Iterable[_Item]) -> Table:
-    """A row for each item, without the columns of which nothing is known."""
+    """A row for each item, without the columns of which nothing is known; `-` where a cell is not known."""
     rows = [[column.cell(item) for column in columns] for item in items]
     kept = [at for at in range(len(columns)) if any(row[at] is not None for row in rows)]
     return Table(
         caption,
         tuple(columns[at] for at in kept),
-        tuple(tuple(NONE if row[at] is None else str(row[at]) for at in kept) for row in rows),
+        tuple(tuple("-" if row[at] is None else str(row[at]) for at in kept) for row in rows),
     )
 
 

@@ -14,7 +14,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Concatenate, NamedTuple, ParamSpec, TypeVar
@@ -36,6 +36,22 @@ main()
 """
 _Arguments = ParamSpec("_Arguments")
 _Answer = TypeVar("_Answer")
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """How far a measurement is: what begins now."""
+
+    part: str
+    """The larger part that it lies in: `repetition 2 of 10`, or a form's name."""
+    what: str
+    """`toy-phi:mlx-4bit, tg128`, or `window 3 of 16`."""
+    number: int
+    """From 1 on."""
+    of: int
+
+
+OnStep = Callable[[Step], None]
 
 
 class Loaded(NamedTuple):

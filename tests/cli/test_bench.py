@@ -22,7 +22,7 @@ from localq.cli.progress import ByteBar
 from localq.errors import EngineError
 from localq.measure.forms import Form
 from localq.measure.reports import BenchReport, BenchSettings
-from localq.measure.steps import Step
+from localq.measure.worker import Step
 from tests.measure.report_examples import bench_report
 
 _HISTORY = "bench-history.jsonl"
@@ -275,7 +275,7 @@ def test_shapes_are_measured_beside_models_and_gone_at_the_end(
         yield [form(f"{name}:{recipe}") for recipe in recipes or ["default"]]
         there.remove(name)
 
-    monkeypatch.setattr("localq.measure.random_form.shape_forms", shape_forms)
+    monkeypatch.setattr("localq.measure.shapes.shape_forms", shape_forms)
     shapes = ("--shape", "phi-4-mini", "--shape", "llama-3.2-1b")
     value = json.loads(bench("toy:mlx-4bit", *shapes, "--to", "mlx-4bit", "--to", "gguf-q8_0", "--json").stdout)
     assert [f"{result['model']}:{result['recipe']}" for result in value["results"]] == [
@@ -304,20 +304,22 @@ def test_on_a_terminal_one_line_says_what_runs_and_how_long_it_will_take(monkeyp
     written = io.StringIO()
     monkeypatch.setattr("sys.stderr", written)
     monkeypatch.setattr(measuring, "stderr_is_terminal", lambda: True)
-    times = iter([100.0, 104.0, 1000.0])
+    times = iter([40.0, 100.0, 104.0, 1000.0])
     monkeypatch.setattr(measuring.time, "monotonic", lambda: next(times))
     monkeypatch.setenv("COLUMNS", "60")
     with ByteBar() as bar, measuring.StepLine(bar) as line:
         for number, what in (
-            (1, "load"),
-            (3, "tg128"),
+            (1, "memory bandwidth"),
+            (2, "load"),
+            (4, "tg128"),
             (301, "a name that is longer than what the terminal has room for"),
         ):
             line.show(Step("repetition 1 of 9", what, number, 2000))
     assert written.getvalue().split("\r\x1b[K") == [
         "",
-        "1/2000 repetition 1 of 9: load",
-        "67 min left, 3/2000 repetition 1 of 9: tg128",
+        "1/2000 repetition 1 of 9: memory bandwidth",
+        "2/2000 repetition 1 of 9: load",
+        "67 min left, 4/2000 repetition 1 of 9: tg128",
         "85 min left, 301/2000 repetition 1 of 9: a name that is lon",
         "",
     ]

@@ -47,21 +47,6 @@ def test_a_line_that_a_crash_left_unfinished_does_not_damage_the_next_run(tmp_pa
     assert read_history(file) == ([_REPORT], [1])
 
 
-def _changed(value: object, *keys: str | int) -> bytes:
-    """The line of a report with another value somewhere; `...` removes the key."""
-    changed = inner = json.loads(_REPORT.model_dump_json())
-    for key in keys[:-1]:
-        inner = inner[key]
-    if value is ...:
-        del inner[keys[-1]]
-    else:
-        inner[keys[-1]] = value
-    return json.dumps(changed).encode()
-
-
-_RATE = ("results", 0, "tests", 0, "tokens_per_second")
-
-
 @pytest.mark.parametrize(
     "line",
     [
@@ -73,19 +58,7 @@ _RATE = ("results", 0, "tests", 0, "tokens_per_second")
         b'{"started": ' + b"9" * 5000 + b"}",
         # As older versions wrote it, a line for each form and test.
         b'{"started": "2026-11-21T04:05:06+00:00", "model": "toy", "recipe": "mlx-4bit", "test": "tg16"}',
-        _changed(..., "started"),
-        _changed(..., "machine", "cpu"),
-        _changed(..., *_RATE, "median"),
-        _changed(..., *_RATE, "samples"),
-        _changed("yesterday", "started"),
-        _changed("2026-11-21T04:05:06", "started"),
-        _changed(7, "results", 0, "model"),
-        _changed(None, "settings"),
-        _changed("fast", *_RATE, "median"),
-        _changed(0, *_RATE, "median"),
-        _changed(float("nan"), *_RATE, "stdev"),
-        _changed([1.0], *_RATE, "confidence_interval"),
-        _changed({"localq": 1}, "machine", "versions"),
+        _REPORT.model_dump_json(exclude={"started"}).encode(),
     ],
 )
 def test_a_line_that_is_no_report_is_numbered_and_skipped(line: bytes, tmp_path: Path) -> None:
@@ -95,12 +68,6 @@ def test_a_line_that_is_no_report_is_numbered_and_skipped(line: bytes, tmp_path:
         stream.write(b"\n" + line + b"\n")
     append_report(_REPORT, file)
     assert read_history(file) == ([_REPORT, _REPORT], [3])
-
-
-def test_keys_that_a_newer_version_added_are_ignored(tmp_path: Path) -> None:
-    file = tmp_path / "history.jsonl"
-    file.write_bytes(_changed(True, "results", 0, "is_new"))
-    assert read_history(file) == ([_REPORT], [])
 
 
 def test_runs_at_the_same_time_do_not_mix_their_lines(tmp_path: Path) -> None:

@@ -131,15 +131,11 @@ def test_the_verdict_is_first_in_every_form_of_the_page(text: str) -> None:
     assert "gguf-a: the fastest in generation, the fastest in prompt processing, the nearest to gguf-f32;" in document
 
 
-def test_machine_settings_text_and_command_are_there(text: str) -> None:
-    for words in (
-        "Test CPU, 4 cores",
-        "3 repetitions by turns",
-        "text.txt (sha256",
-        "localq x",
-        "compared with gguf-f32",
-    ):
-        assert words in text
+def test_all_that_was_measured_is_there_and_definitions_are_folded_away(text: str) -> None:
+    measured = ("Test CPU, 4 cores", "3 repetitions by turns", "text.txt (sha256", "compared with gguf-f32")
+    assert all(words in text for words in (*measured, "localq x"))
+    folded = text.partition("<details>")[2].partition("</details>")[0]
+    assert "import the library" in folded and "Kullback-Leibler" in folded
 
 
 def test_other_machines_and_versions_are_warned_of() -> None:
@@ -181,11 +177,6 @@ def test_the_page_says_all_to_readers_who_do_not_see_it(text: str) -> None:
     tracks = [attributes for attributes in document.of("div") if attributes.get("class") == "track"]
     assert len(tracks) == 2 + 2 + 3 + 3  # a picture of the number that stands beside it
     assert all(attributes["aria-hidden"] == "true" for attributes in tracks)
-
-
-def test_definitions_are_folded_away(text: str) -> None:
-    folded = text.partition("<details>")[2].partition("</details>")[0]
-    assert "import the library" in folded and "Kullback-Leibler" in folded
 
 
 def test_names_that_look_like_html_are_shown_as_they_are() -> None:

@@ -24,7 +24,7 @@ from localq.measure.baseline_logits import compare, record, unnamed_file
 from localq.measure.forms import find_forms
 from localq.measure.quality import EvalSettings, QualityRun, evaluate
 from localq.measure.reports import Divergence, EvalReport, FormQuality
-from localq.measure.steps import Step
+from localq.measure.worker import Step
 from localq.model import open_form
 from localq.options import LoadOptions
 from localq.store.layout import MANIFEST_NAME
@@ -111,15 +111,6 @@ def test_both_engines_predict_the_same_without_quantization(
     assert not [warning for warning in steps_and_report[1].warnings if "engines" in warning]
 
 
-def test_the_baseline_is_the_float32_gguf_form_of_a_small_model(
-    steps_and_report: tuple[list[Step], EvalReport],
-) -> None:
-    report = steps_and_report[1]
-    assert report.reference.name == "toy-llama:gguf-f32"
-    perplexities = {result.reference_perplexity for result in report.results}
-    assert perplexities == {report.reference.perplexity}
-
-
 def test_fewer_bits_are_farther_from_the_baseline(
     steps_and_report: tuple[list[Step], EvalReport], results: dict[str, FormQuality]
 ) -> None:
@@ -153,9 +144,11 @@ def test_the_baseline_comes_first_then_the_noise_floor_then_the_forms(
 ) -> None:
     steps, report = steps_and_report
     count = report.settings.windows
-    names = [report.reference.name, "toy-llama:mlx-f32", *(result.name for result in report.results)]
+    assert {result.reference_perplexity for result in report.results} == {report.reference.perplexity}
+    names = ["toy-llama:gguf-f32", "toy-llama:mlx-f32", *(result.name for result in report.results)]
     expected = [(name, f"window {number} of {count}") for name in names for number in range(1, count + 1)]
     assert [(step.part, step.what) for step in steps] == expected
+    assert workers() == []  # none is left
     assert [(step.number, step.of) for step in steps] == [(number + 1, 6 * count) for number in range(6 * count)]
 
 
@@ -172,11 +165,6 @@ def test_the_json_has_the_keys_of_the_contract(steps_and_report: tuple[list[Step
     assert {"model", "recipe", "perplexity", "bits_per_weight", "artifact_bytes"} <= set(value["reference"])
     assert value["settings"]["text"] == "localq/demo/heldout.txt"
     assert value["settings"]["window_tokens"] == 512 and value["settings"]["first_scored"] == 256
-
-
-def test_no_process_is_left_over(steps_and_report: tuple[list[Step], EvalReport]) -> None:
-    assert steps_and_report
-    assert workers() == []
 
 
 def test_a_form_that_is_also_the_noise_floor_is_computed_once(toys: Path) -> None:
@@ -294,11 +282,7 @@ def test_the_scored_positions_are_those_of_llama_perplexity(
 ) -> None:
     settings = EvalSettings(window_tokens=size, first_scored=chosen)
     assert (settings.first, settings.scored_positions) == (first, positions)  # n_ctx/2, n_ctx - 1 - first
-
-
-@pytest.mark.parametrize("size", range(2, 20))
-def test_every_window_has_a_position_to_score(size: int) -> None:
-    assert EvalSettings(window_tokens=size).scored_positions >= 1
+    assert all(EvalSettings(window_tokens=each).scored_positions >= 1 for each in range(2, 20))
 
 
 @pytest.mark.parametrize(

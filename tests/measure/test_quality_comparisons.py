@@ -66,8 +66,5 @@ def test_a_warning_names_a_form_that_is_hardly_above_the_noise() -> None:
     assert "30% of the mean KL divergence of model:mlx-8bit" in warning
     assert noise_warnings(results, form_quality("model:mlx-bf16", 0.00003)) == []
     assert noise_warnings(results, None) == []
-
-
-def test_the_noise_floor_itself_is_not_doubtful() -> None:
     floor = form_quality("model:mlx-bf16", 0.0003)
-    assert noise_warnings([floor], floor) == []
+    assert noise_warnings([floor], floor) == []  # the noise floor itself is not doubtful

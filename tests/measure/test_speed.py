@@ -22,8 +22,7 @@ from localq.measure.forms import Form
 from localq.measure.limits import bytes_per_token
 from localq.measure.reports import BenchReport, BenchSettings
 from localq.measure.speed import bench_forms, bench_tests, complete_settings
-from localq.measure.steps import Step
-from localq.measure.worker import _PROGRAM, Loaded, WorkerProcess
+from localq.measure.worker import _PROGRAM, Loaded, Step
 from localq.options import LoadOptions
 from tests.measure.report_examples import MACHINE, form_speed
 
@@ -52,6 +51,7 @@ def _workers() -> list[psutil.Process]:
 
 def test_forms_take_turns_test_by_test(steps_and_report: tuple[list[Step], BenchReport], forms: list[Form]) -> None:
     steps, _ = steps_and_report
+    assert _workers() == []  # none is left
     mlx, gguf = (form.name for form in forms)
     rounds = [
         (part, f"{form}, {what}")
@@ -75,15 +75,8 @@ def test_the_json_has_the_keys_of_the_contract(steps_and_report: tuple[list[Step
     assert {"machine", "settings", "results"} <= set(value)
     for result in value["results"]:
         assert set(result) >= {
-            "model",
-            "recipe",
-            "bits_per_weight",
-            "artifact_bytes",
-            "load_seconds",
-            "time_to_first_token_seconds",
-            "prompt_tokens_per_second",
-            "generated_tokens_per_second",
-            "peak_memory_bytes",
+            *("model", "recipe", "bits_per_weight", "artifact_bytes", "load_seconds", "time_to_first_token_seconds"),
+            *("prompt_tokens_per_second", "generated_tokens_per_second", "peak_memory_bytes"),
         }
         rates = [test["tokens_per_second"] for test in result["tests"]]
         assert [test["test"] for test in result["tests"]] == ["pp24", "tg6", "pp24 @ d30", "tg6 @ d30"]
@@ -96,19 +89,9 @@ def test_the_json_has_the_keys_of_the_contract(steps_and_report: tuple[list[Step
 
 
 def test_the_settings_are_complete(steps_and_report: tuple[list[Step], BenchReport]) -> None:
-    assert steps_and_report[1].settings.model_dump() == {
-        "prompt_tokens": (24,),
-        "generated_tokens": (6,),
-        "depth_tokens": (0, 30),
-        "repetitions": 2,
-        "delay_seconds": 0.0,
-        "context_length": 55,
-        "threads": None,
-        "kv_cache_type": None,
-        "flash_attention": None,
-        "batch_tokens": 512,
-        "decode_prompt_tokens": 1,
-    }
+    used = steps_and_report[1].settings
+    assert used == _SETTINGS.model_copy(update={"context_length": 55})
+    assert (used.threads, used.batch_tokens, used.decode_prompt_tokens) == (None, 512, 1)
 
 
 def test_each_form_has_its_own_load_time_and_memory(
@@ -139,6 +122,7 @@ def test_every_repetition_has_processes_of_its_own(forms: list[Form], monkeypatc
     assert result.cold_load_seconds is not None and result.cold_load_seconds != result.load_seconds
 
 
+@pytest.mark.usefixtures("fake_worker")
 def test_where_files_stay_in_the_cache_there_is_no_cold_load(
     forms: list[Form], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -241,6 +225,7 @@ def test_ctrl_c_in_the_first_repetition_leaves_nothing(forms: list[Form], fake_w
         bench_forms(forms, _SETTINGS)
 
 
+@pytest.mark.usefixtures("fake_worker")
 def test_a_single_repetition_compares_nothing(forms: list[Form]) -> None:
     report = bench_forms(forms, _SMALL)
     assert report.comparisons == () and not report.partial
@@ -253,16 +238,12 @@ def test_the_start_is_in_utc(steps_and_report: tuple[list[Step], BenchReport]) -
     assert timedelta(0) < datetime.now(UTC) - started < timedelta(hours=1)
 
 
+@pytest.mark.usefixtures("fake_worker")
 def test_there_is_a_pause_before_each_measurement(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
     monkeypatch.setattr("localq.measure.speed.time.sleep", pauses.append)
     bench_forms([forms[1]], _SMALL.model_copy(update={"delay_seconds": 7.5}))
     assert pauses.count(7.5) == 2  # of two tests
-
-
-def test_no_process_is_left_over(steps_and_report: tuple[list[Step], BenchReport]) -> None:
-    assert steps_and_report
-    assert _workers() == []
 
 
 def test_a_worker_that_is_killed_ends_all_of_them(forms: list[Form]) -> None:
@@ -292,7 +273,7 @@ def test_tests_beyond_the_longest_context_are_refused_before_the_first_measureme
 def test_threads_and_flash_attention_are_for_gguf_forms(forms: list[Form], monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, LoadOptions] = {}
 
-    class RecordingWorker(WorkerProcess):
+    class RecordingWorker(_FakeWorker):
         def __init__(self, form: Form, options: LoadOptions) -> None:
             given[form.name] = options
             super().__init__(form, options)
@@ -335,14 +316,8 @@ def test_settings_that_measure_nothing_are_refused(settings: dict[str, Any], mes
 
 def test_every_size_is_measured_at_every_depth_once() -> None:
     settings = BenchSettings(prompt_tokens=(64, 512, 64), generated_tokens=(16,), depth_tokens=(0, 4096, 0))
-    assert [test.test for test in bench_tests(settings)] == [
-        "pp64",
-        "pp512",
-        "tg16",
-        "pp64 @ d4096",
-        "pp512 @ d4096",
-        "tg16 @ d4096",
-    ]
+    sizes = ["pp64", "pp512", "tg16"]
+    assert [test.test for test in bench_tests(settings)] == [*sizes, *(f"{size} @ d4096" for size in sizes)]
     assert complete_settings(settings).context_length == 4096 + 513
 
 
@@ -377,20 +352,11 @@ def test_ctrl_c_ends_the_script_and_its_workers_quietly(
     forms: list[Form], checkpoint_folder: Path, models_dir: Path, number: signal.Signals, status: int
 ) -> None:
     assert forms  # converted already
-    script = subprocess.Popen(
-        [
-            sys.executable,
-            _CHECKOUT / "benchmarks" / "tokens_per_second.py",
-            f"{checkpoint_folder}:gguf-q4_k_m",
-            "--models-dir",
-            models_dir,
-            *("-p", "16", "-g", "4", "-r", "1000000"),
-        ],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
-    )
+    program = _CHECKOUT / "benchmarks" / "tokens_per_second.py"
+    asked = [f"{checkpoint_folder}:gguf-q4_k_m", "--models-dir", models_dir, "-p", "16", "-g", "4", "-r", "1000000"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    script = subprocess.Popen([sys.executable, program, *asked], **pipes, text=True, env=environment)
     assert script.stderr is not None
     while "repetition 2 of" not in (line := script.stderr.readline()):
         assert line, "the script ended by itself"

@@ -102,22 +102,21 @@ def test_a_character_that_is_cut_in_two_is_no_error() -> None:
         assert set(text.content) == {"x", "é"}
 
 
-def test_bytes_that_are_not_utf_8_are_named_with_their_place(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"abc\xff", "text.txt is not UTF-8: byte 0xff at 3"),
+        ("é".encode()[:1], "byte 0xc3 at 0"),
+        (None, "can't read .*text.txt: No such file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_named(data: bytes | None, message: str, tmp_path: Path) -> None:
     file = tmp_path / "text.txt"
-    file.write_bytes(b"abc\xff")
-    with pytest.raises(OptionError, match=f"{file} is not UTF-8: byte 0xff at 3"):
+    if data is not None:
+        file.write_bytes(data)
+    with pytest.raises(OptionError, match=message) as caught:
         read_text(file, 512)
-    file.write_bytes("é".encode()[:1])
-    with pytest.raises(OptionError, match="byte 0xc3 at 0"):
-        read_text(file, 512)
-
-
-def test_a_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    with pytest.raises(OptionError, match=f"can't read {tmp_path / 'nothing'}: No such file") as caught:
-        read_text(tmp_path / "nothing", 512)
     assert "--text" in caught.value.hint
-    with pytest.raises(OptionError, match=f"can't read {tmp_path}: Is a directory"):
-        read_text(tmp_path, 512)
 
 
 def test_a_dash_is_standard_input(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,23 +1,29 @@
-"""A bench report as text, Markdown and CSV; the history as text."""
+"""Reports as text, Markdown and CSV; the history as text."""
 
 from __future__ import annotations
 
 import csv
 import io
+import itertools
+import math
 from datetime import datetime, timedelta, timezone
 
 import pytest
 
-from localq.measure.reports import BenchReport
-from localq.measure.speed_tables import render_bench, render_history
-from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, rate
+from localq.measure.documents import render_history, render_report
+from localq.measure.reports import BenchReport, EvalReport
+from tests.measure.report_examples import FAST, MACHINE, SETTINGS, SLOW, bench_report, eval_report, form_quality, rate
 
 COMMAND = "localq bench toy -p 64 -g 16 -r 3"
-REPORT = bench_report({"toy:mlx-4bit": (9.0, 10.0, 12.0), "toy:gguf-q4_k_m": (13.0, 14.0, 15.0)})
+BENCH = bench_report({"toy:mlx-4bit": (9.0, 10.0, 12.0), "toy:gguf-q4_k_m": (13.0, 14.0, 15.0)})
+EVAL = eval_report(
+    {"org/model:mlx-4bit": 0.034, "org/model:gguf-q4_k_m": 0.0123}, floor=2.5e-5, warnings=("it is warm",)
+)
+EVAL_COMMAND = "localq eval toy --window 512"
 
 
 def test_plain_text_has_a_row_for_each_format_and_test_and_says_all() -> None:
-    assert render_bench(REPORT, "text", 80).splitlines() == [
+    assert render_report(BENCH, "text", 80).splitlines() == [
         "toy: speed by format",
         "",
         "format       test           t/s    75% interval  of memory limit",
@@ -48,7 +54,7 @@ def test_plain_text_has_a_row_for_each_format_and_test_and_says_all() -> None:
 
 
 def test_a_single_repetition_has_neither_spread_nor_interval() -> None:
-    text = render_bench(
+    text = render_report(
         bench_report({"toy:gguf-q8_0": (7.0,)}, settings=SETTINGS.model_copy(update={"repetitions": 1}))
     )
     assert text.splitlines()[2].split() == ["format", "test", "t/s", "of", "memory", "limit"]
@@ -58,15 +64,10 @@ def test_a_single_repetition_has_neither_spread_nor_interval() -> None:
 
 @pytest.mark.parametrize("level", [0.75, 0.95])
 def test_the_interval_has_its_true_level(level: float) -> None:
-    value = REPORT.model_dump()
+    value = BENCH.model_dump()
     for item in (item for result in value["results"] for item in result["tests"]):
         item["tokens_per_second"]["confidence_level"] = level
-    assert f" {level:.0%} interval  of" in render_bench(BenchReport.model_validate(value))
-
-
-def test_forms_of_several_models_have_their_whole_names() -> None:
-    text = render_bench(bench_report({"toy:gguf-q8_0": SLOW, "other:gguf-q8_0": FAST}))
-    assert "toy, other: speed by format" in text and "\nother:gguf-q8_0  tg16" in text
+    assert f" {level:.0%} interval  of" in render_report(BenchReport.model_validate(value))
 
 
 def test_settings_that_were_chosen_are_said() -> None:
@@ -77,7 +78,7 @@ def test_settings_that_were_chosen_are_said() -> None:
         "batch_tokens": 256,
         "delay_seconds": 2.5,
     }
-    text = " ".join(render_bench(REPORT.model_copy(update={"settings": SETTINGS.model_copy(update=chosen)})).split())
+    text = " ".join(render_report(BENCH.model_copy(update={"settings": SETTINGS.model_copy(update=chosen)})).split())
     for words in (
         *("keys and values in q8_0", "at most 256 prompt tokens", "llama.cpp on 1 thread; flash attention off"),
         "a pause of 2.5 s",
@@ -89,7 +90,7 @@ def test_settings_that_were_chosen_are_said() -> None:
 def test_warnings_random_weights_and_a_run_that_was_stopped_are_said(style: str) -> None:
     settings = SETTINGS.model_copy(update={"repetitions": 10})
     stopped = {"partial": True, "warnings": ("it is hot",), "settings": settings, "command": "localq bench --shape x"}
-    text = render_bench(REPORT.model_copy(update=stopped), style)  # type: ignore[arg-type]
+    text = render_report(BENCH.model_copy(update=stopped), style)  # type: ignore[arg-type]
     assert "toy: speed by format (partial)" in text
     for words in (
         "stopped before the last repetition",
@@ -105,22 +106,18 @@ def test_no_line_is_longer_than_the_width_except_the_command(width: int) -> None
     name = "microsoft/Phi-3.5-mini-instruct"
     machine = MACHINE.model_copy(update={"os": "Linux-6.1.0-28-cloud-amd64-x86_64-with-glibc2.36"})
     report = bench_report({f"{name}:mlx-4bit": SLOW, "toy:gguf-q4_k_m": FAST}, machine=machine, command="x" * 300)
-    *lines, command = render_bench(report, "text", width).splitlines()
+    *lines, command = render_report(report, "text", width).splitlines()
     assert max(map(len, lines)) <= width
     assert command == f"repeat: {'x' * 300}"
     assert ("no room for" in "\n".join(lines)) == (width < 100)
-
-
-def test_markdown_defines_every_column() -> None:
-    text = render_bench(REPORT, "md")
-    for name in ("test", "t/s", "75% interval", "of memory limit", "size", "load", "cold load", "peak memory"):
-        assert f"- **{name}**: " in text
-    assert "import the library" in text
-    assert text.endswith(f"\n\n    {COMMAND}")
+    text = render_report(EVAL, "text", width)
+    assert max(map(len, text.splitlines())) <= width
+    assert "0.0123 ± 0.00061" in text and "91.23 ± 0.46%" in text
+    assert ("no room for" in text) == (width < 150)
 
 
 def test_csv_has_a_row_for_each_format_and_test_in_full_precision() -> None:
-    rows = list(csv.DictReader(io.StringIO(render_bench(REPORT, "csv"))))
+    rows = list(csv.DictReader(io.StringIO(render_report(BENCH, "csv"))))
     assert [(row["recipe"], row["test"]) for row in rows] == [
         (recipe, test) for recipe in ("mlx-4bit", "gguf-q4_k_m") for test in ("pp64", "tg16")
     ]
@@ -135,7 +132,7 @@ def test_csv_has_a_row_for_each_format_and_test_in_full_precision() -> None:
 
 
 def test_csv_has_what_is_needed_to_repeat_it() -> None:
-    (row, *_) = csv.DictReader(io.StringIO(render_bench(REPORT.model_copy(update={"warnings": ("hot",)}), "csv")))
+    (row, *_) = csv.DictReader(io.StringIO(render_report(BENCH.model_copy(update={"warnings": ("hot",)}), "csv")))
     expected = {
         "prompt_tokens": "64",
         "generated_tokens": "0",
@@ -164,7 +161,7 @@ def test_csv_has_what_is_needed_to_repeat_it() -> None:
 def test_csv_has_the_same_columns_for_every_report() -> None:
     settings = SETTINGS.model_copy(update={"prompt_tokens": (), "threads": None, "repetitions": 1})
     other = bench_report({"toy:gguf-q8_0": (7.0,)}, settings=settings)
-    assert len({render_bench(each, "csv").splitlines()[0] for each in (REPORT, other)}) == 1
+    assert len({render_report(each, "csv").splitlines()[0] for each in (BENCH, other)}) == 1
 
 
 def run(day: int, median: float, name: str = "toy:gguf-q8_0", busy: bool = False, **chosen: object) -> BenchReport:
@@ -208,3 +205,83 @@ def test_the_history_fits_the_width_and_keeps_the_change(width: int) -> None:
     text = render_history(HISTORY, width)
     assert max(map(len, text.splitlines())) <= width
     assert "-64.0% slower (machine busy)" in text and ("no room for: " in text) == (width < 75)
+
+
+def test_a_row_shows_each_figure_with_its_error() -> None:
+    lines = render_report(EVAL).splitlines()
+    (quality,) = [line for line in lines if line.startswith("gguf-q4_k_m") and "±" in line]
+    for cell in ("0.0123 ± 0.00061", "0.123", "0.984", "91.23 ± 0.46%", "6.5432 ± 0.0389", "5.52 ± 0.05%"):
+        assert cell in quality
+    assert "+0.0000 ± 0.0012" in quality  # and no negative nothing
+    (cost,) = [line for line in lines if line.startswith("gguf-q4_k_m") and "GB" in line]
+    for cell in ("1.61 GB", "26.8%", "4.50", "805.31 MB", "12.3 ms", "45.6 ms", "2.00 GB"):
+        assert cell in cost
+
+
+def test_the_baseline_comes_first_and_the_noise_floor_is_marked() -> None:
+    names = ["gguf-f32 (baseline)", "mlx-f32 (noise floor)", "mlx-4bit", "gguf-q4_k_m"]
+    lines = render_report(EVAL).splitlines()
+    assert [line.partition("  ")[0] for line in lines[4:8]] == names
+    assert [line.partition("  ")[0] for line in lines[11:15]] == names
+    assert "6.4000 ± 0.0389" in lines[4] and "100.0%" in lines[11]
+    assert "noise floor" not in render_report(EVAL.model_copy(update={"noise_floor": None}))
+    chosen = EVAL.model_copy(update={"results": (*EVAL.results, EVAL.noise_floor)})
+    assert render_report(chosen).count("mlx-f32 (noise floor)") == 2  # one in each table
+
+
+def test_formats_of_several_models_have_their_whole_names() -> None:
+    text = render_report(bench_report({"toy:gguf-q8_0": SLOW, "other:gguf-q8_0": FAST}))
+    assert "toy, other: speed by format" in text and "\nother:gguf-q8_0  tg16" in text
+    foreign = form_quality("other:gguf", 0.02).model_copy(update={"bits_per_weight": None})
+    text = render_report(EVAL.model_copy(update={"results": (*EVAL.results, foreign)}))
+    assert "org/model:gguf-q4_k_m" in text
+    (row,) = [line for line in text.splitlines() if line.startswith("other:gguf") and "GB" in line]
+    assert row.split()[4] == "-"  # nobody knows its bits
+
+
+def test_what_repeats_it_is_said() -> None:
+    for style in ("text", "md"):
+        said = " ".join(render_report(EVAL, style).split())  # type: ignore[arg-type]
+        for words in (
+            *("text.txt", "0f0f0f0f0f0f0f0f", "8 windows of 512 tokens", "token 1", "position 256", "2,040 positions"),
+            *(
+                "Test CPU",
+                "localq 9.9",
+                "2026-11-21 05:06 UTC",
+                "it is warm",
+                EVAL_COMMAND,
+                "compared with gguf-f32 (6.00 GB)",
+            ),
+            "its mean KL of 2.5e-05 is the engines' arithmetic",
+            "gguf-q4_k_m is nearer to gguf-f32 than mlx-4bit: mean KL 0.0123 against 0.034",
+        ):
+            assert words in said, (style, words)
+
+
+@pytest.mark.parametrize(("report", "row_count"), [(BENCH, 4 + 2), (EVAL, 4 + 4)], ids=["bench", "eval"])
+def test_markdown_has_two_tables_and_defines_the_columns(report: BenchReport | EvalReport, row_count: int) -> None:
+    lines = render_report(report, "md").splitlines()
+    rows = [line for line in lines if line.startswith("|")]
+    headers = [row for row, below in itertools.pairwise(rows) if below.startswith("| ---")]
+    assert len(rows) == 2 * 2 + row_count
+    for name in (name.strip() for header in headers for name in header.split("|")[2:-1]):
+        assert any(line.startswith(f"- **{name}**: ") for line in lines), name
+    assert lines[-1] == f"    {report.command}"
+    assert ("> **Warning**: it is warm" in lines) == (report is EVAL)
+
+
+def test_csv_has_every_figure_in_full_precision() -> None:
+    unknown = form_quality("org/model:gguf", 0.02).model_copy(update={"bits_per_weight": None})
+    report = EVAL.model_copy(update={"results": (*EVAL.results, unknown)})
+    rows = list(csv.DictReader(io.StringIO(render_report(report, "csv"))))
+    assert [row["role"] for row in rows] == ["reference", "noise_floor", "form", "form", "form"]
+    assert [row["recipe"] for row in rows] == ["gguf-f32", "mlx-f32", "mlx-4bit", "gguf-q4_k_m", "gguf"]
+    assert rows[0]["mean_kl_divergence"] == "" and float(rows[0]["perplexity"]) == 6.4
+    assert rows[4]["bits_per_weight"] == ""
+    for row, found in zip(rows[2:], report.results, strict=True):
+        for name, value in found.model_dump().items():
+            if isinstance(value, float):
+                assert math.isclose(float(row[name]), value, rel_tol=0), name
+    assert {row["positions"] for row in rows} == {"2040"}
+    assert {row["text"] for row in rows} == {"text.txt"}
+    assert {row["command"] for row in rows} == {EVAL_COMMAND}

@@ -25,7 +25,7 @@ from localq.errors import EngineError, OptionError, StoreError
 from localq.generation import TextRules, complete
 from localq.measure import shapes
 from localq.measure.forms import Form
-from localq.measure.random_form import shape_forms
+from localq.measure.shapes import shape_forms
 from localq.memory import RUNTIME_BYTES
 from localq.model import open_form
 from localq.options import GenerationOptions, LoadOptions
@@ -83,24 +83,15 @@ def mlx_config(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_gguf_forms_have_the_tensors_types_and_sizes_of_conversions(name: str, tmp_path: Path) -> None:
+def test_forms_have_the_tensors_types_and_sizes_of_conversions(name: str, tmp_path: Path) -> None:
     recipes = ["gguf-q4_k_m", "gguf-iq4_nl", "gguf-q2_k", "gguf-q8_0", "gguf-bf16"]
+    recipes += ["mlx-4bit", "mlx-3bit-g32", "mlx-mixed-4-6", "mlx-mxfp4", "mlx-bf16"]
+    facts = {"gguf": (gguf_tensors, gguf_hyperparameters), "mlx": (mlx_tensors, mlx_config)}
     converted = convert(write_checkpoint(tmp_path / name, name), recipes, models_dir=tmp_path / "models")
     with shape_forms(name, recipes, OPTIONS, models_dir=tmp_path / "models") as forms:
         for form, artifact in zip(forms, converted, strict=True):
-            assert gguf_tensors(form.path) == gguf_tensors(artifact.folder)
-            assert gguf_hyperparameters(form.path) == gguf_hyperparameters(artifact.folder)
-            assert form.bits_per_weight == artifact.manifest.bits_per_weight
-
-
-@pytest.mark.parametrize("name", NAMES)
-def test_mlx_forms_have_the_tensors_types_and_sizes_of_conversions(name: str, tmp_path: Path) -> None:
-    recipes = ["mlx-4bit", "mlx-3bit-g32", "mlx-mixed-4-6", "mlx-mxfp4", "mlx-bf16"]
-    converted = convert(write_checkpoint(tmp_path / name, name), recipes, models_dir=tmp_path / "models")
-    with shape_forms(name, recipes, OPTIONS, models_dir=tmp_path / "models") as forms:
-        for form, artifact in zip(forms, converted, strict=True):
-            assert mlx_tensors(form.path) == mlx_tensors(artifact.folder)
-            assert mlx_config(form.path) == mlx_config(artifact.folder)
+            for fact in facts[form.format]:
+                assert fact(form.path) == fact(artifact.folder)
             assert form.bits_per_weight == artifact.manifest.bits_per_weight
 
 
@@ -173,18 +164,14 @@ def left_in(models: Path) -> list[str]:
     return [path.name for path in models.iterdir() if path.name != ".locks"]
 
 
-def test_nobody_else_sees_the_forms_and_they_are_gone_at_the_end(tmp_path: Path) -> None:
+def test_nobody_else_sees_the_forms_and_they_are_gone_at_the_end_or_after_an_error(tmp_path: Path) -> None:
     with shape_forms("llama-3", None, OPTIONS, models_dir=tmp_path) as forms:
         assert len(forms) == 2 and left_in(tmp_path) == ["llama-3"]
         assert Store(tmp_path).artifacts() == [] and Store(tmp_path).damaged() == []
         assert remove_leftovers(Store(tmp_path)) == []
     assert left_in(tmp_path) == []
-
-
-@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
-def test_they_are_gone_after_an_error_of_whoever_uses_them(error: type[BaseException], tmp_path: Path) -> None:
-    with pytest.raises(error), only_form("llama-3", "gguf-q4_0", tmp_path):
-        raise error
+    with pytest.raises(RuntimeError), only_form("llama-3", "gguf-q4_0", tmp_path):
+        raise RuntimeError
     assert left_in(tmp_path) == []
 
 
@@ -201,7 +188,7 @@ def test_they_are_gone_after_an_error_while_they_are_written(tmp_path: Path, mon
 KILLED = """
 import os, signal, sys
 from localq.measure import shapes
-from localq.measure.random_form import shape_forms
+from localq.measure.shapes import shape_forms
 from tests.tiny_checkpoints import CONFIGS
 shapes._table = lambda: CONFIGS
 with shape_forms("llama-3", "gguf-q4_0", models_dir=sys.argv[1]):
@@ -247,32 +234,26 @@ def test_it_is_told_what_each_form_takes(tmp_path: Path, monkeypatch: pytest.Mon
     ]
 
 
-@pytest.mark.parametrize("recipes", [["gguf-q8_0", "gguf-q4_0"], ["gguf-q4_0", "gguf-q8_0"]])
-def test_a_form_without_room_beside_the_ones_before_is_left_out(
-    recipes: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("recipes", "kept", "free_bytes"),
+    [
+        (["gguf-q8_0", "gguf-q4_0"], "gguf-q8_0", 2 * RUNTIME_BYTES),
+        (["gguf-q4_0", "gguf-q8_0"], "gguf-q4_0", 2 * RUNTIME_BYTES),
+        (["gguf-f32", "gguf-q4_0"], "gguf-q4_0", RUNTIME_BYTES + 2_000_000),
+    ],
+    ids=["beside the first", "beside the first, other order", "alone"],
+)
+def test_a_form_without_room_is_left_out(
+    recipes: list[str], kept: str, free_bytes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory_with(2 * RUNTIME_BYTES, monkeypatch)
+    memory_with(free_bytes, monkeypatch)
     said: list[str] = []
     with shape_forms("llama-3", recipes, OPTIONS, models_dir=tmp_path, on_step=said.append) as forms:
-        assert [form.recipe for form in forms] == recipes[:1]
+        assert [form.recipe for form in forms] == [kept]
+    (left_out,) = set(recipes) - {kept}
     (warning,) = [line for line in said if line.startswith("warning: left out")]
-    assert f"llama-3:{recipes[1]}" in warning and "for other formats" in warning
-
-
-def test_what_other_models_take_is_not_free(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    memory_with(2 * RUNTIME_BYTES, monkeypatch)
-    with only_form("llama-3", "gguf-q4_0", tmp_path):
-        pass
-    with pytest.raises(EngineError, match="300.00 MB are free besides 300.00 MB for other formats"):
-        shape_forms("llama-3", "gguf-q4_0", OPTIONS, models_dir=tmp_path, others_bytes=RUNTIME_BYTES).__enter__()
-
-
-def test_a_form_that_does_not_fit_alone_leaves_room_for_the_others(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    memory_with(RUNTIME_BYTES + 2_000_000, monkeypatch)
-    with shape_forms("llama-3", ["gguf-f32", "gguf-q4_0"], OPTIONS, models_dir=tmp_path) as forms:
-        assert [form.recipe for form in forms] == ["gguf-q4_0"]
+    assert f"llama-3:{left_out}" in warning
+    assert ("for other formats" in warning) == (kept == recipes[0])
 
 
 def test_where_no_form_fits_it_is_an_error_with_all_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
