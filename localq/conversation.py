@@ -346,6 +346,11 @@ class Reply(Iterator[Chunk]):
         """End the reply at its next token; may be called from another thread. The last chunk brings the statistics."""
         self._stream.stop()
 
+    def give_up(self) -> None:
+        """As `stop`, and keep nothing."""
+        self._keeps = False
+        self.stop()
+
     def close(self) -> None:
         """Stop at once, and keep what came."""
         self._stream.close()

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import queue
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from typing import TypeVar
@@ -47,45 +46,42 @@ class EngineThread:
         while True:
             self._work.get()()
 
-    def run(self, function: Callable[[], _Result], is_stopped: Callable[[], bool] = lambda: False) -> _Result:
-        """Run something and wait for it. Raises what it raises; KeyboardInterrupt when `is_stopped` says so."""
-        future = self.start(function)
-        while not future.done():
-            if is_stopped():
-                raise KeyboardInterrupt
-            time.sleep(_POLL_SECONDS)
-        return future.result()
+    def run(self, function: Callable[[], _Result]) -> _Result:
+        """Run something and wait for it. Raises what it raises."""
+        return self.start(function).result()
 
     def stream(self, begin: Callable[[], Reply], is_stopped: Callable[[], bool]) -> Iterator[str]:
         """The pieces of a reply as text, while the thread computes it; an empty one every 20 ms where none comes.
 
-        Once `is_stopped` says so, the reply ends at its next token; one without any token yet is left at once, and
-        ends by itself. Raises what the reply raises.
+        Once `is_stopped` says so, the reply ends at its next token; one without any token yet is given up at once, and
+        nothing of it is kept. Raises what the reply raises.
         """
         pieces: queue.SimpleQueue[str] = queue.SimpleQueue()
         begun: list[Reply] = []
-        stopped = False
+        has_token, given_up = threading.Event(), threading.Event()
 
         def work() -> None:
             begun.append(begin())
-            if stopped:
+            if given_up.is_set():
                 return
             for chunk in begun[0]:
+                has_token.set()
                 pieces.put(chunk.text)
 
         future = self.start(work)
-        has_text = False
+        stopped = False
         while not (future.done() and pieces.empty()):
             try:
-                piece = pieces.get(timeout=_POLL_SECONDS)
+                yield pieces.get(timeout=_POLL_SECONDS)
             except queue.Empty:
-                piece = ""
-            has_text = has_text or bool(piece)
-            yield piece
-            if not stopped and is_stopped():
-                stopped = True
+                yield ""
+            if stopped or not is_stopped():
+                continue
+            stopped = True
+            if not has_token.is_set():
+                given_up.set()
                 if begun:
-                    begun[0].stop()
-                if not has_text:
-                    return
+                    begun[0].give_up()
+                return
+            begun[0].stop()
         future.result()

@@ -61,12 +61,16 @@ class HeldKeys:
         """`source` is the prompt's; None where nobody types."""
         self._source = source
         self._keys: list[KeyPress] = []
+        self._early: list[KeyPress] = []
         self._mode: Any = None
 
     def __enter__(self) -> HeldKeys:
         if self._source is not None:
+            from prompt_toolkit.input.typeahead import get_typeahead
+
             self._mode = self._source.raw_mode()
             self._mode.__enter__()
+            self._early = get_typeahead(self._source)  # typed behind the Enter that ended the prompt
             _tell(_BRACKETED_PASTE_ON)
         return self
 
@@ -86,7 +90,7 @@ class HeldKeys:
         from prompt_toolkit.key_binding import KeyPress
         from prompt_toolkit.keys import Keys
 
-        keys: list[KeyPress] = []
+        keys, self._early = self._early, []
         while _has_input(self._source) and (more := self._source.read_keys()):
             keys += more
         found = any(key.key == Keys.ControlC for key in keys)
