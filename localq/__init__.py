@@ -32,6 +32,8 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` is half of what this
 if TYPE_CHECKING:
     from localq.api import ls as ls
     from localq.api import pull as pull
+    from localq.api_measuring import bench as bench
+    from localq.api_measuring import evaluate as evaluate
     from localq.conversation import Conversation as Conversation
     from localq.conversation import Reply as Reply
     from localq.conversion.convert import ConversionListener as ConversionListener
@@ -40,8 +42,6 @@ if TYPE_CHECKING:
     from localq.generation import Chunk as Chunk
     from localq.generation import Completion as Completion
     from localq.generation import GenerationStatistics as GenerationStatistics
-    from localq.measure.api import bench as bench
-    from localq.measure.api import evaluate as evaluate
     from localq.model import Model as Model
     from localq.model import load as load
     from localq.options import GenerationOptions as GenerationOptions
@@ -62,9 +62,9 @@ _HOMES = {
     "Model": "localq.model",
     "Reply": "localq.conversation",
     "ReplyStream": "localq.turns",
-    "bench": "localq.measure.api",
+    "bench": "localq.api_measuring",
     "convert": "localq.conversion.convert",
-    "evaluate": "localq.measure.api",
+    "evaluate": "localq.api_measuring",
     "load": "localq.model",
     "ls": "localq.api",
     "pull": "localq.api",

@@ -21,7 +21,7 @@ LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
     {"chat"},
-    {"api", "doctor"},
+    {"api", "api_measuring", "doctor"},
     {"measure", "conversation"},
     {"model"},
     {"conversion"},

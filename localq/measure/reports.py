@@ -224,7 +224,7 @@ class BenchReport(Shown):
         return self
 
     def _document(self) -> Document:
-        from localq.measure.speed_tables import bench_document
+        from localq.measure.documents import bench_document
 
         return bench_document(self)
 
@@ -351,7 +351,7 @@ class EvalReport(Shown):
         return self
 
     def _document(self) -> Document:
-        from localq.measure.quality_tables import eval_document
+        from localq.measure.documents import eval_document
 
         return eval_document(self)
 
@@ -390,7 +390,11 @@ def load_report(file: Path, kind: type[Report]) -> Report:
     except OSError as error:
         raise OptionError(f"can't read {file}: {reason(error)}", hint) from error
     except ValidationError as error:
-        fault = error.errors(include_url=False)[0]
-        place = ".".join(map(str, fault["loc"]))
-        wrong = f"{place}: {fault['msg']}" if place else fault["msg"]
-        raise OptionError(f"{file} is no report of localq {verb}: {wrong}", hint) from error
+        raise OptionError(f"{file} is no report of localq {verb}: {first_fault(error)}", hint) from error
+
+
+def first_fault(error: ValidationError) -> str:
+    """The first thing that is wrong, with its place: `results.0.load_seconds: Field required`."""
+    fault = error.errors(include_url=False)[0]
+    place = ".".join(map(str, fault["loc"]))
+    return f"{place}: {fault['msg']}" if place else str(fault["msg"])

@@ -32,14 +32,12 @@ from localq.measure.reports import (
     TestResult,
 )
 from localq.measure.speed_worker import measure
-from localq.measure.statistics import change_over_time, ratio_of_medians, shows_difference, summarize
+from localq.measure.statistics import ratio_of_medians, shows_difference, summarize
 from localq.measure.worker import OnStep, Step, WorkerProcess
 from localq.options import LoadOptions
 
 _LONGEST_DELAY_SECONDS = 3600
 _LESS_HINT = "measure fewer tokens with -p, -g and -d"
-_LEAST_TREND = 0.03
-"""From the first repetition to the last one; repetitions differ by as much without a trend."""
 _WIDE_INTERVAL = 0.2
 
 
@@ -245,12 +243,5 @@ def _warnings(machine: Machine, results: Sequence[FormSpeed]) -> Iterator[str]:
     if wide:
         yield (
             f"{wide} of {len(rates)} rates have intervals wider than {_WIDE_INTERVAL:.0%} of themselves: close other "
-            "programs and measure again, or longer (-r, -g)"
-        )
-    change = change_over_time([rate.samples for rate in rates])
-    if change is not None and change.low * change.high > 0 and abs(change.estimate) >= _LEAST_TREND:
-        how = "fell" if change.estimate < 0 else "rose"
-        yield (
-            f"rates {how} by {abs(change.estimate):.0%} from the first repetition to the last one: other work began or "
-            "ended, or the machine got hot; a pause before each measurement (--delay) lets it cool down"
+            "programs and measure again, or longer (-r, -g); a pause (--delay) keeps a machine cool"
         )

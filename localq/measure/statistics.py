@@ -22,7 +22,6 @@ NEGLIGIBLE_RATIO = 1.0125
 
 FEWEST_FOR_95_PERCENT = 6
 _FEWEST_FOR_AN_INTERVAL = 3
-_FEWEST_FOR_A_TREND = 5
 _LEVEL = 0.95
 _RESAMPLES = 4999
 _SEED = 95
@@ -86,24 +85,6 @@ def paired_interval(differences: Collection[float]) -> Interval:
     mean, count = fmean(differences), len(differences)
     margin = student_quantile(count - 1) * stdev(differences) / math.sqrt(count)
     return Interval(estimate=mean, low=mean - margin, high=mean + margin, level=_LEVEL)
-
-
-def change_over_time(series: Sequence[Sequence[float]]) -> Interval | None:
-    """By which part of themselves rates change from the first turn to the last one; None for fewer than five turns.
-
-    Each series is divided by its own median, and all are averaged turn by turn, because heat slows all of them. The
-    change is that of the least-squares line; the interval is Student's for its slope, 95%.
-    """
-    import numpy as np
-
-    averages = np.mean([np.asarray(values) / median(values) for values in series], axis=0)
-    count = len(averages)
-    if count < _FEWEST_FOR_A_TREND:
-        return None
-    (slope, _), covariance = np.polyfit(range(count), averages, 1, cov=True)
-    margin = student_quantile(count - 2) * math.sqrt(covariance[0, 0])
-    change, low, high = ((count - 1) * float(value) for value in (slope, slope - margin, slope + margin))
-    return Interval(estimate=change, low=low, high=high, level=_LEVEL)
 
 
 def student_quantile(freedom: int) -> float:

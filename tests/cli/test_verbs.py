@@ -15,7 +15,7 @@ from typer.testing import CliRunner, Result
 
 from localq.cli.main import VERBS, app
 from localq.conversion.plan import plan_recipe
-from localq.measure.random_form import _checkpoint as random_checkpoint
+from localq.measure.shapes import _checkpoint as random_checkpoint
 from localq.measure.shapes import shape_config
 from localq.recipes import DEFAULT_RECIPES, RECIPES
 

@@ -338,15 +338,6 @@ def test_rates_that_vary_much_are_warned_of() -> None:
     assert _warnings([10.0, 10.1, 9.9, 10.0]) == []
 
 
-def test_a_trend_is_warned_of_which_way_and_how_far() -> None:
-    falling = [100.0, 98.1, 96.0, 93.9, 92.0, 90.1]
-    (fell,) = _warnings(falling)
-    assert fell.startswith("rates fell by 11% from the first repetition") and "--delay" in fell
-    (rose,) = _warnings(falling[::-1])
-    assert rose.startswith("rates rose by 11%")
-    assert _warnings([100.0, 99.6, 99.1, 98.7, 98.2, 97.8]) == []  # too small a trend
-
-
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_ctrl_c_ends_the_script_and_its_workers_quietly(
     forms: list[Form], checkpoint_folder: Path, models_dir: Path, number: signal.Signals, status: int

@@ -11,7 +11,6 @@ from localq.measure import statistics
 from localq.measure.reports import BenchSettings
 from localq.measure.statistics import (
     NEGLIGIBLE_RATIO,
-    change_over_time,
     paired_interval,
     ratio_of_medians,
     shows_difference,
@@ -175,34 +174,3 @@ def test_the_quantiles_are_those_of_students_distribution() -> None:
         heights = (scale * (1 + (width * step) ** 2 / freedom) ** (-(freedom + 1) / 2) for step in range(steps + 1))
         half = sum(weight * height for weight, height in zip(weights, heights, strict=True)) * width / 3
         assert 0.5 + half == pytest.approx(0.975, abs=1e-4)
-
-
-def _series(draw: random.Random, change: float, noise: float, repetitions: int = 10) -> list[list[float]]:
-    """Two forms in two tests, whose rates change by so much from the first repetition to the last one."""
-    steps = [1 + change * step / (repetitions - 1) for step in range(repetitions)]
-    return [[rate * step * draw.gauss(1, noise) for step in steps] for rate in (4000, 90, 1300, 12)]
-
-
-@pytest.mark.parametrize("repetitions", [5, 10])
-@pytest.mark.parametrize("change", [-0.08, 0.08])
-def test_a_trend_is_found_with_its_size(change: float, repetitions: int) -> None:
-    draw = random.Random(1)
-    found = [change_over_time(_series(draw, change, 0.01, repetitions)) for _ in range(_TRIALS)]
-    assert all(interval is not None and interval.low * interval.high > 0 for interval in found)
-    assert np.mean([interval.estimate for interval in found if interval]) == pytest.approx(change, abs=0.005)
-    held = sum(interval is not None and interval.low <= change <= interval.high for interval in found)
-    assert 0.9 <= held / _TRIALS <= 1
-
-
-def test_noise_is_a_trend_in_one_of_twenty_runs() -> None:
-    draw = random.Random(2)
-    found = [change_over_time(_series(draw, 0.0, 0.02)) for _ in range(_TRIALS)]
-    trends = [interval for interval in found if interval and interval.low * interval.high > 0]
-    assert 0.02 <= len(trends) / _TRIALS <= 0.08
-
-
-def test_few_or_equal_rates_show_no_trend() -> None:
-    assert change_over_time([[100.0, 90.0, 80.0, 70.0]]) is None
-    constant = change_over_time([[5.0] * 10])
-    assert constant is not None
-    assert (constant.low, constant.estimate, constant.high) == pytest.approx((0, 0, 0), abs=1e-12)

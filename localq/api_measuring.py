@@ -17,7 +17,7 @@ from localq.measure.quality import EvalSettings
 from localq.measure.quality import evaluate as evaluate_forms
 from localq.measure.reports import BenchReport, BenchSettings, EvalReport, first_fault
 from localq.measure.speed import bench_forms, complete_settings
-from localq.measure.steps import OnStep
+from localq.measure.worker import OnStep
 from localq.notebook import Bars, in_notebook
 from localq.options import LoadKeywords, LoadOptions
 from localq.store.layout import models_folder
