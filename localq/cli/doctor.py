@@ -200,8 +200,8 @@ def _machine(models_dir: Path | None, json: bool) -> None:
 
     from localq.backends import BACKENDS, default_recipe_name, has_backend
     from localq.conversion.quantizer import describe_quantizer
-    from localq.hardware import available_cores
-    from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
+    from localq.hardware import available_cores, memory_bandwidth_bytes_per_second
+    from localq.measure.machine import describe_machine
     from localq.store.layout import models_folder
 
     machine, folder = describe_machine(), models_folder(models_dir)

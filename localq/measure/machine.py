@@ -1,20 +1,15 @@
-"""The machine that a measurement was made on: what it is, and how fast it reads memory."""
+"""The machine that a measurement was made on."""
 
 from __future__ import annotations
 
 import platform
 import re
 import subprocess
-import sys
-import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from localq.backends import has_backend
-from localq.hardware import available_logical_cores, has_metal, mlx_runs_on_gpu
+from localq.hardware import has_metal
 from localq.version import library_versions
 
 if TYPE_CHECKING:
@@ -22,10 +17,6 @@ if TYPE_CHECKING:
 
 _LIBRARIES = ("mlx", "mlx-lm", "llama-cpp-python")
 _BUSY_SECONDS = 0.5
-
-_BYTES_READ = 1 << 30  # beyond any cache: those of servers have half of it
-_ROUNDS = 10
-
 _CPU_INFORMATION = Path("/proc/cpuinfo")
 
 
@@ -53,46 +44,6 @@ def describe_machine() -> Machine:
         busy_cores=round(busy_cores, 2),
         busy=busy_cores > physical_cores / 2,
     )
-
-
-def memory_bandwidth_bytes_per_second() -> float:
-    """Bytes read per second by what computes here, the best of ten rounds; takes a second or two.
-
-    On a Mac by the GPU, elsewhere by all cores together. A graphics card's own memory is not measured.
-    """
-    on_gpu = sys.platform == "darwin" and has_backend("mlx") and mlx_runs_on_gpu()
-    return _read_by_gpu() if on_gpu else _read_by_cores()
-
-
-def _read_by_cores() -> float:
-    """Each core sums up an array of its own, which takes almost no arithmetic.
-
-    On two cores with AVX-512 this read 10% faster than numpy's maximum, and faster than a loop in C with prefetching.
-    """
-    import numpy as np
-
-    cores = available_logical_cores()
-    arrays = [np.ones(_BYTES_READ // cores // 8, dtype=np.int64) for _ in range(cores)]
-    with ThreadPoolExecutor(cores) as pool:
-        return _best_rate(lambda: list(pool.map(np.sum, arrays)))
-
-
-def _read_by_gpu() -> float:
-    """One maximum over an array, by Metal. Not run on a Mac."""
-    import mlx.core as mx
-
-    array = mx.ones((_BYTES_READ // 4,), dtype=mx.float32)
-    mx.eval(array)
-    return _best_rate(lambda: mx.eval(mx.max(array)))
-
-
-def _best_rate(read: Callable[[], object]) -> float:
-    best = 0.0
-    for _ in range(_ROUNDS):
-        started = time.perf_counter()
-        read()
-        best = max(best, _BYTES_READ / (time.perf_counter() - started))
-    return best
 
 
 def _cpu() -> str:

@@ -17,9 +17,10 @@ from statistics import median
 from typing import NamedTuple
 
 from localq.errors import OptionError
+from localq.hardware import memory_bandwidth_bytes_per_second
 from localq.measure.forms import Form, context_limits, drop_from_cache, form_files
 from localq.measure.limits import bytes_per_token
-from localq.measure.machine import describe_machine, memory_bandwidth_bytes_per_second
+from localq.measure.machine import describe_machine
 from localq.measure.reports import (
     DECODE_PROMPT_TOKENS,
     BenchReport,

@@ -105,7 +105,7 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
 
 
 def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    monkeypatch.setattr("localq.hardware._BYTES_READ", 1 << 20)
     monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     found = record()
     assert found["free_memory_bytes"] <= found["memory_bytes"]
@@ -120,7 +120,7 @@ def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    monkeypatch.setattr("localq.hardware._BYTES_READ", 1 << 20)
     monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     models = tmp_path / "models"
     assert record("--models-dir", models)["models_folder"] == str(models)

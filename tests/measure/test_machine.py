@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 import localq
+from localq import hardware
 from localq.measure import machine as machine_module
 from localq.measure.machine import describe_machine
 
@@ -47,18 +48,18 @@ def test_where_physical_cores_are_not_known_the_logical_ones_count(monkeypatch: 
 def test_the_bandwidth_is_bytes_over_the_fastest_round(reader: str, monkeypatch: pytest.MonkeyPatch) -> None:
     if reader == "_read_by_gpu":  # which MLX does on a CPU as well
         pytest.importorskip("mlx")
-    durations = [2.0, 0.5, 4.0] + [1.0] * (machine_module._ROUNDS - 3)
+    durations = [2.0, 0.5, 4.0] + [1.0] * (hardware._ROUNDS - 3)
     times = iter([time for start, seconds in enumerate(durations) for time in (10.0 * start, 10.0 * start + seconds)])
     monkeypatch.setattr("time.perf_counter", lambda: next(times))
-    monkeypatch.setattr(machine_module, "_BYTES_READ", 1 << 20)
-    assert getattr(machine_module, reader)() == (1 << 20) / 0.5
+    monkeypatch.setattr(hardware, "_BYTES_READ", 1 << 20)
+    assert getattr(hardware, reader)() == (1 << 20) / 0.5
 
 
 @pytest.mark.parametrize(("platform", "on_gpu"), [("linux", True), ("darwin", True), ("darwin", False)])
 def test_on_a_mac_the_gpu_reads(platform: str, on_gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlx_lm")
-    monkeypatch.setattr(sys, "platform", platform)
-    monkeypatch.setattr(machine_module, "mlx_runs_on_gpu", lambda: on_gpu)
-    monkeypatch.setattr(machine_module, "_read_by_gpu", lambda: 2.0)
-    monkeypatch.setattr(machine_module, "_read_by_cores", lambda: 1.0)
-    assert machine_module.memory_bandwidth_bytes_per_second() == (2.0 if platform == "darwin" and on_gpu else 1.0)
+    monkeypatch.setattr(hardware, "has_metal", lambda: platform == "darwin")
+    monkeypatch.setattr(hardware, "mlx_runs_on_gpu", lambda: on_gpu)
+    monkeypatch.setattr(hardware, "_read_by_gpu", lambda: 2.0)
+    monkeypatch.setattr(hardware, "_read_by_cores", lambda: 1.0)
+    assert hardware.memory_bandwidth_bytes_per_second() == (2.0 if platform == "darwin" and on_gpu else 1.0)

@@ -34,7 +34,7 @@ _CHECKOUT = Path(__file__).parents[2]
 @pytest.fixture(scope="module", autouse=True)
 def _little_memory_is_read() -> Iterator[None]:
     patch = pytest.MonkeyPatch()
-    patch.setattr("localq.measure.machine._BYTES_READ", 1 << 20)
+    patch.setattr("localq.hardware._BYTES_READ", 1 << 20)
     yield
     patch.undo()
 
