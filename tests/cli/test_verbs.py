@@ -84,6 +84,7 @@ def test_a_misspelt_model_is_answered_with_the_nearest_that_is_here(
     (models / "microsoft--Phi-4-mini-instruct" / "gguf-q8_0").mkdir(parents=True)
     (cache / "models--meta-llama--Llama-3.2-1B").mkdir(parents=True)
     monkeypatch.setenv("HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # read from the environment at import alone
     result = localq("generate", name, "hi", "--models-dir", str(models))
     assert (result.exit_code, result.stdout) == (1, "")
     assert f"hint: did you mean {nearest}" in result.stderr
