@@ -24,7 +24,7 @@ import pexpect
 _SECONDS = 600
 _QUESTIONS = ("What is the capital of France?", "And what is the capital of Italy?")
 _NO_REPLY = re.compile(rb"[^\n]*>>> [^\n]*\n|\(loading[^\n]*\n")
-_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]")
+_CODES = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]|\x1b[=>]|[\x01\x02]|" + "─".encode())
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,9 @@ def programs(given: argparse.Namespace) -> list[Program]:
         )
         found.append(
             Program(
-                "mlx_lm.chat", [*python, "mlx_lm", "chat", "--model", given.mlx, "-m", limit, "--temp", "0"], b"\n>>"
+                "mlx_lm.chat",
+                [*python, "mlx_lm", "chat", "--model", given.mlx, "-m", limit, "--temp", "0"],
+                "›".encode(),
             )
         )
     return found
