@@ -264,11 +264,8 @@ class Conversation:
         defaults = GenerationOptions()
         names = [field.name for field in fields(defaults)]
         chosen = {name: value for name in names if (value := getattr(self.options, name)) != getattr(defaults, name)}
-        chosen |= (
-            {"logit_bias": {str(key): str(value) for key, value in self.options.logit_bias.items()}}
-            if ("logit_bias" in chosen)
-            else {}
-        )
+        if "logit_bias" in chosen:  # JSON has texts as keys, and no infinity
+            chosen["logit_bias"] = {str(token): str(bias) for token, bias in self.options.logit_bias.items()}
         details: dict[str, Any] = {
             "options": chosen,
             "statistics": asdict(exchange.statistics) if exchange.statistics else None,
@@ -312,6 +309,11 @@ class Reply(Iterator[Chunk]):
         self._replaces = replaces
         self._keeps = keep
         self._model = conversation.model
+
+    @property
+    def format(self) -> str:
+        """Of the model that answers."""
+        return self._model.recipe_name
 
     @property
     def text(self) -> str:

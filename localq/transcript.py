@@ -9,6 +9,7 @@ nothing but the reply in progress. Every line is an object with a `type`:
     {"type": "undo"}                     the newest turn no longer counts
     {"type": "clear"}                    no turn before this line counts
     {"type": "system", "content": ...}   the system message from here on; null for none
+    {"type": "model", "path": ...}       what opens the model of later turns whose format is only `gguf` or `mlx`
 
 A reply that was made again or continued is an `undo` and a new `turn`, written together. Times are ISO 8601 in UTC.
 Knows no models.
@@ -47,6 +48,13 @@ class Record:
     system: str | None = None
     turns: list[Event] = field(default_factory=list)
     """The `turn` lines that count, oldest first."""
+    path: str = ""
+    """Of a file or folder that was converted elsewhere, which the model's name does not lead to."""
+
+    @property
+    def reference(self) -> str:
+        """What opens the model again."""
+        return self.path if self.path and self.format in ("gguf", "mlx") else f"{self.model}:{self.format}"
 
     @property
     def first_words(self) -> str:
@@ -137,8 +145,8 @@ def list_records(folder: Path | None = None) -> Iterator[Record]:
 def read_record(file: Path) -> Record:
     """What a file says. Lines that a crash left damaged are skipped. Raises LocalqError."""
     try:
-        lines = file.read_text(encoding="utf-8", errors="surrogatepass").splitlines()
-    except (OSError, ValueError) as error:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
         raise LocalqError(f"can't read {file}: {reason(error)}") from error
     events = [event for event in map(_parsed, lines) if event is not None]
     if not events or events[0].get("type") != "conversation":
@@ -190,11 +198,13 @@ def _apply(record: Record, event: Event) -> None:
             record.turns.pop()
         case {"type": "clear"}:
             record.turns.clear()
+        case {"type": "model", "path": str(path)}:
+            record.path = path
         case {"type": "system"}:
             record.system = event.get("content")
 
 
-def _parsed(line: str) -> Event | None:
+def _parsed(line: bytes) -> Event | None:
     try:
         value = json.loads(line)
     except (ValueError, RecursionError):

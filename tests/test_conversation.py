@@ -218,6 +218,17 @@ def test_a_line_that_a_crash_cut_short_costs_that_line_alone(model: Model, tmp_p
     assert [turn["messages"][0]["content"][-6:] for turn in record.turns] == ["rance?", "Italy?"]
 
 
+def test_unusual_line_ends_and_a_character_cut_in_two_lose_no_other_turn(model: Model, tmp_path: Path) -> None:
+    conversation = started(tmp_path, model)
+    whole(conversation.ask("one\u2028two\x85three"))
+    (file,) = tmp_path.iterdir()
+    with file.open("ab") as stream:
+        stream.write('{"type": "turn", "messages": [{"role": "user", "content": "caf\u00e9'.encode()[:-1])
+    whole(conversation.ask("What is the capital of Italy?"))
+    questions = [turn["messages"][0]["content"] for turn in read_record(file).turns]
+    assert questions == ["one\u2028two\x85three", "What is the capital of Italy?"]
+
+
 def test_what_is_no_conversation_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no conversation is kept"):
         open_transcript(None, tmp_path)

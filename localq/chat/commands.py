@@ -19,6 +19,9 @@ from localq.transcript import list_records, open_transcript
 if TYPE_CHECKING:
     from localq.chat.session import Session
 
+_LONGEST_PATH = 255
+"""Characters; what is longer is a text, and asking the system for it would fail."""
+
 Values = Callable[[str], Iterable[str]]
 
 
@@ -85,7 +88,8 @@ def _system(session: Session, value: str) -> None:
     if not value:
         session.say(session.conversation.system or "(no system message)")
         return
-    text = _text(Path(value)) if Path(value).expanduser().is_file() else value
+    is_name = len(value) <= _LONGEST_PATH and "\n" not in value
+    text = _text(Path(value)) if is_name and Path(value).expanduser().is_file() else value
     new = None if value in ("none", '""') else text
     session.change(lambda conversation: setattr(conversation, "system", new))
     session.say("(system message set)" if new else "(no system message)")
@@ -221,15 +225,16 @@ def _compare(session: Session, value: str) -> None:
     exchanges = session.conversation.exchanges
     if not exchanges:
         raise OptionError("there is no question yet", "ask one, then /compare answers it by several formats")
-    mine = session.model.recipe_name
-    others = value.split() or [name for name in DEFAULT_RECIPES if name.partition("-")[0] != mine.partition("-")[0]]
-    session.compare(list(dict.fromkeys(_reference(session, name) for name in [mine, *others])))
+    mine = session.model.recipe_name.partition("-")[0]
+    others = value.split() or [name for name in DEFAULT_RECIPES if name.partition("-")[0] != mine]
+    session.compare(list(dict.fromkeys([session.reference, *(_reference(session, name) for name in others)])))
 
 
 def _reference(session: Session, form: str) -> str:
     """The model in another format, by any name that `--to` takes."""
-    own = session.model.recipe_name  # a .gguf file that was made elsewhere may have a format that localq can't make
-    return f"{session.model.name}:{own if form == own else parse_recipe(form).name}"
+    if form == session.model.recipe_name:  # maybe one that localq can't make, of a file from elsewhere
+        return session.reference
+    return f"{session.model.name}:{parse_recipe(form).name}"
 
 
 def models_here(models_dir: Path | None) -> list[str]:

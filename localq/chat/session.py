@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from localq.backends import BACKENDS
 from localq.chat.commands import complete, run_command
 from localq.chat.engine_thread import EngineThread
 from localq.chat.markdown_flow import MarkdownFlow
@@ -18,6 +19,7 @@ from localq.chat.terminal import HeldKeys
 from localq.conversation import Conversation, Reply
 from localq.errors import LocalqError, PromptTooLongError
 from localq.options import GenerationOptions
+from localq.reference import parse_reference
 from localq.store.names import hint_with_nearest
 from localq.transcript import Record, Transcript, new_transcript
 
@@ -64,6 +66,7 @@ class Session:
         self._engine = engine
         self._load = load
         self._opening: Future[Conversation] | None = None
+        self._asked_for = ""  # the reference by which the model was opened
         self._prompt = TerminalPrompt(complete, settings.history) if interactive else PipedPrompt()
         self._is_plain = settings.plain or not sys.stdout.isatty() or os.environ.get("TERM") == "dumb"
         self._told_forgotten = False
@@ -81,8 +84,14 @@ class Session:
         """The model that answers now."""
         return self.conversation.model
 
+    @property
+    def reference(self) -> str:
+        """What opens the model that answers now again."""
+        return _path_elsewhere(self.model, self._asked_for) or f"{self.model.name}:{self.model.recipe_name}"
+
     def open(self, reference: str) -> None:
         """Begin to load a model, in the background."""
+        self._asked_for = reference
         self._opening = self._engine.start(lambda: self._opened(reference))
 
     def wait(self) -> None:
@@ -170,8 +179,8 @@ class Session:
 
     def switch(self, reference: str) -> None:
         """Load another model or format in the place of this one, and keep the conversation. Raises LocalqError."""
-        conversation = self.conversation
-        before = f"{conversation.model.name}:{conversation.model.recipe_name}"
+        conversation, before = self.conversation, self.reference
+        parse_reference(reference)  # refuses what is no reference while the earlier model is still open
 
         def exchange() -> None:
             conversation.model.close()  # first, because both may not fit into the memory
@@ -180,15 +189,19 @@ class Session:
             except LocalqError:
                 conversation.switch(self._load(before))
                 raise
+            path = _path_elsewhere(conversation.model, reference)
+            if conversation.transcript is not None and path:
+                conversation.transcript.append({"type": "model", "path": path})
 
         self._engine.run(exchange)
+        self._asked_for = reference
         self.say(f"({self.model.name}:{self.model.recipe_name}, context {self.model.context_length:,} tokens)")
 
     def compare(self, references: list[str]) -> None:
         """Answer the last question by each, one after the other; then ask which reply to keep."""
         answers: list[tuple[str, Reply]] = []
         for reference in references:
-            if f"{self.model.name}:{self.model.recipe_name}" != reference:
+            if self.reference != reference:
                 self.switch(reference)
             self.say(f"--- {self.model.recipe_name} ---")
             reply = self.reply(lambda conversation: conversation.retry(keep=False))
@@ -198,15 +211,14 @@ class Session:
             answers.append((reference, reply))
         if not answers:
             return
-        choices = ", ".join(
-            f"{number} {reference.rpartition(':')[2]}" for number, (reference, _) in enumerate(answers, 1)
-        )
+        choices = ", ".join(f"{number} {reply.format}" for number, (_, reply) in enumerate(answers, 1))
         chosen = self._choose(f"keep which? {choices}, Enter: the earlier reply: ", len(answers))
+        kept = references[0]
         if chosen is not None:
-            reference, reply = answers[chosen]
+            kept, reply = answers[chosen]
             self.change(lambda conversation: reply.keep())
-            if f"{self.model.name}:{self.model.recipe_name}" != reference:
-                self.switch(reference)
+        if self.reference != kept:
+            self.switch(kept)
 
     def close(self) -> None:
         """Keep the prompt cache where that is wanted, and close the model."""
@@ -241,13 +253,15 @@ class Session:
         if settings.resumed:
             record, transcript = settings.resumed
             transcript = transcript if settings.saves else None  # type: ignore[assignment]
-            conversation = Conversation(model, options=settings.options, transcript=transcript)
+            conversation = Conversation(model, options=settings.options, raw=settings.raw, transcript=transcript)
             conversation.restore(record)
             if settings.system is not None:
                 conversation.system = settings.system
             return conversation
         made_for = model.name, model.recipe_name, settings.system
         kept = new_transcript(*made_for) if settings.saves else None
+        if kept is not None and (path := _path_elsewhere(model, reference)):
+            kept.append({"type": "model", "path": path})
         return Conversation(model, settings.system, options=settings.options, raw=settings.raw, transcript=kept)
 
     def _tell_outcome(self, reply: Reply | None) -> None:
@@ -278,6 +292,14 @@ class _PlainFlow:
     def finish(self) -> None:
         if not self._is_empty:
             sys.stdout.write("\n")
+
+
+def _path_elsewhere(model: Model, reference: str) -> str:
+    """What opens a model again that was converted elsewhere; empty for one that its name and format lead to."""
+    if model.recipe_name not in BACKENDS:
+        return ""
+    path = Path(reference).expanduser()
+    return str(path.resolve()) if path.exists() else reference
 
 
 def _write(text: str) -> Any:

@@ -170,7 +170,7 @@ def _resumed_reference(settings: ChatSettings) -> str | None:
     if settings.resumed is None:
         return None
     record, _ = settings.resumed
-    return f"{record.model}:{record.format}"
+    return record.reference
 
 
 def _choose(models_dir: Path | None) -> str:

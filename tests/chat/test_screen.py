@@ -104,7 +104,7 @@ def test_ctrl_c_ends_a_reply_which_can_be_continued(data: dict[str, str]) -> Non
     screen = Screen(["toy-llama:mlx-4bit", *ENDLESS], data, 80)
     screen.wait_for_prompt()
     screen.type(QUESTION + "\r")
-    screen.wait_for("the", count=3)
+    screen.wait_for(" the ", count=10)  # of which the chat itself writes three
     screen.type("typed ahead")
     screen.type("\x03")
     screen.wait_for("(stopped; /continue goes on)")

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 from typer.testing import CliRunner, Result
 
+from localq import convert
 from localq.cli.main import app
 from localq.transcript import conversations_folder, list_records
 
@@ -197,3 +199,35 @@ def test_no_model_is_named() -> None:
     assert result.exit_code == 1 and "no model was given" in result.stderr
     result = chat("toy-lama", lines=QUESTION)
     assert result.exit_code == 1 and "toy-lama" in result.stderr
+
+
+def gguf_file() -> str:
+    return str(convert("toy-llama", ["gguf-q4_k_m"])[0].path.resolve())
+
+
+def test_a_chat_with_a_file_goes_on_after_a_wrong_format_and_on_another_day(tmp_path: Path) -> None:
+    copy = tmp_path / "elsewhere.gguf"
+    shutil.copyfile(gguf_file(), copy)
+    result = chat(str(copy), lines=f"/format mlx\n/model toy-lama\n{QUESTION}\n")
+    assert (result.exit_code, result.stdout) == (0, ANSWER + "\n")
+    assert result.stderr.count("error: ") == 2
+    resumed = chat("--resume", lines=f"{ITALY}\n/model {TOY}\n{QUESTION}\n")
+    assert (resumed.exit_code, resumed.stdout) == (0, f"{ROME}\n{ANSWER}\n")
+    copy.unlink()
+    assert chat("--resume", lines=f"{ITALY}\n").stdout == ROME + "\n"
+
+
+def test_a_comparison_that_keeps_the_earlier_reply_keeps_its_format() -> None:
+    result = chat(TOY, lines=f"{QUESTION}\n/compare gguf-q8_0\n\n/show\n")
+    assert "format    gguf-q4_k_m" in result.stderr
+
+
+def test_a_long_system_message_is_no_file_name() -> None:
+    result = chat(TOY, lines=f"/system {'Be brief. ' * 60}\n{QUESTION}\n")
+    assert result.exit_code == 0 and "(system message set)" in result.stderr
+
+
+def test_raw_text_goes_on_after_it_was_resumed() -> None:
+    chat(TOY, "--raw", "-n", "4", lines="The capital of\n")
+    resumed = chat("--resume", "--raw", "-n", "4", lines=" and\n/show\n")
+    assert resumed.exit_code == 0 and "template  none (raw text)" in resumed.stderr
