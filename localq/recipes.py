@@ -1,13 +1,17 @@
 """Recipes: the formats that a checkpoint can be converted to, by name.
 
-`mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. Only names and numbers; the files
-are made in `localq.conversion`.
+`mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. With `-calibrated`, as in
+`gguf-q4_k_m-calibrated`, the model's calibration says which weights matter most; `gguf-4.5bpw` and `mlx-4.5bpw` are
+budgets in bits per weight, where the calibration also says how many bits each tensor gets. Only names and numbers; the
+files are made in `localq.conversion`.
 """
 
 from __future__ import annotations
 
 import difflib
-from dataclasses import dataclass
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
 from localq.errors import UnknownRecipeError
 
@@ -49,6 +53,14 @@ _GGUF_FILE_TYPES = {
     "Q2_0": 41,
 }
 
+_WITHOUT_A_USE_OF_A_MATRIX = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0"}
+
+CALIBRATED = "-calibrated"
+"""Ends the name of a format that is made with the model's calibration."""
+
+_BUDGET = re.compile(r"(mlx|gguf)-([1-9]\d?(?:\.\d{1,2})?)bpw")
+_LEAST_BUDGET, _MOST_BUDGET = 1.5, 16.0
+
 
 @dataclass(frozen=True, slots=True)
 class MlxQuantization:
@@ -81,6 +93,10 @@ class MlxRecipe:
     dtype: str | None = None
     """`bfloat16`, `float16` or `float32`; None keeps the checkpoint's own where nothing is quantized."""
     format: str = "mlx"
+    calibrated: bool = False
+    """Whether scales and biases are searched, with the model's calibration."""
+    budget: float | None = None
+    """Bits per weight at most, where each tensor gets bits of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,6 +109,10 @@ class GgufRecipe:
     file_type_number: int
     """The value of `enum llama_ftype`."""
     format: str = "gguf"
+    calibrated: bool = False
+    """Whether it is quantized with an importance matrix, that of the model's calibration if no other was given."""
+    budget: float | None = None
+    """Bits per weight at most, where each tensor gets a type of its own."""
 
 
 Recipe = MlxRecipe | GgufRecipe
@@ -119,7 +139,7 @@ def _all_recipes() -> dict[str, Recipe]:
 
 
 RECIPES: dict[str, Recipe] = _all_recipes()
-"""Every recipe by name."""
+"""Every recipe by name, except those that end in `-calibrated` and the budgets."""
 
 DEFAULT_RECIPES = ("mlx-4bit", "gguf-q4_k_m")
 """What `localq convert` makes where no format is given."""
@@ -132,14 +152,45 @@ def parse_recipe(name: str) -> Recipe:
     which carries the nearest names: both for `bf16`, which MLX and GGUF have.
     """
     wanted = name.lower()
-    spellings = (wanted, f"mlx-{wanted}", f"gguf-{wanted}", f"{wanted}bit")
-    meant = [spelling for spelling in spellings if spelling in RECIPES]
-    meant += [default for default in DEFAULT_RECIPES if RECIPES[default].format == wanted]
+    stem, suffix = wanted.removesuffix(CALIBRATED), CALIBRATED if wanted.endswith(CALIBRATED) else ""
+    spellings = [spelling + suffix for spelling in (stem, f"mlx-{stem}", f"gguf-{stem}", f"{stem}bit")]
+    meant = [recipe for spelling in spellings if (recipe := _recipe(spelling))]
+    meant += [RECIPES[default] for default in DEFAULT_RECIPES if RECIPES[default].format == wanted]
     if len(meant) > 1:
-        raise UnknownRecipeError(name, meant, f"MLX and GGUF both have a format {name!r}")
+        raise UnknownRecipeError(name, [recipe.name for recipe in meant], f"MLX and GGUF both have a format {name!r}")
     if not meant:
         raise UnknownRecipeError(name, _nearest(wanted), f"unknown format {name!r}")
-    return RECIPES[meant[0]]
+    return meant[0]
+
+
+def _recipe(name: str) -> Recipe | None:
+    """The recipe of exactly that name, in lower case."""
+    if found := _BUDGET.fullmatch(name):
+        return _budgeted(found[1], float(found[2]))
+    if not name.endswith(CALIBRATED):
+        return RECIPES.get(name)
+    plain = RECIPES.get(name.removesuffix(CALIBRATED))
+    if isinstance(plain, GgufRecipe) and plain.file_type not in _WITHOUT_A_USE_OF_A_MATRIX:
+        return replace(plain, name=name, calibrated=True)
+    if isinstance(plain, MlxRecipe) and plain.quantization and plain.quantization.mode == "affine":
+        return replace(plain, name=name, calibrated=True)
+    return None
+
+
+def _budgeted(form: str, bits: float) -> Recipe | None:
+    if not _LEAST_BUDGET <= bits <= _MOST_BUDGET:
+        return None
+    name = f"{form}-{bits:g}bpw"
+    if form == "gguf":
+        return GgufRecipe(name, "Q4_K_M", _GGUF_FILE_TYPES["Q4_K_M"], calibrated=True, budget=bits)
+    return MlxRecipe(name, MlxQuantization(4), calibrated=True, budget=bits)
+
+
+def recipe_names_among(names: Iterable[str]) -> list[str]:
+    """Those that are exactly a recipe's name, in the order of `RECIPES`, calibrated ones and budgets last."""
+    order = {name: place for place, name in enumerate(RECIPES)}
+    found = [name for name in names if (recipe := _recipe(name)) and recipe.name == name]
+    return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
 
 def looks_like_recipe(text: str) -> bool:
@@ -149,6 +200,6 @@ def looks_like_recipe(text: str) -> bool:
 
 def _nearest(name: str) -> list[str]:
     bare = {recipe.partition("-")[2] for recipe in RECIPES}  # "q4km" and "4bits" lack the prefix
-    close = difflib.get_close_matches(name, [*RECIPES, *bare], 3, 0.65)
+    close = difflib.get_close_matches(name.removesuffix(CALIBRATED), [*RECIPES, *bare], 3, 0.65)
     found = [recipe for text in close for recipe in RECIPES if text in (recipe, recipe.partition("-")[2])]
     return list(dict.fromkeys(found))[:3]

@@ -13,6 +13,7 @@ from localq.recipes import (
     MlxRecipe,
     looks_like_recipe,
     parse_recipe,
+    recipe_names_among,
 )
 
 
@@ -129,3 +130,38 @@ def test_a_name_that_is_near_to_none_is_refused_with_the_list(name: str) -> None
 @pytest.mark.parametrize(("text", "meant"), [("mlx-9bit", True), ("GGUF-x", True), ("main", False), ("q4_k_m", False)])
 def test_what_was_meant_as_a_recipe_is_not_taken_for_a_path(text: str, meant: bool) -> None:
     assert looks_like_recipe(text) is meant
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"),
+    [
+        ("q4_k_m-calibrated", "gguf-q4_k_m-calibrated"),
+        ("GGUF-IQ4_XS-Calibrated", "gguf-iq4_xs-calibrated"),
+        ("4bit-calibrated", "mlx-4bit-calibrated"),
+        ("mlx-3bit-g32-calibrated", "mlx-3bit-g32-calibrated"),
+        ("gguf-4.5bpw", "gguf-4.5bpw"),
+        ("gguf-4.50bpw", "gguf-4.5bpw"),
+        ("mlx-3bpw", "mlx-3bpw"),
+        ("mlx-4.87BPW", "mlx-4.87bpw"),
+    ],
+)
+def test_calibrated_formats_and_budgets_have_names(name: str, meant: str) -> None:
+    recipe = parse_recipe(name)
+    assert (recipe.name, recipe.calibrated) == (meant, True)
+    assert recipe.budget == (float(meant[:-3].partition("-")[2]) if meant.endswith("bpw") else None)
+    assert recipe_names_among([meant, "mlx-4bit", "gguf-4.50bpw", "notes"]) == ["mlx-4bit", meant]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["q8_0-calibrated", "mlx-bf16-calibrated", "mlx-mxfp4-calibrated", "gguf-0.5bpw", "mlx-17bpw", "mlx-4.555bpw"],
+)
+def test_a_format_that_calibration_does_not_change_has_no_calibrated_one(name: str) -> None:
+    with pytest.raises(UnknownRecipeError):
+        parse_recipe(name)
+
+
+def test_a_budget_without_mlx_or_gguf_is_ambiguous() -> None:
+    with pytest.raises(UnknownRecipeError) as caught:
+        parse_recipe("4.5bpw")
+    assert caught.value.nearest == ["mlx-4.5bpw", "gguf-4.5bpw"]

@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from localq.errors import LocalqError
-from localq.recipes import RECIPES
+from localq.recipes import recipe_names_among
 from localq.reference import BUILT_IN_NAMES
 from localq.store.layout import models_folder
 from localq.store.store import shown_name
@@ -34,7 +34,7 @@ def model_names(models_dir: Path | None = None) -> list[str]:
 def made_recipe_names(model: str, models_dir: Path | None = None) -> list[str]:
     """The formats that a model, named as `localq ls` shows it, was converted to."""
     models = [folder for folder in _folders(models_folder(models_dir)) if _shown_name(folder) == model]
-    return [name for name in RECIPES for folder in models if (folder / name).is_dir()]
+    return recipe_names_among(folder.name for model in models for folder in _folders(model))
 
 
 def hint_with_nearest(error: LocalqError, models_dir: Path | None = None) -> str:

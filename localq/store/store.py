@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from localq.disk import ELSEWHERE_HINT, disk_errors, replacing
 from localq.errors import ModelNotFoundError, StoreError
-from localq.recipes import RECIPES, Recipe
+from localq.recipes import Recipe, recipe_names_among
 from localq.reference import ModelReference
 from localq.store.layout import MANIFEST_NAME, MODELS_VARIABLE, model_folder_names, models_folder
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
@@ -236,7 +236,8 @@ def source_of(reference: ModelReference) -> str:
 
 
 def _form_folders(model: Path) -> list[Path]:
-    return [model / name for name in RECIPES if (model / name).is_dir()]
+    children = model.iterdir() if model.is_dir() else ()
+    return [model / name for name in recipe_names_among(child.name for child in children if child.is_dir())]
 
 
 def _is_damaged(folder: Path) -> bool:
