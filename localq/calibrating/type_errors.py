@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 SAMPLE_WEIGHTS = 1 << 16
 """Weights of a tensor that are quantized; whole rows, at least `LEAST_ROWS` where it has them."""
-LEAST_ROWS = 16
+LEAST_ROWS = 32
 
 _GOLDEN_RATIO = 0.6180339887498949
 
@@ -50,7 +50,7 @@ def measure_type_errors(
 
     A tensor that a type does not fit is not in its entry. Raises CheckpointError for damaged weights.
     """
-    layouts = [layout for layout in checkpoint.layouts if is_quantizable(layout)]
+    layouts = [layout for layout in checkpoint.layouts if layout.is_quantizable and layout.gguf_name]
     quantizer = Quantizer(ggml.type_number(kind) for kind in GGUF_TYPES)
     measured: dict[str, dict[str, float]] = {}
     with checkpoint.weights, worker_pool() as pool:
@@ -61,11 +61,6 @@ def measure_type_errors(
             if on_progress:
                 on_progress(done, len(layouts))
     return measured
-
-
-def is_quantizable(layout: TensorLayout) -> bool:
-    """Whether it is a matrix that both formats quantize: no vector, no router."""
-    return len(layout.shape) > 1 and not layout.is_float32_in_gguf and bool(layout.gguf_name)
 
 
 def sampled_rows(rows: int, columns: int) -> list[int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,18 @@ _UNITS = 1 << 14
 
 _LEAST_SHARE = 1e-4
 """Of the median tensor's damage, which no tensor's is taken to be below: smaller ones are lost in rounding."""
+
+
+class Measurements(Protocol):
+    """What a choice needs of a calibration."""
+
+    @property
+    def sensitivity(self) -> Mapping[str, float]:
+        """By the tensor's GGUF name: mean KL divergence in nats per unit of weighted squared error."""
+
+    @property
+    def errors(self) -> Mapping[str, Mapping[str, float]]:
+        """Type key -> GGUF name -> weighted squared error of the whole tensor."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,22 +60,26 @@ def choose(candidates: Mapping[str, Sequence[Candidate]], budget_bytes: int) -> 
     return _filled(useful, best, budget_bytes)
 
 
-def sensitivities(
-    measured: Mapping[str, float], errors: Mapping[str, Mapping[str, float]], tensors: Sequence[str]
-) -> dict[str, float]:
-    """The sensitivity of each tensor; `errors` are type key -> tensor -> weighted squared error.
+def predicted_damages(measurements: Measurements) -> dict[str, dict[str, float]]:
+    """Type key -> GGUF name -> mean KL divergence in nats that the type costs there: sensitivity x error.
 
-    One that is lost in the rounding of the measurement is taken as a small share of the median tensor's, and one that
+    A sensitivity that is lost in the rounding of the measurement is taken as a small share of the median tensor's, and one that
     was not measured as the median tensor's, both by the damage at the type with the largest error.
     """
-    largest = {name: max((by_tensor.get(name, 0.0) for by_tensor in errors.values()), default=0.0) for name in tensors}
-    damages = [measured[name] * largest[name] for name in tensors if name in measured]
-    usual = median([damage for damage in damages if damage > 0] or [1.0])
-    found = {}
-    for name in tensors:
-        damage = measured[name] * largest[name] if name in measured else usual
-        found[name] = max(damage, _LEAST_SHARE * usual) / largest[name] if largest[name] else 0.0
-    return found
+    measured, errors = measurements.sensitivity, measurements.errors
+    largest: dict[str, float] = {}
+    for by_tensor in errors.values():
+        for name, error in by_tensor.items():
+            largest[name] = max(error, largest.get(name, 0.0))
+    damages = {name: measured[name] * error for name, error in largest.items() if name in measured}
+    usual = median([damage for damage in damages.values() if damage > 0] or [1.0])
+    per_error = {
+        name: max(damages.get(name, usual), _LEAST_SHARE * usual) / error if error else 0.0
+        for name, error in largest.items()
+    }
+    return {
+        key: {name: error * per_error[name] for name, error in by_tensor.items()} for key, by_tensor in errors.items()
+    }
 
 
 def _without_worse(options: Sequence[Candidate]) -> list[Candidate]:

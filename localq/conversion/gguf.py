@@ -74,7 +74,7 @@ class GgufFile:
         self._output.__exit__(kind, error, trace)
 
     def _header(self) -> bytes:
-        return header(self._metadata.result(), self._plan.recipe.file_type_number, self._plan.tensors)
+        return header(self._metadata.result(), self._plan.file_type_number, self._plan.tensors)
 
     def _write(self, rows: Rows, data: NDArray[np.uint8]) -> None:
         self._output.write(data.reshape(-1).data)

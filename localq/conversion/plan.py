@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from localq.backends import default_recipe_names, has_backend, require_backend
+from localq.calibration.budget import Measurements
 from localq.checkpoint.folder import Checkpoint
+from localq.conversion.budgets import Plan, budgeted, predicted_damage
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, gguf_metadata, plan_gguf
-from localq.conversion.plan_mlx import MlxPlan, plan_mlx, stored_bytes
+from localq.conversion.plan_mlx import plan_mlx, stored_bytes
 from localq.conversion.pre_tokenizers import require_known_name
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.conversion.vocabulary import TokenizerFolder
-from localq.errors import ModelNotFoundError, ModelReferenceError, OptionError
+from localq.errors import CalibrationError, ModelNotFoundError, ModelReferenceError, OptionError
 from localq.families.config import ModelConfig
 from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
 from localq.options import LoadOptions
 from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
-from localq.reference import ModelReference, is_local, parse_reference
+from localq.reference import BUILT_IN_NAMES, ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, Fallback
 from localq.store.store import Store, shown_name
 from localq.text.chat_template import load_chat_template, missing_chat_template
 
-Plan = GgufPlan | MlxPlan
 Source = str | os.PathLike[str] | ModelReference
 Recipes = str | Sequence[str | Recipe] | None
 
@@ -87,6 +89,8 @@ class PlannedForm:
     """Whether it exists already."""
     fallbacks: tuple[Fallback, ...] = ()
     """Tensors that get another type than the recipe asks for."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, from the model's calibration; None where there is none, or a type was not measured."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -103,7 +107,8 @@ class PlannedForm:
         """The same of an artifact that exists."""
         manifest = artifact.manifest
         sizes = manifest.weight_bytes, manifest.parameters
-        return cls(manifest.model, artifact.recipe, artifact.path, *sizes, reused, manifest.fallbacks)
+        damage = manifest.predicted_kl_divergence
+        return cls(manifest.model, artifact.recipe, artifact.path, *sizes, reused, manifest.fallbacks, damage)
 
 
 @dataclass(frozen=True)
@@ -121,6 +126,8 @@ class ConversionPlan:
     outdated: tuple[Artifact, ...] = ()
     """Made from an earlier state of the checkpoint; they are in `plans` as well."""
     plans: dict[str, Plan] = field(default_factory=dict)
+    measurements: Measurements | None = None
+    """From the model's calibration, where there is one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -159,7 +166,8 @@ class ConversionPlan:
         plan = self.plans[recipe.name]
         sizes = plan.weight_bytes, self.checkpoint.parameters
         path = folder / main_file(self.checkpoint, recipe)
-        return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks)
+        damage = plan.predicted_kl_divergence
+        return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks, damage)
 
 
 def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference], Checkpoint]) -> ConversionPlan:
@@ -183,13 +191,39 @@ def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference]
     missing = [recipe for recipe in wanted if recipe.name not in there]
     if missing and request.needs_chat_template and load_chat_template(checkpoint.folder) is None:
         raise missing_chat_template(checkpoint.name)
-    plans = {recipe.name: plan_recipe(checkpoint, recipe) for recipe in missing}
-    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans)
+    measurements = find_measurements(store, reference, checkpoint)
+    plans = {recipe.name: plan_recipe(checkpoint, recipe, measurements) for recipe in missing}
+    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans, measurements)
 
 
-def plan_recipe(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Every tensor of one format. Raises ConversionError where the recipe does not fit the checkpoint."""
-    return plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
+def find_measurements(store: Store, reference: ModelReference, checkpoint: Checkpoint) -> Measurements | None:
+    """Those of the model's calibration."""
+    return None
+
+
+def plan_recipe(checkpoint: Checkpoint, recipe: Recipe, measurements: Measurements | None = None) -> Plan:
+    """Every tensor of one format.
+
+    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without
+    `measurements`.
+    """
+    plan = plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
+    if recipe.budget is not None:
+        plan = budgeted(plan, checkpoint.parameters, required(measurements, checkpoint, recipe.name))
+    if measurements is not None:
+        plan = replace(plan, predicted_kl_divergence=predicted_damage(plan, measurements))
+    return plan
+
+
+def required(measurements: Measurements | None, checkpoint: Checkpoint, wish: str) -> Measurements:
+    """The measurements. Raises CalibrationError where there are none, which are needed for `wish`."""
+    if measurements is None:
+        named = checkpoint.name if "/" in checkpoint.name or checkpoint.name in BUILT_IN_NAMES else checkpoint.folder
+        raise CalibrationError(
+            f"{wish} needs a calibration, and {checkpoint.name} has none",
+            f"first run: localq calibrate {shlex.quote(str(named))}",
+        )
+    return measurements
 
 
 def memory_use(plan: Plan, config: ModelConfig, options: LoadOptions = DEFAULTS) -> MemoryUse:
@@ -210,7 +244,8 @@ def main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """The `.gguf` file's name; empty for an MLX folder."""
     if isinstance(recipe, MlxRecipe):
         return ""
-    return f"{checkpoint.name.rpartition('/')[2]}-{recipe.file_type}.gguf"
+    kind = recipe.file_type if recipe.budget is None else f"{recipe.budget:g}bpw"
+    return f"{checkpoint.name.rpartition('/')[2]}-{kind}.gguf"
 
 
 def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:

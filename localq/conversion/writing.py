@@ -142,4 +142,5 @@ def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, written: _Wri
         fallbacks=planned.fallbacks,
         pre_tokenizer=plan.request.pre_tokenizer if isinstance(planned, GgufPlan) else None,
         quantizer=written.quantizer,
+        predicted_kl_divergence=planned.predicted_kl_divergence,
     )

@@ -62,6 +62,8 @@ class Manifest:
     """What the user gave instead of the tokenizer's own rule (GGUF)."""
     quantizer: str | None = None
     """What computed the quantized blocks (GGUF): ggml, or localq with the same bytes."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the model's calibration predicts; None where there was none."""
 
     @property
     def bits_per_weight(self) -> float:
