@@ -25,6 +25,7 @@ LAYERS = [
     {"measure", "conversation"},
     {"model"},
     {"conversion"},
+    {"calibration"},
     {"store"},
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
