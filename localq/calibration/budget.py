@@ -63,8 +63,8 @@ def choose(candidates: Mapping[str, Sequence[Candidate]], budget_bytes: int) -> 
 def predicted_damages(measurements: Measurements) -> dict[str, dict[str, float]]:
     """Type key -> GGUF name -> mean KL divergence in nats that the type costs there: sensitivity x error.
 
-    A sensitivity that is lost in the rounding of the measurement is taken as a small share of the median tensor's, and one that
-    was not measured as the median tensor's, both by the damage at the type with the largest error.
+    A sensitivity that is lost in the rounding of the measurement is taken as a small share of the median tensor's, and
+    one that was not measured as the median tensor's, both by the damage at the type with the largest error.
     """
     measured, errors = measurements.sensitivity, measurements.errors
     largest: dict[str, float] = {}

@@ -12,9 +12,9 @@ from pathlib import Path
 from localq.backends import default_recipe_names, has_backend, require_backend
 from localq.calibration.budget import Measurements
 from localq.checkpoint.folder import Checkpoint
-from localq.conversion.budgets import Plan, budgeted, predicted_damage
+from localq.conversion.budgets import budgeted, predicted_damage
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, gguf_metadata, plan_gguf
-from localq.conversion.plan_mlx import plan_mlx, stored_bytes
+from localq.conversion.plan_mlx import MlxPlan, plan_mlx, stored_bytes
 from localq.conversion.pre_tokenizers import require_known_name
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.conversion.vocabulary import TokenizerFolder
@@ -29,8 +29,10 @@ from localq.store.manifest import Artifact, Fallback
 from localq.store.store import Store, shown_name
 from localq.text.chat_template import load_chat_template, missing_chat_template
 
+Plan = GgufPlan | MlxPlan
 Source = str | os.PathLike[str] | ModelReference
 Recipes = str | Sequence[str | Recipe] | None
+OpenCheckpoint = Callable[[ModelReference], Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,7 +172,7 @@ class ConversionPlan:
         return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks, damage)
 
 
-def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference], Checkpoint]) -> ConversionPlan:
+def plan_conversion(request: Request, open_checkpoint: OpenCheckpoint) -> ConversionPlan:
     """Look for every artifact, and plan those that are missing or made from an earlier state of the checkpoint.
 
     Raises errors of the tree in `localq.errors` for what can't be converted, before any work.
@@ -213,6 +215,12 @@ def plan_recipe(checkpoint: Checkpoint, recipe: Recipe, measurements: Measuremen
     if measurements is not None:
         plan = replace(plan, predicted_kl_divergence=predicted_damage(plan, measurements))
     return plan
+
+
+def unquantized_plan(checkpoint: Checkpoint, form: str) -> Plan:
+    """What types under a budget are chosen for, `mlx` or `gguf`."""
+    recipe = parse_recipe(f"{form}-4bpw")
+    return plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
 
 
 def required(measurements: Measurements | None, checkpoint: Checkpoint, wish: str) -> Measurements:

@@ -109,7 +109,8 @@ class GgufPlan:
 def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
-    Under a budget nothing is quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses.
+    Under a budget nothing is quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for
+    what the quantizer refuses.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
     file_type_number = recipe.file_type_number if recipe.budget is None else _FILE_TYPES["f16"]
