@@ -35,6 +35,20 @@ _FALLBACK_LINE = re.compile(
 )
 
 
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` in ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
 @cache
 def _library() -> Any:
     # The library that llama_cpp has loaded: a second copy would have its own tables.
@@ -57,6 +71,10 @@ def _library() -> Any:
     libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     libggml.ggml_blck_size.restype = ctypes.c_int64
     libggml.ggml_blck_size.argtypes = [ctypes.c_int]
+    libggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
+    libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
+    libggml.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     return libggml
 
 
@@ -114,6 +132,22 @@ def quantize_rows(
     if written != result.nbytes:
         raise ConversionError(f"ggml wrote {written} bytes instead of {result.nbytes}")
     return result
+
+
+def dequantize_rows(ggml_type: int, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+    """The values of quantized rows as `quantize_rows` gives them, shape (rows, columns)."""
+    import numpy as np
+
+    values = np.empty((len(rows), columns), dtype=np.float32)
+    rows = np.ascontiguousarray(rows)
+    traits = _library().ggml_get_type_traits(ggml_type).contents
+    traits.to_float(rows.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
+def needs_importance(ggml_type: int) -> bool:
+    """Whether ggml quantizes to the type only with an importance matrix."""
+    return bool(_library().ggml_quantize_requires_imatrix(ggml_type))
 
 
 @dataclass(frozen=True, slots=True)

@@ -91,7 +91,7 @@ class GgufFile:
 
     def _header(self) -> bytes:
         more = self._plan.importance.metadata() if self._plan.importance else []
-        return header(self._metadata.result(), self._plan.recipe.file_type_number, self._plan.tensors, more)
+        return header(self._metadata.result(), self._plan.file_type_number, self._plan.tensors, more)
 
     def _write(self, rows: Rows, data: NDArray[np.uint8]) -> None:
         self._output.write(data.reshape(-1).data)

@@ -80,6 +80,8 @@ class Manifest:
     """What computed the quantized blocks (GGUF): ggml, or localq with the same bytes."""
     importance: ImportanceRecord | None = None
     """Of a calibrated format."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the model's calibration predicts; None where there was none."""
 
     @property
     def bits_per_weight(self) -> float:
