@@ -130,14 +130,14 @@ def _mlx_errors(part: _Part, dtype: str) -> dict[str, float]:
     errors = {}
     for bits, group_size in MLX_TYPES:
         if columns % group_size == 0:
-            plain = _error(part, _affine(part.rows, bits, group_size, dtype))
+            plain = _error(part, affine(part.rows, bits, group_size, dtype))
             errors[mlx_key(bits, group_size)] = plain
             if (bits, group_size) in PLAIN_MLX_TYPES:
                 errors[mlx_key(bits, group_size, PLAIN)] = plain
     return errors
 
 
-def _affine(rows: NDArray[np.float32], bits: int, group_size: int, dtype: str) -> NDArray[np.float32]:
+def affine(rows: NDArray[np.float32], bits: int, group_size: int, dtype: str) -> NDArray[np.float32]:
     """The values that `mx.quantize` keeps. Source: `quantize` in MLX's mlx/backend/cpu/quantized.cpp."""
     import numpy as np
 
