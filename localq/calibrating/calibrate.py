@@ -9,6 +9,7 @@ differ by 4% from those with float32.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ WINDOW_TOKENS = 512
 MEASURED_AS = "gguf-bf16"
 _MEASURED = "measured"
 """A models folder of its own in the calibration's folder, for the format that is measured; deleted at the end."""
+_MOST_TOKENS = 1 << 24
+_SENSITIVITY_TOKENS, _LARGE_PARAMETERS = (256, 2048), 1_000_000_000
 _LIBRARIES = ("llama-cpp-python", "numpy", "tokenizers")
 _FLOAT32_BYTES = 4
 _LOGITS_COPIES = 3
@@ -73,23 +76,30 @@ class CalibrationSettings:
 
     texts: Files in UTF-8; none for localq's own text.
     tokens: Tokens that the importance of the columns is measured on, at most.
-    sensitivity_tokens: Tokens that the sensitivity of each tensor is measured on; at most a window of 512.
+    sensitivity_tokens: Tokens that the sensitivity of each tensor is measured on, at most; None is 256 for models of a
+        billion parameters and more, up to 2,048 for smaller ones.
     threads: CPU threads; None is one for each physical core.
     force: Whether to measure again what was measured before.
     """
 
     texts: tuple[Path, ...] = ()
     tokens: int = 16_384
-    sensitivity_tokens: int = 256
+    sensitivity_tokens: int | None = None
     threads: int | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
-        for name, most in (("tokens", 1 << 24), ("sensitivity_tokens", WINDOW_TOKENS)):
+        for name in ("tokens", "sensitivity_tokens"):
             value = getattr(self, name)
-            if type(value) is not int or not 16 <= value <= most:
-                raise OptionError(f"{name} is {value!r}; expected a whole number from 16 to {most:,}")
+            if value is not None and (type(value) is not int or not 16 <= value <= _MOST_TOKENS):
+                raise OptionError(f"{name} is {value!r}; expected a whole number from 16 to {_MOST_TOKENS:,}")
         LoadOptions(threads=self.threads)  # raises for a number that no engine takes
+
+    def counts(self, parameters: int) -> tuple[int, int]:
+        """Tokens for the columns and for each tensor, of a model of this size."""
+        least, most = _SENSITIVITY_TOKENS
+        tokens = min(most, max(least, least * _LARGE_PARAMETERS // parameters))
+        return self.tokens, self.sensitivity_tokens or tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +134,7 @@ def calibrate_model(
             return Calibrated(found, reused=True)
     checkpoint.family.gguf_architecture()  # raises for a family that llama.cpp does not run
     size = min(WINDOW_TOKENS, checkpoint.config.max_position_embeddings)
-    tokens = cut(texts, load_tokenizer(checkpoint.folder), size, (settings.tokens, settings.sensitivity_tokens))
+    tokens = cut(texts, load_tokenizer(checkpoint.folder), size, settings.counts(checkpoint.parameters))
     with _own_folder(store, reference) as folder:
         measured = _measured_form(store, reference, checkpoint, folder, listener)
         run = _Run(checkpoint, measured, tokens, settings, listener)
@@ -204,7 +214,7 @@ class _Run:
         return {
             "revision": self.checkpoint.revision,
             "texts": [text.sha256 for text in self.tokens.texts],
-            "tokens": [self.settings.tokens, self.settings.sensitivity_tokens],
+            "tokens": self.settings.counts(self.checkpoint.parameters),
             "versions": library_versions(_LIBRARIES),
         }
 
@@ -217,6 +227,7 @@ class _Run:
             self._measure_tensors(engine, state)
         importance = state.columns.importance(self.datasets, len(self.tokens.windows[0]))
         errors = measure_type_errors(self.checkpoint, importance, self._on_types)
+        divergence = {name: math.fsum(found) / len(found) for name, found in state.divergences.items()}
         state.count_seconds()
         return Calibration(
             model=model,
@@ -228,10 +239,10 @@ class _Run:
             texts=self.tokens.texts,
             tokens=sum(map(len, self.tokens.windows)),
             tokens_wanted=self.settings.tokens,
-            sensitivity_tokens=len(self.tokens.tensor_window),
+            sensitivity_tokens=sum(map(len, self.tokens.tensor_windows)),
             seconds=round(state.seconds, 3),
-            divergence={name: figures[0] for name, figures in state.figures.items()},
-            sensitivity={name: figures[0] / figures[1] for name, figures in state.figures.items() if figures[1]},
+            divergence=divergence,
+            sensitivity={name: divergence[name] / error for name, error in state.errors.items() if error},
             errors=errors,
         )
 
@@ -243,19 +254,20 @@ class _Run:
             state.save_sometimes()
 
     def _measure_tensors(self, engine: ObservedEngine, state: Unfinished) -> None:
-        left = [layout for layout in self.layouts if layout.gguf_name not in state.figures]
-        if not left:
-            return
-        self._report("tensors", self._done(state))
         importance = state.columns.importance(self.datasets, len(self.tokens.windows[0]))
-        predictions = Predictions(engine, self.tokens.tensor_window)
         with self.checkpoint.weights, worker_pool() as pool:
-            for layout in left:
-                coarse = CoarseTensor(self.checkpoint, layout, importance, pool)
-                divergence = predictions.divergence(coarse)
-                state.figures[layout.gguf_name] = divergence, coarse.squared_error()
-                state.save_sometimes()
-                self._report("tensors", self._done(state))
+            for number, window in enumerate(self.tokens.tensor_windows):
+                measured = state.divergences
+                left = [layout for layout in self.layouts if len(measured.get(layout.gguf_name, ())) <= number]
+                predictions = Predictions(engine, window) if left else None
+                for layout in left:
+                    assert predictions is not None, "it is made where a tensor is left"
+                    self._report("tensors", self._done(state))
+                    coarse = CoarseTensor(self.checkpoint, layout, importance, pool)
+                    divergence = predictions.divergence(coarse)
+                    state.errors[layout.gguf_name] = coarse.squared_error()
+                    state.divergences.setdefault(layout.gguf_name, []).append(divergence)
+                    state.save_sometimes()
 
     @contextmanager
     def _engine(self) -> Iterator[ObservedEngine]:
@@ -280,12 +292,12 @@ class _Run:
 
     def _done(self, state: Unfinished) -> int:
         windows = sum(map(len, self.tokens.windows[: state.windows_done]))
-        return windows + len(state.figures) * len(self.tokens.tensor_window)
+        return windows + sum(map(len, state.divergences.values())) * len(self.tokens.tensor_windows[0])
 
     @property
     def _computed(self) -> int:
         """Tokens that the model computes."""
-        return sum(map(len, self.tokens.windows)) + len(self.layouts) * len(self.tokens.tensor_window)
+        return sum(map(len, self.tokens.windows)) + len(self.layouts) * sum(map(len, self.tokens.tensor_windows))
 
     @property
     def _types(self) -> int:

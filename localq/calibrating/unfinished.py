@@ -31,8 +31,10 @@ class Unfinished:
     key: dict[str, Any]
     windows_done: int = 0
     columns: ColumnSums = field(default_factory=ColumnSums)
-    figures: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """Tensor -> divergence, weighted squared error."""
+    errors: dict[str, float] = field(default_factory=dict)
+    """Tensor -> weighted squared error of the coarse one."""
+    divergences: dict[str, list[float]] = field(default_factory=dict)
+    """Tensor -> mean KL divergence in each window so far."""
     seconds: float = 0.0
     """Of all runs."""
     _started: float = field(default_factory=time.monotonic)
@@ -46,7 +48,7 @@ class Unfinished:
             value = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
             if value["key"] == json.loads(json.dumps(key)):
                 state._read_sums()
-                state.figures = {name: (pair[0], pair[1]) for name, pair in value["figures"].items()}
+                state.errors, state.divergences = value["errors"], value["divergences"]
                 state.seconds = value["seconds"]
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, zipfile.BadZipFile):
             return cls(folder, key)  # there is none, or it is damaged
@@ -68,8 +70,8 @@ class Unfinished:
             with replacing(self.folder / _SUMS) as stream:
                 np.savez(stream, windows=np.array(self.windows_done), **arrays)  # type: ignore[arg-type]
             with replacing(self.folder / _FIGURES) as stream:
-                value = {"key": self.key, "figures": self.figures, "seconds": self.seconds}
-                stream.write(json.dumps(value).encode())
+                names = ("key", "errors", "divergences", "seconds")
+                stream.write(json.dumps({name: getattr(self, name) for name in names}).encode())
         self._saved = time.monotonic()
 
     def count_seconds(self) -> None:
