@@ -19,7 +19,7 @@ from localq.conversion.plan import (
     plan_conversion,
     unquantized_plan,
 )
-from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, header
+from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
 from localq.errors import ConversionError, OptionError
 from localq.memory import computes_in_other_memory
 from localq.recipes import Recipe, parse_recipe
@@ -119,7 +119,7 @@ def file_bytes(planned: Plan, metadata: GgufMetadata | None) -> int:
     """Of the `.gguf` file with this `metadata`, or of the MLX folder's weight files, exactly."""
     if isinstance(planned, GgufPlan):
         assert metadata is not None, "it is part of the file"
-        return len(header(metadata, planned.file_type_number, planned.tensors)) + planned.weight_bytes
+        return len(planned.header(metadata)) + planned.weight_bytes
     return planned.weight_bytes + sum(len(safetensors_header(shard)) for shard in planned.shards())
 
 

@@ -10,12 +10,13 @@ import math
 import reprlib
 import struct
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
+from localq.conversion.importance import Importance
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, ConversionError
@@ -64,6 +65,11 @@ class GgufTensor:
         return math.prod(self.shape[:-1])
 
     @property
+    def experts(self) -> int:
+        """Matrices in the tensor: more than one where it holds all experts of a layer."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
     def type_number(self) -> int:
         return ggml.type_number(self.type_name)
 
@@ -87,6 +93,8 @@ class GgufPlan:
     recipe: GgufRecipe
     tensors: tuple[GgufTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
     predicted_kl_divergence: float | None = None
     """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
 
@@ -105,12 +113,18 @@ class GgufPlan:
             weights[tensor.type_name] += tensor.rows * tensor.columns
         return _FILE_TYPES[weights.most_common(1)[0][0]]
 
+    def header(self, metadata: GgufMetadata) -> bytes:
+        """The bytes before the first tensor."""
+        more = self.importance.metadata() if self.importance else []
+        return header(metadata, self.file_type_number, self.tensors, more)
 
-def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
+
+def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance | None = None) -> GgufPlan:
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
-    Under a budget nothing is quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for
-    what the quantizer refuses.
+    A calibrated format without `importance` is planned as with one, and can't be made. Under a budget nothing is
+    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses,
+    CalibrationError where the matrix does not fit.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
     file_type_number = recipe.file_type_number if recipe.budget is None else _FILE_TYPES["f16"]
@@ -121,7 +135,7 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
         probe.write_bytes(data)
         with probe.open("r+b") as stream:  # a hole instead of weights: the dry run reads only the header
             stream.truncate(len(data) + sum(padded(tensor.nbytes) for tensor in unquantized.values()))
-        planned = ggml.planned_types(probe, file_type_number)
+        planned = ggml.planned_types(probe, file_type_number, _weights(recipe, importance))
     if planned.types.keys() != unquantized.keys():
         differing = sorted(planned.types.keys() ^ unquantized.keys())
         raise ConversionError(
@@ -129,10 +143,12 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
             "localq can't read the log of this version of llama-cpp-python: please report the version",
         )
     if recipe.budget is not None:
-        return GgufPlan(recipe, tuple(unquantized[name] for name in planned.types))
+        return GgufPlan(recipe, tuple(unquantized[name] for name in planned.types), importance=importance)
     tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
-    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks))
+    if importance is not None:
+        importance.require_fit(recipe, tensors)
+    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks), importance)
 
 
 def gguf_metadata(
@@ -156,10 +172,13 @@ def gguf_metadata(
     return GgufMetadata(len(pairs), b"".join(_pair(key, pair) for key, pair in pairs.items()))
 
 
-def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor]) -> bytes:
-    """The bytes before the first tensor, padded to its alignment."""
+def header(
+    metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor], more: Sequence[bytes] = ()
+) -> bytes:
+    """The bytes before the first tensor, padded to its alignment; `more` are pairs of this format alone."""
     file_type = _text("general.file_type") + struct.pack("<II", _UINT32, file_type_number)
-    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1), metadata.data, file_type]
+    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1 + len(more)), metadata.data, file_type]
+    parts += more
     offset = 0
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))  # GGUF counts from the fastest dimension
@@ -173,6 +192,15 @@ def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[Gguf
 def padded(nbytes: int) -> int:
     """`nbytes` rounded up to GGUF's alignment."""
     return nbytes + -nbytes % GGUF_ALIGNMENT_BYTES
+
+
+def _weights(recipe: GgufRecipe, importance: Importance | None) -> Mapping[str, NDArray[np.float32]] | None:
+    import numpy as np
+
+    if importance is not None:
+        return importance.by_name()
+    # That there is a matrix changes the plan; what is in it does not.
+    return {"any": np.ones(1, np.float32)} if recipe.calibrated else None
 
 
 def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:
