@@ -19,6 +19,7 @@ from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
 from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor
 from localq.conversion.quantizer import Quantizer
+from localq.families.base import TensorLayout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -103,10 +104,7 @@ class GgufFile:
             assert tensor.values is not None
             return tensor.values
         start, stop = (rows.start, rows.stop) if len(tensor.shape) > 1 else (0, tensor.columns)
-        values = self._checkpoint.weights.read_rows(tensor.layout.name, start, stop)
-        if tensor.layout.rope_head_count is None:
-            return values
-        return _neighbours_rotated(values, tensor.shape[0] // tensor.layout.rope_head_count)
+        return rows_in_gguf_order(self._checkpoint, tensor.layout, start, stop)
 
     def _source_bytes(self, rows: Rows) -> int:
         if rows.tensor.layout is None:
@@ -114,6 +112,14 @@ class GgufFile:
         nbytes = self._checkpoint.tensor(rows.tensor.layout).nbytes
         total = rows.tensor.rows
         return nbytes * rows.stop // total - nbytes * rows.start // total  # adds up to `nbytes`
+
+
+def rows_in_gguf_order(checkpoint: Checkpoint, layout: TensorLayout, start: int, stop: int) -> NDArray[Any]:
+    """As `Weights.read_rows`, in the order that rows have in a GGUF file; of whole heads where they are reordered."""
+    values = checkpoint.weights.read_rows(layout.name, start, stop)
+    if layout.rope_head_count is None:
+        return values
+    return _neighbours_rotated(values, layout.shape[0] // layout.rope_head_count)
 
 
 def _neighbours_rotated(values: NDArray[Any], head_dim: int) -> NDArray[Any]:

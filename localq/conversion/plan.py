@@ -183,7 +183,7 @@ def plan_conversion(request: Request, open_checkpoint: OpenCheckpoint) -> Conver
     if reference.kind == "repo" and len(found) == len(wanted):
         # A repository's artifacts stay valid: its checkpoint is not needed, and may be deleted.
         return ConversionPlan(request, store, reference, wanted, found)
-    reference = _with_its_folder(reference, store)
+    reference = with_its_folder(reference, store)
     checkpoint = open_checkpoint(reference)
     if request.recipes is None:
         wanted = [recipe for recipe in wanted if recipe.format in checkpoint.family.formats] or wanted
@@ -243,7 +243,7 @@ def main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return f"{checkpoint.name.rpartition('/')[2]}-{kind}.gguf"
 
 
-def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
+def with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
     """The checkpoint folder that a name such as `local/model` stands for; any other reference as it is."""
     artifacts = store.forms(reference) if is_local(reference.name) else []
     if reference.kind != "repo" or not artifacts:
