@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from localq.calibration.importance import ImportanceMatrix
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import DTYPE_BYTES
 from localq.errors import ConversionError
@@ -63,6 +64,12 @@ class MlxPlan:
     recipe: MlxRecipe
     tensors: tuple[MlxTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: ImportanceMatrix | None = None
+    """Of the model's calibration, where the recipe is calibrated."""
+
+    def is_searched(self, tensor: MlxTensor) -> bool:
+        """Whether scales and biases are searched, and not those of `mx.quantize`."""
+        return self.recipe.calibrated and tensor.quantization is not None and tensor.quantization.mode == "affine"
 
     @property
     def weight_bytes(self) -> int:
