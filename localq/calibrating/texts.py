@@ -61,9 +61,7 @@ def cut(texts: Sequence[Text], tokenizer: Tokenizer, size: int, counts: tuple[in
     windows = [_begun(tokens[start : start + size], first) for start in starts]
     computed = _computed(lengths, starts, size)
     records = [CalibrationText(text.name, text.sha256, count) for text, count in zip(texts, computed, strict=True)]
-    return CalibrationTokens(
-        tuple(windows), _begun(_pieces(tokens, min(size, counts[1])), first), tuple(records)
-    )
+    return CalibrationTokens(tuple(windows), _begun(_pieces(tokens, min(size, counts[1])), first), tuple(records))
 
 
 def _begun(tokens: Sequence[int], first: int | None) -> tuple[int, ...]:
