@@ -7,19 +7,30 @@ budget may choose, so that a choice takes no time later. Types are quantized as 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from localq.calibration.importance import ImportanceMatrix
-from localq.calibration.types import GGUF_TYPES, MLX_TYPES, PLAIN, PLAIN_GGUF_TYPES, PLAIN_MLX_TYPES, mlx_key
+from localq.calibration.types import (
+    GGUF_TYPES,
+    MLX_TYPES,
+    NEED_IMPORTANCE,
+    PLAIN,
+    PLAIN_GGUF_TYPES,
+    PLAIN_MLX_TYPES,
+    mlx_key,
+)
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import from_float32, to_float32
 from localq.conversion import ggml
+from localq.conversion.mlx_search import dequantized, searched
 from localq.conversion.pieces import worker_pool
 from localq.conversion.quantizer import Quantizer
 from localq.families.base import TensorLayout
+from localq.recipes import MlxQuantization
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,6 +42,8 @@ LEAST_ROWS = 32
 
 _GOLDEN_RATIO = 0.6180339887498949
 
+_DTYPES = {"float32": "F32", "float16": "F16", "uint16": "BF16"}
+
 Progress = Callable[[int, int], None]
 """Called with (tensors that are done, tensors in all)."""
 
@@ -39,8 +52,12 @@ Progress = Callable[[int, int], None]
 class _Part:
     """Sampled rows of a tensor that share an importance: all of them, or those of one expert."""
 
-    rows: NDArray[np.float32]
+    rows: NDArray[Any]
+    """As `read_rows` gives them."""
+    values: NDArray[np.float32]
+    """The same, widened."""
     importance: NDArray[np.float32] | None
+    """By column."""
 
 
 def measure_type_errors(
@@ -74,14 +91,10 @@ def _errors_of(
 ) -> dict[str, float]:
     weights = importance.weights(layout.gguf_name) if importance else None
     parts = list(_parts(checkpoint, layout, weights))
-    rows = 1
-    for size in layout.shape[:-1]:
-        rows *= size
-    scale = rows / sum(len(part.rows) for part in parts)
+    scale = math.prod(layout.shape[:-1]) / sum(len(part.rows) for part in parts)
     errors: dict[str, float] = {}
     for part in parts:
-        found = {**_gguf_errors(part, quantizer), **_mlx_errors(part, checkpoint.tensor(layout).dtype)}
-        for key, error in found.items():
+        for key, error in {**_gguf_errors(part, quantizer), **_mlx_errors(part)}.items():
             errors[key] = errors.get(key, 0.0) + error * scale
     return errors
 
@@ -95,15 +108,15 @@ def _parts(checkpoint: Checkpoint, layout: TensorLayout, weights: NDArray[np.flo
     for expert in range(experts):
         numbers = [row for row in sample if row // rows_of_expert == expert]
         if numbers:
-            rows = [checkpoint.weights.read_rows(layout.name, row, row + 1) for row in numbers]
+            rows = np.concatenate([checkpoint.weights.read_rows(layout.name, row, row + 1) for row in numbers])
             of_expert = None if weights is None else np.ascontiguousarray(weights[expert], dtype=np.float32)
-            yield _Part(to_float32(np.concatenate(rows)), of_expert)
+            yield _Part(rows, to_float32(rows), of_expert)
 
 
 def _error(part: _Part, values: NDArray[np.float32]) -> float:
     import numpy as np
 
-    squares = np.square(values - part.rows).sum(axis=0, dtype=np.float64)
+    squares = np.square(values - part.values).sum(axis=0, dtype=np.float64)
     return float(squares.sum() if part.importance is None else squares @ part.importance.astype(np.float64))
 
 
@@ -116,29 +129,31 @@ def _gguf_errors(part: _Part, quantizer: Quantizer) -> dict[str, float]:
 
     for kind in GGUF_TYPES:
         number = ggml.type_number(kind)
-        if columns % ggml.block_weights(number) == 0 and (
-            part.importance is not None or not ggml.needs_importance(number)
-        ):
+        if columns % ggml.block_weights(number) == 0 and (part.importance is not None or kind not in NEED_IMPORTANCE):
             errors[kind] = error(number, part.importance)
             if kind in PLAIN_GGUF_TYPES:
                 errors[PLAIN + kind] = error(number, None)
     return errors
 
 
-def _mlx_errors(part: _Part, dtype: str) -> dict[str, float]:
-    columns = part.rows.shape[1]
+def _mlx_errors(part: _Part) -> dict[str, float]:
+    columns, dtype = part.rows.shape[1], _DTYPES[part.rows.dtype.name]
     errors = {}
     for bits, group_size in MLX_TYPES:
         if columns % group_size == 0:
-            plain = _error(part, affine(part.rows, bits, group_size, dtype))
-            errors[mlx_key(bits, group_size)] = plain
+            how = MlxQuantization(bits, group_size)
+            kept = dequantized(searched(part.rows, how, part.importance), how)
+            errors[mlx_key(bits, group_size)] = _error(part, kept)
             if (bits, group_size) in PLAIN_MLX_TYPES:
-                errors[mlx_key(bits, group_size, PLAIN)] = plain
+                errors[mlx_key(bits, group_size, PLAIN)] = _error(part, affine(part.values, bits, group_size, dtype))
     return errors
 
 
 def affine(rows: NDArray[np.float32], bits: int, group_size: int, dtype: str) -> NDArray[np.float32]:
-    """The values that `mx.quantize` keeps. Source: `quantize` in MLX's mlx/backend/cpu/quantized.cpp."""
+    """The values that `mx.quantize` keeps of (rows, columns), with scales and biases of a `dtype` such as BF16.
+
+    Source: `quantize` in MLX's mlx/backend/cpu/quantized.cpp.
+    """
     import numpy as np
 
     groups = rows.reshape(len(rows), -1, group_size)
@@ -152,5 +167,5 @@ def affine(rows: NDArray[np.float32], bits: int, group_size: int, dtype: str) ->
     scale = np.where(has_steps, edge / np.where(has_steps, steps, 1), scale)
     bias = np.where(has_steps, edge, 0).astype(np.float32)
     codes = np.clip(np.rint((groups - bias) / scale), 0, most)
-    scale, bias = (to_float32(from_float32(part, dtype)) for part in (scale, bias))
+    scale, bias = (to_float32(from_float32(value, dtype)) for value in (scale, bias))
     return np.asarray(codes * scale + bias, dtype=np.float32).reshape(rows.shape)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+
 from localq.calibration.budget import Candidate, Measurements, choose, predicted_damages
 from localq.calibration.types import GGUF_TYPES, MLX_TYPES, PLAIN, PLAIN_GGUF_TYPES, SLOW_GGUF_TYPES, mlx_key
 from localq.conversion.plan_gguf import GgufPlan, GgufTensor, padded

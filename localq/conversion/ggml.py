@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -72,8 +73,6 @@ def _library() -> Any:
     libggml.ggml_blck_size.argtypes = [ctypes.c_int]
     libggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
-    libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    libggml.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     return libggml
 
 
@@ -144,11 +143,6 @@ def dequantize_rows(ggml_type: int, rows: NDArray[np.uint8], columns: int) -> ND
     return values
 
 
-def needs_importance(ggml_type: int) -> bool:
-    """Whether ggml quantizes to the type only with an importance matrix."""
-    return bool(_library().ggml_quantize_requires_imatrix(ggml_type))
-
-
 @dataclass(frozen=True, slots=True)
 class PlannedTypes:
     """The types that llama.cpp's quantizer would choose, by ggml's names."""
@@ -159,17 +153,22 @@ class PlannedTypes:
     """Tensor -> (type of the file type, type that the tensor gets)."""
 
 
-def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
+def planned_types(
+    header_file: Path, file_type_number: int, importance: Mapping[str, NDArray[np.float32]] | None = None
+) -> PlannedTypes:
     """Which type llama.cpp's quantizer would give each tensor of a file.
 
-    `header_file` needs a complete header; its data section may be a hole. Raises ConversionError when the quantizer
-    refuses the file.
+    `header_file` needs a complete header; its data section may be a hole. `importance` has the weights of an importance
+    matrix by tensor: with one, some file types give other types. Raises ConversionError when the quantizer refuses the
+    file.
     """
     from llama_cpp import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = file_type_number
     parameters.dry_run = True
+    if importance is not None:
+        parameters.imatrix = _imatrix(importance)
     with captured_llama_log() as log:
         status = llama_cpp.llama_model_quantize(str(header_file).encode(), b"", ctypes.byref(parameters))
     text = "".join(log)
@@ -180,6 +179,17 @@ def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
         {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)},
         {line["name"]: (line["wanted"], line["used"]) for line in _FALLBACK_LINE.finditer(text)},
     )
+
+
+def _imatrix(importance: Mapping[str, NDArray[np.float32]]) -> Any:
+    """For `llama_model_quantize_params`: ended by an entry without a name."""
+    from llama_cpp import llama_cpp
+
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, weights) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), weights.size
+        entry.data = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
 
 
 def _last_line(text: str) -> str:

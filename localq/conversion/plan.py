@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from localq.backends import default_recipe_names, has_backend, require_backend
-from localq.calibration.budget import Measurements
+from localq.calibration.calibration import Calibration, find_calibration, require_calibration
 from localq.checkpoint.folder import Checkpoint
-from localq.conversion.budgets import Plan, budgeted, predicted_damage
+from localq.conversion.budgets import budgeted, predicted_damage
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, gguf_metadata, plan_gguf
-from localq.conversion.plan_mlx import plan_mlx, stored_bytes
+from localq.conversion.plan_mlx import MlxPlan, plan_mlx, stored_bytes
 from localq.conversion.pre_tokenizers import require_known_name
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.conversion.vocabulary import TokenizerFolder
@@ -24,13 +23,15 @@ from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
 from localq.options import LoadOptions
 from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
-from localq.reference import BUILT_IN_NAMES, ModelReference, is_local, parse_reference
+from localq.reference import ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, Fallback
 from localq.store.store import Store, shown_name
 from localq.text.chat_template import load_chat_template, missing_chat_template
 
+Plan = GgufPlan | MlxPlan
 Source = str | os.PathLike[str] | ModelReference
 Recipes = str | Sequence[str | Recipe] | None
+OpenCheckpoint = Callable[[ModelReference], Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +127,8 @@ class ConversionPlan:
     outdated: tuple[Artifact, ...] = ()
     """Made from an earlier state of the checkpoint; they are in `plans` as well."""
     plans: dict[str, Plan] = field(default_factory=dict)
-    measurements: Measurements | None = None
-    """From the model's calibration, where there is one."""
+    calibration: Calibration | None = None
+    """Of this revision of the checkpoint, where there is one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -170,7 +171,7 @@ class ConversionPlan:
         return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks, damage)
 
 
-def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference], Checkpoint]) -> ConversionPlan:
+def plan_conversion(request: Request, open_checkpoint: OpenCheckpoint) -> ConversionPlan:
     """Look for every artifact, and plan those that are missing or made from an earlier state of the checkpoint.
 
     Raises errors of the tree in `localq.errors` for what can't be converted, before any work.
@@ -191,39 +192,33 @@ def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference]
     missing = [recipe for recipe in wanted if recipe.name not in there]
     if missing and request.needs_chat_template and load_chat_template(checkpoint.folder) is None:
         raise missing_chat_template(checkpoint.name)
-    measurements = find_measurements(store, reference, checkpoint)
-    plans = {recipe.name: plan_recipe(checkpoint, recipe, measurements) for recipe in missing}
-    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans, measurements)
+    calibration = find_calibration(store, reference, checkpoint.revision)
+    if any(recipe.budget is not None for recipe in missing):
+        calibration = require_calibration(store, reference, checkpoint.revision)
+    plans = {recipe.name: plan_recipe(checkpoint, recipe, calibration) for recipe in missing}
+    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans, calibration)
 
 
-def find_measurements(store: Store, reference: ModelReference, checkpoint: Checkpoint) -> Measurements | None:
-    """Those of the model's calibration."""
-    return None
-
-
-def plan_recipe(checkpoint: Checkpoint, recipe: Recipe, measurements: Measurements | None = None) -> Plan:
+def plan_recipe(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
     """Every tensor of one format.
 
-    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without
-    `measurements`.
+    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without a
+    `calibration`.
     """
+    if recipe.budget is not None and calibration is None:
+        raise CalibrationError(f"{recipe.name} needs a calibrated model", "first run: localq calibrate MODEL")
     plan = plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
+    if calibration is None:
+        return plan
     if recipe.budget is not None:
-        plan = budgeted(plan, checkpoint.parameters, required(measurements, checkpoint, recipe.name))
-    if measurements is not None:
-        plan = replace(plan, predicted_kl_divergence=predicted_damage(plan, measurements))
-    return plan
+        plan = budgeted(plan, checkpoint.parameters, calibration)
+    return replace(plan, predicted_kl_divergence=predicted_damage(plan, calibration))
 
 
-def required(measurements: Measurements | None, checkpoint: Checkpoint, wish: str) -> Measurements:
-    """The measurements. Raises CalibrationError where there are none, which are needed for `wish`."""
-    if measurements is None:
-        named = checkpoint.name if "/" in checkpoint.name or checkpoint.name in BUILT_IN_NAMES else checkpoint.folder
-        raise CalibrationError(
-            f"{wish} needs a calibration, and {checkpoint.name} has none",
-            f"first run: localq calibrate {shlex.quote(str(named))}",
-        )
-    return measurements
+def unquantized_plan(checkpoint: Checkpoint, form: str) -> Plan:
+    """What types under a budget are chosen for, `mlx` or `gguf`."""
+    recipe = parse_recipe(f"{form}-4bpw")
+    return plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
 
 
 def memory_use(plan: Plan, config: ModelConfig, options: LoadOptions = DEFAULTS) -> MemoryUse:

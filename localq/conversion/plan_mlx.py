@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from localq.calibration.importance import ImportanceMatrix
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import DTYPE_BYTES
 from localq.errors import ConversionError
@@ -64,8 +65,14 @@ class MlxPlan:
     recipe: MlxRecipe
     tensors: tuple[MlxTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: ImportanceMatrix | None = None
+    """Of the model's calibration, where the recipe is calibrated."""
     predicted_kl_divergence: float | None = None
     """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
+
+    def is_searched(self, tensor: MlxTensor) -> bool:
+        """Whether scales and biases are searched, and not those of `mx.quantize`."""
+        return self.recipe.calibrated and tensor.quantization is not None and tensor.quantization.mode == "affine"
 
     @property
     def weight_bytes(self) -> int:
