@@ -14,7 +14,15 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from localq.calibration.importance import ImportanceMatrix
-from localq.calibration.types import GGUF_TYPES, MLX_TYPES, PLAIN, PLAIN_GGUF_TYPES, PLAIN_MLX_TYPES, mlx_key
+from localq.calibration.types import (
+    GGUF_TYPES,
+    MLX_TYPES,
+    NEED_IMPORTANCE,
+    PLAIN,
+    PLAIN_GGUF_TYPES,
+    PLAIN_MLX_TYPES,
+    mlx_key,
+)
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import from_float32, to_float32
 from localq.conversion import ggml
@@ -121,9 +129,7 @@ def _gguf_errors(part: _Part, quantizer: Quantizer) -> dict[str, float]:
 
     for kind in GGUF_TYPES:
         number = ggml.type_number(kind)
-        if columns % ggml.block_weights(number) == 0 and (
-            part.importance is not None or not ggml.needs_importance(number)
-        ):
+        if columns % ggml.block_weights(number) == 0 and (part.importance is not None or kind not in NEED_IMPORTANCE):
             errors[kind] = error(number, part.importance)
             if kind in PLAIN_GGUF_TYPES:
                 errors[PLAIN + kind] = error(number, None)

@@ -12,6 +12,9 @@ FAST_GGUF_TYPES = ("q2_K", "q3_K", "iq4_xs", "iq4_nl", "q4_K", "q5_0", "q5_1", "
 SLOW_GGUF_TYPES = ("iq2_xxs", "iq2_xs", "iq3_xxs", "iq3_s")
 """They take ten times as long to make, and longer to run on a CPU."""
 
+NEED_IMPORTANCE = ("iq2_xxs", "iq2_xs", "iq3_xxs")
+"""llama.cpp makes them only for tensors whose columns have an importance."""
+
 GGUF_TYPES = (*FAST_GGUF_TYPES, *SLOW_GGUF_TYPES)
 PLAIN_GGUF_TYPES = ("q2_K", "q3_K", "q4_K", "q5_K", "q6_K")
 """Those of the usual formats that a calibration changes."""

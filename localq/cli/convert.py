@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from localq.conversion.predictions import Prediction
 
 
+_NEAR = 0.995
+"""Of a budget: what a format has at least, where the sizes of the tensors make it possible."""
+
 _Source = Annotated[
     str,
     typer.Argument(
@@ -128,7 +131,7 @@ def _fitted(request: Request, fit: str, dry_run: bool) -> Request:
         opened = cached_checkpoint if dry_run else lambda model: resolve_checkpoint(model, on_download)
         recipes = fitting_recipes(request, limit, opened)
     for recipe in recipes:
-        say(f"--fit {fit}: {recipe.name}")
+        say(f"{recipe.name} is the largest that fits {fit}")
     return replace(request, recipes=recipes)
 
 
@@ -203,5 +206,8 @@ def _show(rows: list[_Row], titles: tuple[str, str], json: bool, predicted: Sequ
     if predicted:
         emit(_predicted_table(predicted, [row.form for row in rows]))
     for row in rows:
+        budget = row.form.recipe.budget
+        if budget is not None and row.form.bits_per_weight < _NEAR * budget:
+            say(f"note: {row.form.name}: the sizes of this model's tensors allow nothing closer to its budget")
         if row.form.fallbacks:
             say(f"note: {row.form.name}: {describe_fallbacks(row.form.fallbacks)}")

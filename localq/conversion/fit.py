@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+from localq.calibration.calibration import require_calibration
 from localq.conversion.budgets import Choices
 from localq.conversion.mlx import safetensors_header
 from localq.conversion.plan import (
@@ -16,10 +17,9 @@ from localq.conversion.plan import (
     Request,
     memory_use,
     plan_conversion,
-    required,
     unquantized_plan,
 )
-from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, header
+from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
 from localq.errors import ConversionError, OptionError
 from localq.memory import computes_in_other_memory
 from localq.recipes import Recipe, parse_recipe
@@ -67,9 +67,9 @@ def fitting_recipes(request: Request, limit: Limit, open_checkpoint: OpenCheckpo
 
 
 def _fitting(plan: ConversionPlan, form: str, limit: Limit) -> Recipe:
-    wish = f"the largest {form.upper()} format that fits"
+    calibration = require_calibration(plan.store, plan.reference, plan.checkpoint.revision)
     unquantized = unquantized_plan(plan.checkpoint, form)
-    choices = Choices.of(unquantized, plan.checkpoint.parameters, required(plan.measurements, plan.checkpoint, wish))
+    choices = Choices.of(unquantized, plan.checkpoint.parameters, calibration)
     size, most_bytes = _measured(plan, form, limit)
     if size(unquantized) <= most_bytes:
         return parse_recipe(f"{form}-{_main_dtype(unquantized)}")
@@ -119,7 +119,7 @@ def file_bytes(planned: Plan, metadata: GgufMetadata | None) -> int:
     """Of the `.gguf` file with this `metadata`, or of the MLX folder's weight files, exactly."""
     if isinstance(planned, GgufPlan):
         assert metadata is not None, "it is part of the file"
-        return len(header(metadata, planned.file_type_number, planned.tensors)) + planned.weight_bytes
+        return len(planned.header(metadata)) + planned.weight_bytes
     return planned.weight_bytes + sum(len(safetensors_header(shard)) for shard in planned.shards())
 
 

@@ -73,8 +73,6 @@ def _library() -> Any:
     libggml.ggml_blck_size.argtypes = [ctypes.c_int]
     libggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
-    libggml.ggml_quantize_requires_imatrix.restype = ctypes.c_bool
-    libggml.ggml_quantize_requires_imatrix.argtypes = [ctypes.c_int]
     return libggml
 
 
@@ -143,11 +141,6 @@ def dequantize_rows(ggml_type: int, rows: NDArray[np.uint8], columns: int) -> ND
     traits = _library().ggml_get_type_traits(ggml_type).contents
     traits.to_float(rows.ctypes.data, values.ctypes.data, values.size)
     return values
-
-
-def needs_importance(ggml_type: int) -> bool:
-    """Whether ggml quantizes to the type only with an importance matrix."""
-    return bool(_library().ggml_quantize_requires_imatrix(ggml_type))
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
-from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor, header
+from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor
 from localq.conversion.quantizer import Quantizer
+from localq.families.base import TensorLayout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -52,7 +53,7 @@ class GgufFile:
         for tensor in self._plan.tensors:
             layout = tensor.layout
             # Whole heads in a piece, where rows are reordered within heads.
-            importance = self._plan.importance.of(tensor) if self._plan.importance else None
+            importance = self._plan.importance.of(tensor.name, tensor.shape) if self._plan.importance else None
             multiple = tensor.rows // layout.rope_head_count if layout and layout.rope_head_count else 1
             for start, stop in row_ranges(tensor.rows, tensor.columns, max(1, multiple)):
                 rows = Rows(tensor, start, stop, importance)
@@ -90,8 +91,7 @@ class GgufFile:
         self._output.__exit__(kind, error, trace)
 
     def _header(self) -> bytes:
-        more = self._plan.importance.metadata() if self._plan.importance else []
-        return header(self._metadata.result(), self._plan.file_type_number, self._plan.tensors, more)
+        return self._plan.header(self._metadata.result())
 
     def _write(self, rows: Rows, data: NDArray[np.uint8]) -> None:
         self._output.write(data.reshape(-1).data)
@@ -104,10 +104,7 @@ class GgufFile:
             assert tensor.values is not None
             return tensor.values
         start, stop = (rows.start, rows.stop) if len(tensor.shape) > 1 else (0, tensor.columns)
-        values = self._checkpoint.weights.read_rows(tensor.layout.name, start, stop)
-        if tensor.layout.rope_head_count is None:
-            return values
-        return _neighbours_rotated(values, tensor.shape[0] // tensor.layout.rope_head_count)
+        return rows_in_gguf_order(self._checkpoint, tensor.layout, start, stop)
 
     def _source_bytes(self, rows: Rows) -> int:
         if rows.tensor.layout is None:
@@ -115,6 +112,14 @@ class GgufFile:
         nbytes = self._checkpoint.tensor(rows.tensor.layout).nbytes
         total = rows.tensor.rows
         return nbytes * rows.stop // total - nbytes * rows.start // total  # adds up to `nbytes`
+
+
+def rows_in_gguf_order(checkpoint: Checkpoint, layout: TensorLayout, start: int, stop: int) -> NDArray[Any]:
+    """As `Weights.read_rows`, in the order that rows have in a GGUF file; of whole heads where they are reordered."""
+    values = checkpoint.weights.read_rows(layout.name, start, stop)
+    if layout.rope_head_count is None:
+        return values
+    return _neighbours_rotated(values, layout.shape[0] // layout.rope_head_count)
 
 
 def _neighbours_rotated(values: NDArray[Any], head_dim: int) -> NDArray[Any]:

@@ -13,6 +13,7 @@ on.
 from __future__ import annotations
 
 import ctypes
+import math
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any
@@ -64,12 +65,36 @@ def searched(rows: NDArray[Any], how: MlxQuantization, importance: NDArray[np.fl
     if compiled is not None:
         return by_library(compiled, rows, how, factors)
     step = max(1, _FALLBACK_WEIGHTS // columns)
-    pieces = [by_numpy(rows[start : start + step], how, factors) for start in range(0, max(1, len(rows)), step)]
-    return Searched(
-        np.concatenate([piece.weight for piece in pieces]),
-        np.concatenate([piece.scales for piece in pieces]),
-        np.concatenate([piece.biases for piece in pieces]),
-    )
+    return _joined([by_numpy(rows[start : start + step], how, factors) for start in range(0, len(rows), step)])
+
+
+def searched_piece(
+    rows: NDArray[Any],
+    first_row: int,
+    shape: tuple[int, ...],
+    how: MlxQuantization,
+    importance: NDArray[np.float32] | None,
+) -> Searched:
+    """As `searched`, for rows of a tensor of that shape from `first_row` on.
+
+    `importance` is that of the whole tensor, with a row for each expert, or None.
+    """
+    if importance is None:
+        return searched(rows, how)
+    of_experts = importance.reshape(-1, shape[-1])
+    size = math.prod(shape[:-1]) // len(of_experts)
+    pieces = []
+    for expert in range(first_row // size, -(-(first_row + len(rows)) // size)):
+        start = max(0, expert * size - first_row)
+        pieces.append(searched(rows[start : (expert + 1) * size - first_row], how, of_experts[expert]))
+    return _joined(pieces)
+
+
+def _joined(pieces: list[Searched]) -> Searched:
+    import numpy as np
+
+    parts = ([getattr(piece, part) for piece in pieces] for part in ("weight", "scales", "biases"))
+    return Searched(*(np.concatenate(part) for part in parts)) if len(pieces) > 1 else pieces[0]
 
 
 def dequantized(quantized: Searched, how: MlxQuantization) -> NDArray[np.float32]:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import os
-import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from localq.backends import default_recipe_names, has_backend, require_backend
-from localq.calibration.budget import Measurements
+from localq.calibration.calibration import Calibration, find_calibration, require_calibration
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion.budgets import budgeted, predicted_damage
-from localq.conversion.importance import Importance, read_given
+from localq.conversion.importance import Importance, of_calibration, read_given
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, gguf_metadata, plan_gguf
 from localq.conversion.plan_mlx import MlxPlan, plan_mlx, stored_bytes
 from localq.conversion.pre_tokenizers import require_known_name
@@ -25,7 +24,7 @@ from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
 from localq.options import LoadOptions
 from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
-from localq.reference import BUILT_IN_NAMES, ModelReference, is_local, parse_reference
+from localq.reference import ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, Fallback
 from localq.store.store import Store, shown_name
 from localq.text.chat_template import load_chat_template, missing_chat_template
@@ -155,10 +154,10 @@ class ConversionPlan:
     opened: Checkpoint | None = None
     """None where no checkpoint is needed, because all artifacts exist."""
     outdated: tuple[Artifact, ...] = ()
-    """Made from an earlier state of the checkpoint; they are in `plans` as well."""
+    """Made from an earlier state of the checkpoint, or with another calibration; they are in `plans` as well."""
     plans: dict[str, Plan] = field(default_factory=dict)
-    measurements: Measurements | None = None
-    """From the model's calibration, where there is one."""
+    calibration: Calibration | None = None
+    """Of this revision of the checkpoint, where there is one."""
     importance: Importance | None = None
     """What calibrated formats are made with."""
 
@@ -216,52 +215,71 @@ def plan_conversion(request: Request, open_checkpoint: OpenCheckpoint) -> Conver
     if reference.kind == "repo" and len(found) == len(wanted):
         # A repository's artifacts stay valid: its checkpoint is not needed, and may be deleted.
         return ConversionPlan(request, store, reference, wanted, found)
-    reference = _with_its_folder(reference, store)
+    reference = with_its_folder(reference, store)
     checkpoint = open_checkpoint(reference)
     if request.recipes is None:
         wanted = [recipe for recipe in wanted if recipe.format in checkpoint.family.formats] or wanted
-    there = {name: made for name, made in found.items() if made.manifest.revision == checkpoint.revision}
+    calibration = find_calibration(store, reference, checkpoint.revision)
+    there = {
+        name: made
+        for name, made in found.items()
+        if made.manifest.revision == checkpoint.revision and not _is_of_earlier(calibration, made)
+    }
     outdated = tuple(made for name, made in found.items() if name not in there)
     missing = [recipe for recipe in wanted if recipe.name not in there]
     if missing and request.needs_chat_template and load_chat_template(checkpoint.folder) is None:
         raise missing_chat_template(checkpoint.name)
-    measurements = find_measurements(store, reference, checkpoint)
-    importance = given
-    for recipe in missing:
-        if recipe.calibrated and importance is None:
-            required(None, checkpoint, recipe.name)
-    plans = {recipe.name: plan_recipe(checkpoint, recipe, measurements, importance) for recipe in missing}
-    done = ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans)
-    return replace(done, measurements=measurements, importance=importance)
+    needing = [recipe for recipe in missing if recipe.calibrated and (given is None or recipe.budget is not None)]
+    if needing and calibration is None:
+        _raise_uncalibrated(needing, store, reference, checkpoint)
+    importance = given or (of_calibration(calibration) if needing and calibration else None)
+    plans = {recipe.name: plan_recipe(checkpoint, recipe, calibration, importance) for recipe in missing}
+    found_and_planned = ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans)
+    return replace(found_and_planned, calibration=calibration, importance=importance)
 
 
-def find_measurements(store: Store, reference: ModelReference, checkpoint: Checkpoint) -> Measurements | None:
-    """Those of the model's calibration."""
-    return None
+def _is_of_earlier(calibration: Calibration | None, made: Artifact) -> bool:
+    """Whether an artifact was made with another calibration than the model has now."""
+    record = made.manifest.importance
+    if record is None or not record.is_calibration or calibration is None:
+        return False
+    return record.sha256 != calibration.importance_sha256
+
+
+def _raise_uncalibrated(
+    recipes: Sequence[Recipe], store: Store, reference: ModelReference, checkpoint: Checkpoint
+) -> None:
+    try:
+        require_calibration(store, reference, checkpoint.revision)
+    except CalibrationError as error:
+        names = " and ".join(recipe.name for recipe in recipes)
+        is_choice = all(recipe.budget is None for recipe in recipes)
+        hint = f"{error.hint}; or give an importance matrix with --imatrix" if is_choice else error.hint
+        raise CalibrationError(f"{names} can't be made: {error.message}", hint) from error
 
 
 def plan_recipe(
     checkpoint: Checkpoint,
     recipe: Recipe,
-    measurements: Measurements | None = None,
+    calibration: Calibration | None = None,
     importance: Importance | None = None,
 ) -> Plan:
     """Every tensor of one format. A calibrated format without `importance` has the sizes that it has with one.
 
-    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without
-    `measurements` and for an importance matrix that does not fit.
+    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without a
+    `calibration` and for an importance matrix that does not fit.
     """
-    plan: Plan
-    if isinstance(recipe, MlxRecipe):
-        plan = plan_mlx(checkpoint, recipe)
-    else:
-        plan = plan_gguf(checkpoint, recipe, importance if recipe.calibrated else None)
-    if recipe.budget is not None:
-        plan = budgeted(plan, checkpoint.parameters, required(measurements, checkpoint, recipe.name))
-    if importance is not None and isinstance(plan, GgufPlan) and recipe.calibrated:
-        importance.require_fit(plan.recipe, plan.tensors)
-    if measurements is not None:
-        plan = replace(plan, predicted_kl_divergence=predicted_damage(plan, measurements))
+    if recipe.budget is not None and calibration is None:
+        raise CalibrationError(f"{recipe.name} needs a calibrated model", "first run: localq calibrate MODEL")
+    used = importance if recipe.calibrated else None
+    plan = plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe, used)
+    if recipe.budget is not None and calibration is not None:
+        plan = budgeted(plan, checkpoint.parameters, calibration)
+    if used is not None:
+        used.require_fit(plan)
+        plan = replace(plan, importance=used)
+    if calibration is not None:
+        plan = replace(plan, predicted_kl_divergence=predicted_damage(plan, calibration))
     return plan
 
 
@@ -269,17 +287,6 @@ def unquantized_plan(checkpoint: Checkpoint, form: str) -> Plan:
     """What types under a budget are chosen for, `mlx` or `gguf`."""
     recipe = parse_recipe(f"{form}-4bpw")
     return plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
-
-
-def required(measurements: Measurements | None, checkpoint: Checkpoint, wish: str) -> Measurements:
-    """The measurements. Raises CalibrationError where there are none, which are needed for `wish`."""
-    if measurements is None:
-        named = checkpoint.name if "/" in checkpoint.name or checkpoint.name in BUILT_IN_NAMES else checkpoint.folder
-        raise CalibrationError(
-            f"{wish} needs a calibration, and {checkpoint.name} has none",
-            f"first run: localq calibrate {shlex.quote(str(named))}",
-        )
-    return measurements
 
 
 def memory_use(plan: Plan, config: ModelConfig, options: LoadOptions = DEFAULTS) -> MemoryUse:
@@ -304,7 +311,7 @@ def main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
     return f"{checkpoint.name.rpartition('/')[2]}-{kind}.gguf"
 
 
-def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
+def with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
     """The checkpoint folder that a name such as `local/model` stands for; any other reference as it is."""
     artifacts = store.forms(reference) if is_local(reference.name) else []
     if reference.kind != "repo" or not artifacts:

@@ -7,7 +7,7 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import DTYPE_BYTES
@@ -15,6 +15,9 @@ from localq.errors import ConversionError
 from localq.families.base import TensorLayout
 from localq.recipes import MlxQuantization, MlxRecipe
 from localq.store.manifest import Fallback
+
+if TYPE_CHECKING:
+    from localq.conversion.importance import Importance
 
 MLX_LARGEST_SHARD_BYTES = 5 << 30
 """The largest weight file, as in mlx_lm."""
@@ -64,8 +67,14 @@ class MlxPlan:
     recipe: MlxRecipe
     tensors: tuple[MlxTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
     predicted_kl_divergence: float | None = None
     """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
+
+    def is_searched(self, tensor: MlxTensor) -> bool:
+        """Whether scales and biases are searched, and not those of `mx.quantize`."""
+        return self.recipe.calibrated and tensor.quantization is not None and tensor.quantization.mode == "affine"
 
     @property
     def weight_bytes(self) -> int:

@@ -36,13 +36,13 @@ def predictions(request: Request, open_checkpoint: OpenCheckpoint) -> list[Predi
     Empty for a model that is not calibrated. Raises as `plan_conversion` does.
     """
     plan = plan_conversion(replace(request, force=True), open_checkpoint)
-    checkpoint, measurements = plan.checkpoint, plan.measurements
-    if measurements is None:
+    checkpoint, calibration = plan.checkpoint, plan.calibration
+    if calibration is None:
         return []
 
     def found(form: str) -> Iterator[Prediction]:
         unquantized = unquantized_plan(checkpoint, form)
-        choices = Choices.of(unquantized, checkpoint.parameters, measurements)
+        choices = Choices.of(unquantized, checkpoint.parameters, calibration)
         chosen = {bits: choices.chosen(bits) for bits in BUDGETS}
         plans = {f"{form}-{bits:g}bpw": choices.plan(types) for bits, types in chosen.items() if types}
         for name in UNIFORM[form]:
@@ -51,7 +51,7 @@ def predictions(request: Request, open_checkpoint: OpenCheckpoint) -> list[Predi
             except LocalqError:  # a format that this model can't have is nothing to compare with
                 continue
         for name, planned in plans.items():
-            damage = predicted_damage(planned, measurements)
+            damage = predicted_damage(planned, calibration)
             if damage is not None:
                 bits = 8 * planned.weight_bytes / checkpoint.parameters
                 yield Prediction(name, planned.weight_bytes, bits, damage)
