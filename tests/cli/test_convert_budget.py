@@ -90,10 +90,8 @@ def test_a_budget_needs_a_calibration(tmp_path: Path) -> None:
     for arguments in (("convert", "toy-phi", "--to", "mlx-4.5bpw"), ("convert", "toy-phi", "--fit", "2MB")):
         result = localq(tmp_path, *arguments)
         assert result.exit_code == 1
-        assert result.stderr.splitlines() == [
-            "error: toy-phi was not calibrated",
-            "hint: measure it: localq calibrate toy-phi",
-        ]
+        assert "toy-phi was not calibrated" in result.stderr
+        assert "hint: measure it: localq calibrate toy-phi" in result.stderr
 
 
 def test_a_budget_is_generated_with_like_any_format(models: Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 from localq.checkpoint.source import cached_checkpoint
 from localq.conversion import fit as fitting
 from localq.conversion.convert import convert
-from localq.conversion.fit import Limit, fitting_recipes
-from localq.conversion.plan import Request
+from localq.conversion.fit import Limit, file_bytes, fitting_recipes
+from localq.conversion.plan import Request, plan_conversion
 from localq.errors import CalibrationError, ConversionError, OptionError
 from localq.gguf_file import read_model_header
 from localq.memory import gguf_file_memory
@@ -50,6 +50,9 @@ def test_the_file_is_within_the_size_and_a_hundredth_of_a_bit_more_is_not(
     assert recipe.budget is not None
     (made,) = convert("toy-llama", recipe.name, models_dir=models)
     assert 0.99 * limit_kilobytes * 1000 < weight_file_bytes(made) <= limit_kilobytes * 1000
+    plan = plan_conversion(Request("toy-llama", recipe.name, models, force=True), cached_checkpoint)
+    metadata = plan.gguf_metadata() if family == "gguf" else None
+    assert file_bytes(plan.plans[recipe.name], metadata) == weight_file_bytes(made)
     (more,) = fitted(models, f"{limit_kilobytes * 1.05}KB", family)
     assert more.budget is not None and more.budget > recipe.budget
 
