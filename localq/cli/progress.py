@@ -71,8 +71,9 @@ class TerminalListener(ConversionListener):
             say(f"{artifact.name} is there already, made {artifact.manifest.created}: {artifact.path}")
 
     def on_outdated(self, artifact: Artifact) -> None:
-        """The checkpoint changed."""
-        say(f"{artifact.manifest.source} changed since {artifact.name} was made: making it again")
+        """The checkpoint changed, or its calibration."""
+        what = "or its calibration " if artifact.recipe.calibrated else ""
+        say(f"{artifact.manifest.source} {what}changed since {artifact.name} was made: making it again")
 
     def on_caveat(self, caveat: str) -> None:
         """Where a runtime differs from the model's reference."""

@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
-from localq.conversion.importance import Importance
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, ConversionError
@@ -27,6 +26,8 @@ if TYPE_CHECKING:
     import numpy as np
     from gguf import GGUFValue, GGUFWriter
     from numpy.typing import NDArray
+
+    from localq.conversion.importance import Importance
 
 GGUF_ALIGNMENT_BYTES = 32
 """Every tensor of a GGUF file starts at a multiple of this (`GGUF_DEFAULT_ALIGNMENT`)."""
@@ -119,8 +120,7 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
     A calibrated format without `importance` is planned as with one, and can't be made. Under a budget nothing is
-    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses,
-    CalibrationError where the matrix does not fit.
+    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
     file_type_number = recipe.file_type_number if recipe.budget is None else _F16_FILE_TYPE
@@ -142,8 +142,6 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance
         return GgufPlan(recipe, tuple(unquantized[name] for name in planned.types), importance=importance)
     tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
-    if importance is not None:
-        importance.require_fit(recipe, tensors)
     return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks), importance)
 
 
