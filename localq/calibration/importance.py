@@ -8,11 +8,13 @@ tools/quantize/quantize.cpp.
 
 from __future__ import annotations
 
+import hashlib
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from localq.disk import reason, replacing, writing_errors
 from localq.errors import CalibrationError, CheckpointError
@@ -63,15 +65,18 @@ class ImportanceMatrix:
 
 def read_importance(file: Path) -> ImportanceMatrix:
     """Read llama.cpp's GGUF or `.dat`. Raises CalibrationError for a missing, damaged or other file."""
-    try:
-        with file.open("rb") as stream:
-            is_gguf = stream.read(4) == b"GGUF"
-            stream.seek(0)
-            matrix = _read_gguf(file, stream) if is_gguf else _read_dat(file, stream)
-    except OSError as error:
-        raise CalibrationError(f"can't read the importance matrix {file}: {reason(error)}", _HINT) from error
+    with _opened(file) as stream:
+        is_gguf = stream.read(4) == b"GGUF"
+        stream.seek(0)
+        matrix = _read_gguf(file, stream) if is_gguf else _read_dat(file, stream)
     _require_valid(file, matrix)
     return matrix
+
+
+def importance_digest(file: Path) -> str:
+    """The SHA-256 of the file. Raises CalibrationError where it can't be read."""
+    with _opened(file) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def write_importance(file: Path, matrix: ImportanceMatrix) -> None:
@@ -103,6 +108,15 @@ def write_importance(file: Path, matrix: ImportanceMatrix) -> None:
             stream.write(data.ljust(_padded(len(data)), b"\0"))
 
 
+@contextmanager
+def _opened(file: Path) -> Iterator[BinaryIO]:
+    try:
+        with file.open("rb") as stream:
+            yield stream
+    except OSError as error:
+        raise CalibrationError(f"can't read the importance matrix {file}: {reason(error)}", _HINT) from error
+
+
 def _text(text: str) -> bytes:
     data = text.encode(errors="replace")
     return struct.pack("<Q", len(data)) + data
@@ -112,7 +126,7 @@ def _padded(nbytes: int) -> int:
     return nbytes + -nbytes % _ALIGNMENT_BYTES
 
 
-def _read_gguf(file: Path, stream: IO[bytes]) -> ImportanceMatrix:
+def _read_gguf(file: Path, stream: BinaryIO) -> ImportanceMatrix:
     import numpy as np
 
     try:
@@ -140,7 +154,7 @@ def _read_gguf(file: Path, stream: IO[bytes]) -> ImportanceMatrix:
     return ImportanceMatrix(sums, counts, header.texts.get(_DATASETS, ()), chunks, tokens)
 
 
-def _read_dat(file: Path, stream: IO[bytes]) -> ImportanceMatrix:
+def _read_dat(file: Path, stream: BinaryIO) -> ImportanceMatrix:
     import numpy as np
 
     def number() -> int:
@@ -167,14 +181,14 @@ def _read_dat(file: Path, stream: IO[bytes]) -> ImportanceMatrix:
     return ImportanceMatrix(sums, counts, (text,) if text else (), max(chunk_count, 0))
 
 
-def _read(file: Path, stream: IO[bytes], nbytes: int) -> bytes:
+def _read(file: Path, stream: BinaryIO, nbytes: int) -> bytes:
     left = file.stat().st_size - stream.tell()
     if nbytes > left:
         raise _damaged(file, f"it ends {nbytes - left:,} bytes too early")
     return stream.read(nbytes)
 
 
-def _floats(file: Path, stream: IO[bytes], count: int) -> NDArray[np.float32]:
+def _floats(file: Path, stream: BinaryIO, count: int) -> NDArray[np.float32]:
     import numpy as np
 
     if count < 1:

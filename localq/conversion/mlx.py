@@ -148,7 +148,7 @@ class _Shard:
         """Append a piece of the current tensor; with the last one its scales and biases."""
         if self._output is None:
             self._output = HashedOutput(self.file)
-            self._output.write(_safetensors_header(self.tensors))
+            self._output.write(safetensors_header(self.tensors))
         self._output.write(parts[0])
         self._held_back.append(parts[1:])
         if ends_tensor:
@@ -208,7 +208,8 @@ def _to_bytes(array: Any) -> bytes:
     return np.asarray(plain).tobytes()  # waits until it is computed
 
 
-def _safetensors_header(tensors: list[MlxTensor]) -> bytes:
+def safetensors_header(tensors: list[MlxTensor]) -> bytes:
+    """What a weight file with these tensors begins with."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for tensor in tensors:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
 from localq.backends import default_recipe_names, has_backend, require_backend
+from localq.calibration.calibration import Calibration, find_calibration, require_calibration
 from localq.checkpoint.folder import Checkpoint
+from localq.conversion.budgets import budgeted, predicted_damage
 from localq.conversion.plan_gguf import GgufMetadata, GgufPlan, gguf_metadata, plan_gguf
 from localq.conversion.plan_mlx import MlxPlan, plan_mlx, stored_bytes
 from localq.conversion.pre_tokenizers import require_known_name
 from localq.conversion.tokenizer_caveats import gguf_tokenizer_caveats
 from localq.conversion.vocabulary import TokenizerFolder
-from localq.errors import ModelNotFoundError, ModelReferenceError, OptionError
+from localq.errors import CalibrationError, ModelNotFoundError, ModelReferenceError, OptionError
 from localq.families.config import ModelConfig
 from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
@@ -29,6 +31,7 @@ from localq.text.chat_template import load_chat_template, missing_chat_template
 Plan = GgufPlan | MlxPlan
 Source = str | os.PathLike[str] | ModelReference
 Recipes = str | Sequence[str | Recipe] | None
+OpenCheckpoint = Callable[[ModelReference], Checkpoint]
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +90,8 @@ class PlannedForm:
     """Whether it exists already."""
     fallbacks: tuple[Fallback, ...] = ()
     """Tensors that get another type than the recipe asks for."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, from the model's calibration; None where there is none, or a type was not measured."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -103,7 +108,8 @@ class PlannedForm:
         """The same of an artifact that exists."""
         manifest = artifact.manifest
         sizes = manifest.weight_bytes, manifest.parameters
-        return cls(manifest.model, artifact.recipe, artifact.path, *sizes, reused, manifest.fallbacks)
+        damage = manifest.predicted_kl_divergence
+        return cls(manifest.model, artifact.recipe, artifact.path, *sizes, reused, manifest.fallbacks, damage)
 
 
 @dataclass(frozen=True)
@@ -121,6 +127,8 @@ class ConversionPlan:
     outdated: tuple[Artifact, ...] = ()
     """Made from an earlier state of the checkpoint; they are in `plans` as well."""
     plans: dict[str, Plan] = field(default_factory=dict)
+    calibration: Calibration | None = None
+    """Of this revision of the checkpoint, where there is one."""
 
     @property
     def checkpoint(self) -> Checkpoint:
@@ -159,10 +167,11 @@ class ConversionPlan:
         plan = self.plans[recipe.name]
         sizes = plan.weight_bytes, self.checkpoint.parameters
         path = folder / main_file(self.checkpoint, recipe)
-        return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks)
+        damage = plan.predicted_kl_divergence
+        return PlannedForm(shown_name(folder), recipe, path, *sizes, False, plan.fallbacks, damage)
 
 
-def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference], Checkpoint]) -> ConversionPlan:
+def plan_conversion(request: Request, open_checkpoint: OpenCheckpoint) -> ConversionPlan:
     """Look for every artifact, and plan those that are missing or made from an earlier state of the checkpoint.
 
     Raises errors of the tree in `localq.errors` for what can't be converted, before any work.
@@ -174,7 +183,7 @@ def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference]
     if reference.kind == "repo" and len(found) == len(wanted):
         # A repository's artifacts stay valid: its checkpoint is not needed, and may be deleted.
         return ConversionPlan(request, store, reference, wanted, found)
-    reference = _with_its_folder(reference, store)
+    reference = with_its_folder(reference, store)
     checkpoint = open_checkpoint(reference)
     if request.recipes is None:
         wanted = [recipe for recipe in wanted if recipe.format in checkpoint.family.formats] or wanted
@@ -183,12 +192,32 @@ def plan_conversion(request: Request, open_checkpoint: Callable[[ModelReference]
     missing = [recipe for recipe in wanted if recipe.name not in there]
     if missing and request.needs_chat_template and load_chat_template(checkpoint.folder) is None:
         raise missing_chat_template(checkpoint.name)
-    plans = {recipe.name: plan_recipe(checkpoint, recipe) for recipe in missing}
-    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans)
+    calibration = find_calibration(store, reference, checkpoint.revision)
+    if any(recipe.budget is not None for recipe in missing):
+        calibration = require_calibration(store, reference, checkpoint.revision)
+    plans = {recipe.name: plan_recipe(checkpoint, recipe, calibration) for recipe in missing}
+    return ConversionPlan(request, store, reference, wanted, there, checkpoint, outdated, plans, calibration)
 
 
-def plan_recipe(checkpoint: Checkpoint, recipe: Recipe) -> Plan:
-    """Every tensor of one format. Raises ConversionError where the recipe does not fit the checkpoint."""
+def plan_recipe(checkpoint: Checkpoint, recipe: Recipe, calibration: Calibration | None = None) -> Plan:
+    """Every tensor of one format.
+
+    Raises ConversionError where the recipe does not fit the checkpoint, CalibrationError for a budget without a
+    `calibration`.
+    """
+    if recipe.budget is not None and calibration is None:
+        raise CalibrationError(f"{recipe.name} needs a calibrated model", "first run: localq calibrate MODEL")
+    plan = plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
+    if calibration is None:
+        return plan
+    if recipe.budget is not None:
+        plan = budgeted(plan, checkpoint.parameters, calibration)
+    return replace(plan, predicted_kl_divergence=predicted_damage(plan, calibration))
+
+
+def unquantized_plan(checkpoint: Checkpoint, form: str) -> Plan:
+    """What types under a budget are chosen for, `mlx` or `gguf`."""
+    recipe = parse_recipe(f"{form}-4bpw")
     return plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe)
 
 
@@ -210,10 +239,11 @@ def main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """The `.gguf` file's name; empty for an MLX folder."""
     if isinstance(recipe, MlxRecipe):
         return ""
-    return f"{checkpoint.name.rpartition('/')[2]}-{recipe.file_type}.gguf"
+    kind = recipe.file_type if recipe.budget is None else f"{recipe.budget:g}bpw"
+    return f"{checkpoint.name.rpartition('/')[2]}-{kind}.gguf"
 
 
-def _with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
+def with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
     """The checkpoint folder that a name such as `local/model` stands for; any other reference as it is."""
     artifacts = store.forms(reference) if is_local(reference.name) else []
     if reference.kind != "repo" or not artifacts:

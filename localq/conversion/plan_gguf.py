@@ -9,12 +9,14 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
+from localq.conversion.importance import Importance
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, ConversionError
@@ -33,6 +35,11 @@ GGUF_ALIGNMENT_BYTES = 32
 _UINT32, _STRING, _ARRAY = 4, 8, 9  # `enum gguf_type` in gguf.h
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata pairs
+
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15, "q5_K": 17}
+_FILE_TYPES |= {"q6_K": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq4_nl": 25, "iq3_s": 26, "iq4_xs": 30}
+_FILE_TYPES |= {"bf16": 32}
+"""The file type (`enum llama_ftype`) that a file under a budget states, by the type of most of its weights."""
 
 _OUTPUT_NAMES = ("output.weight", "token_embd.weight")
 _K_BLOCK = 256  # weights per block of the types that have a fallback
@@ -58,6 +65,11 @@ class GgufTensor:
         return math.prod(self.shape[:-1])
 
     @property
+    def experts(self) -> int:
+        """Matrices in the tensor: more than one where it holds all experts of a layer."""
+        return self.shape[0] if len(self.shape) == 3 else 1
+
+    @property
     def type_number(self) -> int:
         return ggml.type_number(self.type_name)
 
@@ -81,36 +93,62 @@ class GgufPlan:
     recipe: GgufRecipe
     tensors: tuple[GgufTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of tensor data, padding included."""
         return sum(padded(tensor.nbytes) for tensor in self.tensors)
 
+    @property
+    def file_type_number(self) -> int:
+        """What the file states; under a budget, where none is exact, the nearest: runtimes only show it."""
+        if self.recipe.budget is None:
+            return self.recipe.file_type_number
+        weights: Counter[str] = Counter()
+        for tensor in self.tensors:
+            weights[tensor.type_name] += tensor.rows * tensor.columns
+        return _FILE_TYPES[weights.most_common(1)[0][0]]
 
-def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
+    def header(self, metadata: GgufMetadata) -> bytes:
+        """The bytes before the first tensor."""
+        more = self.importance.metadata() if self.importance else []
+        return header(metadata, self.file_type_number, self.tensors, more)
+
+
+def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance | None = None) -> GgufPlan:
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
-    Raises ConversionError for what the quantizer refuses.
+    A calibrated format without `importance` is planned as with one, and can't be made. Under a budget nothing is
+    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses,
+    CalibrationError where the matrix does not fit.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
+    file_type_number = recipe.file_type_number if recipe.budget is None else _FILE_TYPES["f16"]
     unquantized = {tensor.name: tensor for tensor in _unquantized(checkpoint)}
     with temporary_folder() as folder:
         probe = folder / "probe.gguf"
-        data = header(metadata, recipe.file_type_number, tuple(unquantized.values()))
+        data = header(metadata, file_type_number, tuple(unquantized.values()))
         probe.write_bytes(data)
         with probe.open("r+b") as stream:  # a hole instead of weights: the dry run reads only the header
             stream.truncate(len(data) + sum(padded(tensor.nbytes) for tensor in unquantized.values()))
-        planned = ggml.planned_types(probe, recipe.file_type_number)
+        planned = ggml.planned_types(probe, file_type_number, _weights(recipe, importance))
     if planned.types.keys() != unquantized.keys():
         differing = sorted(planned.types.keys() ^ unquantized.keys())
         raise ConversionError(
             f"llama.cpp's plan does not cover the model's tensors: {', '.join(differing[:3])}",
             "localq can't read the log of this version of llama-cpp-python: please report the version",
         )
+    if recipe.budget is not None:
+        return GgufPlan(recipe, tuple(unquantized[name] for name in planned.types), importance=importance)
     tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
-    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks))
+    if importance is not None:
+        importance.require_fit(recipe, tensors)
+    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks), importance)
 
 
 def gguf_metadata(
@@ -134,10 +172,13 @@ def gguf_metadata(
     return GgufMetadata(len(pairs), b"".join(_pair(key, pair) for key, pair in pairs.items()))
 
 
-def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor]) -> bytes:
-    """The bytes before the first tensor, padded to its alignment."""
+def header(
+    metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor], more: Sequence[bytes] = ()
+) -> bytes:
+    """The bytes before the first tensor, padded to its alignment; `more` are pairs of this format alone."""
     file_type = _text("general.file_type") + struct.pack("<II", _UINT32, file_type_number)
-    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1), metadata.data, file_type]
+    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1 + len(more)), metadata.data, file_type]
+    parts += more
     offset = 0
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))  # GGUF counts from the fastest dimension
@@ -151,6 +192,15 @@ def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[Gguf
 def padded(nbytes: int) -> int:
     """`nbytes` rounded up to GGUF's alignment."""
     return nbytes + -nbytes % GGUF_ALIGNMENT_BYTES
+
+
+def _weights(recipe: GgufRecipe, importance: Importance | None) -> Mapping[str, NDArray[np.float32]] | None:
+    import numpy as np
+
+    if importance is not None:
+        return importance.by_name()
+    # That there is a matrix changes the plan; what is in it does not.
+    return {"any": np.ones(1, np.float32)} if recipe.calibrated else None
 
 
 def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:
