@@ -1,4 +1,4 @@
-"""The text that a model is calibrated on, as token ids: windows for the columns, and one for the tensors."""
+"""The text that a model is calibrated on, as token ids: windows for the columns, and shorter ones for the tensors."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ DEFAULT_TEXT = Path(__file__).parent / "text.txt"
 
 _MOST_TOKENS_READ = 1 << 16
 """Of each file, at most so many times 64 bytes are read."""
-_PIECES = 4
-"""The window for the tensors is put together from so many places of the text."""
+TENSOR_WINDOW_TOKENS = 256
+"""Of running text. Windows put together from shorter pieces measured worse: each break costs many surprises."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class CalibrationTokens:
 
     windows: tuple[tuple[int, ...], ...]
     """For the importance of the columns."""
-    tensor_window: tuple[int, ...]
+    tensor_windows: tuple[tuple[int, ...], ...]
     """For the sensitivity of the tensors."""
     texts: tuple[CalibrationText, ...]
 
@@ -38,10 +38,11 @@ def read_texts(files: Sequence[Path]) -> list[Text]:
 
 
 def cut(texts: Sequence[Text], tokenizer: Tokenizer, size: int, counts: tuple[int, int]) -> CalibrationTokens:
-    """Windows of `size` tokens, at even distances in the texts, and a window of pieces from even distances.
+    """Windows of `size` tokens for the columns and of `TENSOR_WINDOW_TOKENS` for the tensors, both of them at most.
 
-    `counts`: tokens of all windows together and of the other window, at most. As in llama-imatrix, each window begins
-    with the tokenizer's begin-of-text token, if it has one. Raises OptionError for texts that are too short.
+    They lie at even distances in the texts. `counts`: tokens for the columns and for the tensors, at most. As in
+    llama-imatrix, each window begins with the tokenizer's begin-of-text token, if it has one. Raises OptionError for
+    texts that are too short.
     """
     tokens: list[int] = []
     lengths = []
@@ -55,25 +56,27 @@ def cut(texts: Sequence[Text], tokenizer: Tokenizer, size: int, counts: tuple[in
             "give a longer text with --text, or several",
         )
     first = begin_token(tokenizer)
-    there = len(tokens) // size
-    wanted = min(there, max(1, counts[0] // size))
-    starts = [number * there // wanted * size for number in range(wanted)]
-    windows = [_begun(tokens[start : start + size], first) for start in starts]
+    starts = _starts(len(tokens), size, counts[0])
+    small = min(size, TENSOR_WINDOW_TOKENS, counts[1])
+    # From the middle of its share: the beginning of a text is not like the rest.
+    small_starts = [start + size // 2 for start in _starts(len(tokens) - size // 2, small, counts[1])]
     computed = _computed(lengths, starts, size)
-    records = [CalibrationText(text.name, text.sha256, count) for text, count in zip(texts, computed, strict=True)]
     return CalibrationTokens(
-        tuple(windows), _begun(_pieces(tokens, min(size, counts[1])), first), tuple(records)
+        tuple(_begun(tokens[start : start + size], first) for start in starts),
+        tuple(_begun(tokens[start : start + small], first) for start in small_starts),
+        tuple(CalibrationText(text.name, text.sha256, count) for text, count in zip(texts, computed, strict=True)),
     )
+
+
+def _starts(tokens: int, size: int, most_tokens: int) -> list[int]:
+    """First tokens of windows that don't overlap, at even distances."""
+    there = tokens // size
+    wanted = min(there, max(1, most_tokens // size))
+    return [number * there // wanted * size for number in range(wanted)]
 
 
 def _begun(tokens: Sequence[int], first: int | None) -> tuple[int, ...]:
     return tuple(tokens) if first is None else (first, *tokens[1:])
-
-
-def _pieces(tokens: Sequence[int], count: int) -> list[int]:
-    length = -(-count // _PIECES)
-    starts = [number * (len(tokens) - length) // max(1, _PIECES - 1) for number in range(_PIECES)]
-    return [token for start in starts for token in tokens[start : start + length]][:count]
 
 
 def _computed(lengths: Sequence[int], starts: Sequence[int], size: int) -> list[int]:

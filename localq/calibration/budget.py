@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-_UNITS = 1 << 14
-"""What the room above the smallest types is divided into: fine enough that less than a thousandth of it is lost."""
+_UNITS_PER_TENSOR, _LEAST_UNITS, _MOST_UNITS = 150, 1 << 12, 1 << 14
+"""What the room above the smallest types is divided into: so fine that less than a hundredth of it is lost."""
 
 _LEAST_SHARE = 1e-4
 """Of the median tensor's damage, which no tensor's is taken to be below: smaller ones are lost in rounding."""
@@ -49,13 +49,14 @@ def choose(candidates: Mapping[str, Sequence[Candidate]], budget_bytes: int) -> 
     """A candidate for each tensor, with the smallest sum of damages within the budget; None where none fit.
 
     Dynamic programming over units of bytes, rounded up for each tensor, so that the budget is never exceeded; what
-    rounding left is then given to the single changes that gain most. Exact where the room is below `_UNITS` bytes.
+    rounding left is then given to the single changes that gain most. Exact where the room is below `_LEAST_UNITS` bytes.
     """
     useful = {name: _without_worse(options) for name, options in candidates.items()}
     room = budget_bytes - sum(options[0].nbytes for options in useful.values())
     if room < 0:
         return None
-    unit = max(1, -(-room // _UNITS))
+    units = min(max(_UNITS_PER_TENSOR * len(useful), _LEAST_UNITS), _MOST_UNITS)
+    unit = max(1, -(-room // units))
     best = _least_damage(useful, room // unit, unit)
     return _filled(useful, best, budget_bytes)
 

@@ -61,6 +61,8 @@ class Calibration:
     texts: tuple[CalibrationText, ...]
     tokens: int
     """Tokens that the importance of the columns was measured on."""
+    tokens_wanted: int
+    """The most that were asked for: the text may be shorter."""
     sensitivity_tokens: int
     """Tokens that the sensitivity of each tensor was measured on."""
     seconds: float

@@ -76,7 +76,7 @@ def read_importance(file: Path) -> ImportanceMatrix:
 def importance_digest(file: Path) -> str:
     """The SHA-256 of the file. Raises CalibrationError where it can't be read."""
     with _opened(file) as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
+        return hashlib.sha256(stream.read()).hexdigest()
 
 
 def write_importance(file: Path, matrix: ImportanceMatrix) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -52,6 +53,12 @@ _Fit = Annotated[
         "--to mlx or --to gguf chooses one; the model must be calibrated.",
     ),
 ]
+_Imatrix = Annotated[
+    Path | None,
+    typer.Option(
+        "--imatrix", metavar="FILE", help="Importance matrix for calibrated formats, instead of the calibration's."
+    ),
+]
 _Force = Annotated[bool, typer.Option("--force", help="Make existing artifacts again.")]
 _DryRun = Annotated[bool, typer.Option("--dry-run", help="Print sizes and paths; write and download nothing.")]
 
@@ -61,6 +68,7 @@ def convert(
     to: _To = None,
     fit: _Fit = None,
     models_dir: ModelsDir = None,
+    imatrix: _Imatrix = None,
     pre_tokenizer: _PreTokenizer = None,
     force: _Force = False,
     dry_run: _DryRun = False,
@@ -81,29 +89,41 @@ def convert(
       gguf-q5_k_s gguf-q5_k_m gguf-q6_k gguf-iq3_s gguf-iq3_m gguf-iq4_xs
       gguf-iq4_nl gguf-tq1_0 gguf-tq2_0 gguf-mxfp4_moe
       gguf-bf16 gguf-f16 gguf-f32
+    With `localq calibrate` or --imatrix, also FORMAT-calibrated of those that
+    it can make better, and llama.cpp's smallest:
+      gguf-iq1_s gguf-iq1_m gguf-iq2_xxs gguf-iq2_xs gguf-iq2_s gguf-iq2_m
+      gguf-iq3_xxs gguf-iq3_xs gguf-q2_k_s
     After `localq calibrate`, also bits per weight: mlx-4.5bpw gguf-3.75bpw
     """
     from localq.backends import has_backend
-    from localq.checkpoint.source import cached_checkpoint
-    from localq.cli.progress import ByteBar, TerminalListener
-    from localq.conversion import convert as conversion
     from localq.conversion.plan import Request
-    from localq.conversion.predictions import predictions
 
-    request = Request(source, to or None, models_dir, force, pre_tokenizer)
+    request = Request(source, to or None, models_dir, force, pre_tokenizer, imatrix)
     if not to and not has_backend("mlx"):
         say("MLX is not installed on this platform: making only GGUF")
     if fit is not None:
         request = _fitted(request, fit, dry_run)
     if dry_run:
-        forms = conversion.dry_run(request)
-        _show(
-            [_Row.planned(form) for form in forms], ("weights", "state"), json, predictions(request, cached_checkpoint)
-        )
-        return
+        _show_plans(request, json)
+    else:
+        _make(request, json)
+
+
+def _show_plans(request: Request, json: bool) -> None:
+    from localq.checkpoint.source import cached_checkpoint
+    from localq.conversion.convert import dry_run
+    from localq.conversion.predictions import predictions
+
+    rows = [_Row.planned(form) for form in dry_run(request)]
+    _show(rows, ("weights", "state"), json, predictions(request, cached_checkpoint))
+
+
+def _make(request: Request, json: bool) -> None:
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.conversion.convert import make_forms
+
     with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=True)
-        made = conversion.make_forms(request, listener)
+        made = make_forms(request, TerminalListener(bar, tell_reused=True))
     _show([_Row.made(converted) for converted in made], ("size", "made in"), json)
 
 

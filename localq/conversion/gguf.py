@@ -53,7 +53,7 @@ class GgufFile:
         for tensor in self._plan.tensors:
             layout = tensor.layout
             # Whole heads in a piece, where rows are reordered within heads.
-            importance = self._plan.importance.of(tensor) if self._plan.importance else None
+            importance = self._plan.importance.of(tensor.name, tensor.shape) if self._plan.importance else None
             multiple = tensor.rows // layout.rope_head_count if layout and layout.rope_head_count else 1
             for start, stop in row_ranges(tensor.rows, tensor.columns, max(1, multiple)):
                 rows = Rows(tensor, start, stop, importance)

@@ -104,7 +104,8 @@ class MlxFolder:
 
     def _searched(self, tensor: MlxTensor, start: int, read: Callable[[], NDArray[Any]]) -> list[Any]:
         assert tensor.quantization is not None
-        weights = self._plan.importance.weights(tensor.layout.gguf_name) if self._plan.importance else None
+        used, layout = self._plan.importance, tensor.layout
+        weights = used.of(layout.gguf_name, layout.shape) if used else None
         found = searched_piece(read(), start, tensor.layout.shape, tensor.quantization, weights)
         return [found.weight, found.scales, found.biases]
 

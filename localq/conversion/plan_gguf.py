@@ -9,14 +9,12 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
-from localq.conversion.importance import Importance
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, ConversionError
@@ -29,6 +27,8 @@ if TYPE_CHECKING:
     from gguf import GGUFValue, GGUFWriter
     from numpy.typing import NDArray
 
+    from localq.conversion.importance import Importance
+
 GGUF_ALIGNMENT_BYTES = 32
 """Every tensor of a GGUF file starts at a multiple of this (`GGUF_DEFAULT_ALIGNMENT`)."""
 
@@ -36,10 +36,9 @@ _UINT32, _STRING, _ARRAY = 4, 8, 9  # `enum gguf_type` in gguf.h
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata pairs
 
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "q5_0": 8, "q5_1": 9, "q2_K": 10, "q3_K": 12, "q4_K": 15, "q5_K": 17}
-_FILE_TYPES |= {"q6_K": 18, "iq2_xxs": 19, "iq2_xs": 20, "iq3_xxs": 23, "iq4_nl": 25, "iq3_s": 26, "iq4_xs": 30}
-_FILE_TYPES |= {"bf16": 32}
-"""The file type (`enum llama_ftype`) that a file under a budget states, by the type of most of its weights."""
+_F16_FILE_TYPE = 1
+_FILE_TYPES_BY_BITS = {2.06: 19, 2.63: 10, 3.44: 12, 4.5: 15, 5.5: 17, 6.56: 18, 8.5: 7}
+"""Bits per weight of IQ2_XXS, Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K and Q8_0's main types -> `enum llama_ftype`."""
 
 _OUTPUT_NAMES = ("output.weight", "token_embd.weight")
 _K_BLOCK = 256  # weights per block of the types that have a fallback
@@ -105,13 +104,11 @@ class GgufPlan:
 
     @property
     def file_type_number(self) -> int:
-        """What the file states; under a budget, where none is exact, the nearest: runtimes only show it."""
+        """What the file states. Under a budget none is exact: it is that of the nearest size, which runtimes show."""
         if self.recipe.budget is None:
             return self.recipe.file_type_number
-        weights: Counter[str] = Counter()
-        for tensor in self.tensors:
-            weights[tensor.type_name] += tensor.rows * tensor.columns
-        return _FILE_TYPES[weights.most_common(1)[0][0]]
+        bits = 8 * self.weight_bytes / sum(tensor.rows * tensor.columns for tensor in self.tensors)
+        return _FILE_TYPES_BY_BITS[min(_FILE_TYPES_BY_BITS, key=lambda size: abs(size - bits))]
 
     def header(self, metadata: GgufMetadata) -> bytes:
         """The bytes before the first tensor."""
@@ -123,11 +120,10 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
     A calibrated format without `importance` is planned as with one, and can't be made. Under a budget nothing is
-    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses,
-    CalibrationError where the matrix does not fit.
+    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
-    file_type_number = recipe.file_type_number if recipe.budget is None else _FILE_TYPES["f16"]
+    file_type_number = recipe.file_type_number if recipe.budget is None else _F16_FILE_TYPE
     unquantized = {tensor.name: tensor for tensor in _unquantized(checkpoint)}
     with temporary_folder() as folder:
         probe = folder / "probe.gguf"
@@ -146,8 +142,6 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance
         return GgufPlan(recipe, tuple(unquantized[name] for name in planned.types), importance=importance)
     tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
-    if importance is not None:
-        importance.require_fit(recipe, tensors)
     return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks), importance)
 
 

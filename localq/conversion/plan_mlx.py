@@ -7,15 +7,17 @@ import re
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from localq.calibration.importance import ImportanceMatrix
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import DTYPE_BYTES
 from localq.errors import ConversionError
 from localq.families.base import TensorLayout
 from localq.recipes import MlxQuantization, MlxRecipe
 from localq.store.manifest import Fallback
+
+if TYPE_CHECKING:
+    from localq.conversion.importance import Importance
 
 MLX_LARGEST_SHARD_BYTES = 5 << 30
 """The largest weight file, as in mlx_lm."""
@@ -65,8 +67,8 @@ class MlxPlan:
     recipe: MlxRecipe
     tensors: tuple[MlxTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
-    importance: ImportanceMatrix | None = None
-    """Of the model's calibration, where the recipe is calibrated."""
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
     predicted_kl_divergence: float | None = None
     """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
 

@@ -41,9 +41,7 @@ class LoadedContext:
     """See `Engine.state_settings`."""
 
 
-def load_context(
-    path: Path, options: LoadOptions, context_length: int, eval_callback: Any = None
-) -> LoadedContext:
+def load_context(path: Path, options: LoadOptions, context_length: int, eval_callback: Any = None) -> LoadedContext:
     """Load a `.gguf` file and make a context.
 
     All layers are on the GPU where llama.cpp was built for one; a float32 file stays on the CPU. Ctrl-C stops it at the
