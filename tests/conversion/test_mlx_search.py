@@ -6,7 +6,6 @@ import ctypes
 import shlex
 import subprocess
 import tempfile
-from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -15,13 +14,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from localq.calibration.importance import ImportanceMatrix
+from localq.calibration.importance import ImportanceMatrix, write_importance
 from localq.checkpoint.folder import open_checkpoint
 from localq.checkpoint.tensors import from_float32, to_float32
-from localq.conversion import mlx_search, plan
+from localq.conversion import mlx_search
 from localq.conversion.compiled import Compiled
 from localq.conversion.convert import convert
 from localq.conversion.mlx_search import Searched, by_library, by_numpy, dequantized, searched, searched_piece
+from localq.conversion.plan_mlx import plan_mlx
 from localq.conversion.quantizer import kinds_of_weights
 from localq.recipes import MlxQuantization, parse_recipe
 from tests.conversion.compare_quantizers import COMPILER, HAS_COMPILER, WIDTHS, random_importance, widths_here
@@ -226,17 +226,9 @@ def test_each_expert_has_its_own_importance() -> None:
     assert_same_bits(searched_piece(rows[2:4], 2, (3, 4, 512), how, None), searched(rows[2:4], how))
 
 
-def with_importance(monkeypatch: pytest.MonkeyPatch, matrix: ImportanceMatrix) -> None:
-    """Give every planned MLX folder an importance matrix, as a calibration does."""
-    plan_recipe = plan.plan_recipe
-    monkeypatch.setattr(plan, "plan_recipe", lambda *given: replace(plan_recipe(*given), importance=matrix))  # type: ignore[type-var]
-
-
 @pytest.mark.parametrize("recipe", ["mlx-4bit-calibrated", "mlx-3bit-g32-calibrated", "mlx-mixed-4-6-calibrated"])
 @pytest.mark.parametrize("name", ["llama-3.2", "phi-3.5", "phi-3.5-moe"])
-def test_stock_mlx_lm_loads_a_calibrated_folder(
-    name: str, recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stock_mlx_lm_loads_a_calibrated_folder(name: str, recipe: str, tmp_path: Path) -> None:
     utils = pytest.importorskip("mlx_lm.utils")
     from mlx.utils import tree_flatten
 
@@ -250,14 +242,15 @@ def test_stock_mlx_lm_loads_a_calibrated_folder(
         if "token_embd" not in layout.gguf_name
     }
     matrix = ImportanceMatrix(sums, {name: np.ones(len(values), np.float32) for name, values in sums.items()})
-    with_importance(monkeypatch, matrix)
-    artifact = convert(str(folder), [recipe], models_dir=tmp_path / "models")[0].path
-    plain = convert(str(folder), [recipe.removesuffix("-calibrated")], models_dir=tmp_path / "models")[0].path
+    write_importance(tmp_path / "importance.gguf", matrix)
+    models, imatrix = tmp_path / "models", tmp_path / "importance.gguf"
+    artifact = convert(str(folder), [recipe], models_dir=models, imatrix=imatrix)[0].path
+    plain = convert(str(folder), [recipe.removesuffix("-calibrated")], models_dir=models)[0].path
     made, expected = (dict(tree_flatten(utils.load_model(path)[0].parameters())) for path in (artifact, plain))
     assert {key: (value.shape, value.dtype) for key, value in made.items()} == {
         key: (value.shape, value.dtype) for key, value in expected.items()
     }
-    for tensor in plan.plan_recipe(checkpoint, parse_recipe(recipe)).tensors:
+    for tensor in plan_mlx(checkpoint, parse_recipe(recipe)).tensors:
         stem, how = tensor.name.removesuffix(".weight"), tensor.quantization  # type: ignore[union-attr]
         if how is None:
             assert mx.array_equal(made[tensor.name], expected[tensor.name])
