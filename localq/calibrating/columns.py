@@ -73,5 +73,6 @@ class ColumnSums:
 
         sums = {name: values.astype(np.float32) for name, values in self.sums.items()}
         counts = {name: values.astype(np.float32) for name, values in self.counts.items()}
-        chunks = max(int(values.sum()) for values in self.counts.values() if len(values) == 1) // chunk_tokens
+        tokens = [int(values.sum()) for values in self.counts.values() if len(values) == 1]
+        chunks = max(tokens, default=0) // chunk_tokens
         return ImportanceMatrix(sums, counts, tuple(datasets), chunks, chunk_tokens)

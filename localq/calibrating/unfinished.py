@@ -20,7 +20,6 @@ SECONDS_BETWEEN_SAVES = 10.0
 """A calibration that is killed, so that it can't save, loses at most what it measured in that time."""
 
 _FIGURES, _SUMS = "unfinished.json", "unfinished.npz"
-_SAVED_ARRAYS = ("sums", "counts")
 
 
 @dataclass
@@ -64,11 +63,11 @@ class Unfinished:
         import numpy as np
 
         self.count_seconds()
-        arrays = {f"sums/{name}": values for name, values in self.columns.sums.items()}
+        arrays: dict[str, Any] = {f"sums/{name}": values for name, values in self.columns.sums.items()}
         arrays |= {f"counts/{name}": values for name, values in self.columns.counts.items()}
         with disk_errors(self.folder):
             with replacing(self.folder / _SUMS) as stream:
-                np.savez(stream, windows=np.array(self.windows_done), **arrays)  # type: ignore[arg-type]
+                np.savez(stream, windows=np.array(self.windows_done), **arrays)
             with replacing(self.folder / _FIGURES) as stream:
                 names = ("key", "errors", "divergences", "seconds")
                 stream.write(json.dumps({name: getattr(self, name) for name in names}).encode())
@@ -90,7 +89,8 @@ class Unfinished:
         import numpy as np
 
         with np.load(self.folder / _SUMS) as saved:
-            for kind in _SAVED_ARRAYS:
-                names = [name for name in saved.files if name.startswith(f"{kind}/")]
-                getattr(self.columns, kind).update({name.partition("/")[2]: saved[name] for name in names})
+            for key in saved.files:
+                kind, _, name = key.partition("/")
+                if name:
+                    getattr(self.columns, kind)[name] = saved[key]
             self.windows_done = int(saved["windows"])

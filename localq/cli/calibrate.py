@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from localq.calibration.calibration import CALIBRATION
 from localq.cli.arguments import Json, ModelsDir, Threads
 from localq.cli.completion import complete_reference
 from localq.cli.output import emit, emit_json, say
@@ -72,7 +73,7 @@ def calibrate(
 def calibration_record(found: Calibration) -> dict[str, Any]:
     """For `--json`. The errors of the types are in the file."""
     record = {name: value for name, value in found.record().items() if name not in ("errors", "importance_sha256")}
-    return {**record, "path": str(found.path), "importance_path": str(found.importance_path), "bytes": found.bytes}
+    return {"recipe": CALIBRATION, **record, "path": str(found.path), "importance_path": str(found.importance_path), "bytes": found.bytes}
 
 
 def calibration_text(found: Calibration) -> str:

@@ -149,7 +149,7 @@ class ObservedEngine(LlamaCppEngine):
         """With `asks`, whether the observer wants it; else whether the rest of the pass is to be computed."""
         operation = _operations().get(tensor.operation)
         if self._observer is None or operation is None:
-            return False if asks else True
+            return not asks
         if not self._goes_on(0, None):
             return asks  # wanted, and then broken off
         weight = _weight_name(tensor)
@@ -161,8 +161,8 @@ class ObservedEngine(LlamaCppEngine):
 
 def _weight_name(tensor: _Tensor) -> str:
     """A graphics card's copy is named `CUDA0#blk.0.attn_q.weight#0`."""
-    parts = tensor.sources[0].contents.name.decode(errors="replace").split("#")
-    return parts[1] if len(parts) > 1 else parts[0]
+    name: str = tensor.sources[0].contents.name.decode(errors="replace")
+    return name.split("#")[1] if "#" in name else name
 
 
 def _is_in_memory(tensor: _Tensor) -> bool:
