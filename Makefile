@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-$(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c
+$(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c localq/conversion/mlx_search.c
 	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) \
 		|| { echo "localq needs Python 3.11 or newer, and finds none. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
@@ -39,4 +39,4 @@ $(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c
 	@touch $@
 
 clean:
-	rm -rf $(VENV) build localq/conversion/_kquants_*.so
+	rm -rf $(VENV) build localq/conversion/_kquants_*.so localq/conversion/_mlx_search_*.so

@@ -12,15 +12,16 @@ if platform.machine().lower() in ("x86_64", "amd64") and "arm64" not in sysconfi
     WIDTHS |= {8: ["-mavx2"], 16: ["-mavx512f"]}
 
 
-def kernels(lanes: int, flags: list[str]) -> Extension:
-    """kquants.c for vectors of so many floats: a plain shared library, opened with ctypes. No compiler, no library."""
+def kernels(source: str, lanes: int, flags: list[str]) -> Extension:
+    """A C file for vectors of so many floats: a plain shared library, opened with ctypes. No compiler, no library."""
     return Extension(
-        f"localq.conversion._kquants_{lanes}",
-        ["localq/conversion/kquants.c"],
+        f"localq.conversion._{source}_{lanes}",
+        [f"localq/conversion/{source}.c"],
         define_macros=[("LANES", str(lanes))],
         extra_compile_args=[*FLAGS, *flags],
         optional=True,
     )
 
 
-setup(ext_modules=[kernels(lanes, flags) for lanes, flags in WIDTHS.items()])
+SOURCES = ("kquants", "mlx_search")
+setup(ext_modules=[kernels(source, lanes, flags) for source in SOURCES for lanes, flags in WIDTHS.items()])

@@ -9,6 +9,7 @@
       CheckpointError               a checkpoint folder with a fault: missing, truncated, inconsistent
         UnsupportedModelError       an architecture that localq does not convert
       ConversionError               a conversion that could not be finished
+      CalibrationError              calibration that is missing, damaged, or of another model
       StoreError                    the models folder: can't be written, no room, damaged artifact
       BackendUnavailableError       the platform has no engine for this format
       ChatTemplateError             no chat template, or one that can't be rendered
@@ -72,6 +73,10 @@ class UnsupportedModelError(CheckpointError):
 
 class ConversionError(LocalqError):
     """A conversion that could not be finished."""
+
+
+class CalibrationError(LocalqError):
+    """Calibration of a model (an importance matrix, for one) that is missing, damaged, or of another model."""
 
 
 class StoreError(LocalqError):

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ PART_NAME = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.ggu
 
 _MOST_LAYERS = 4096  # arrays have a number per layer; longer ones are the vocabulary's, and are not read
 
-_TOKENS = b"tokenizer.ggml.tokens"
+_TOKENS, _VOCABULARY = b"tokenizer.ggml.tokens", b"tokenizer."
 
 _STRING, _ARRAY = 8, 9
 _NUMBERS: dict[int, tuple[str, Any]] = {  # enum gguf_type: suffix of the function, type of the value
@@ -56,6 +56,17 @@ _ALL_FLOAT32 = 0  # of `enum llama_ftype`
 
 
 @dataclass(frozen=True, slots=True)
+class TensorPlace:
+    """Where the values of a tensor are."""
+
+    type_number: int
+    """The value of `enum ggml_type`."""
+    offset: int
+    """Of the first byte, from the start of the file."""
+    nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class GgufHeader:
     """The header: everything before the weights."""
 
@@ -68,6 +79,10 @@ class GgufHeader:
     """The smallest size that the complete file can have."""
     vocabulary_size: int = 0
     """Tokens of the vocabulary; 0 where the file has none."""
+    places: Mapping[str, TensorPlace] = field(default_factory=dict)
+    """Of each tensor by its name."""
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Short lists of texts by key; nothing of the vocabulary."""
 
     @property
     def weight_bytes(self) -> int:
@@ -143,20 +158,23 @@ def read_header(path: Path) -> GgufHeader:
         reason = said[0].partition(": ")[2] if said else "no reason given"
         raise CheckpointError(f"{path} is damaged, or not a GGUF file: {reason}", "download the file again")
     try:
-        keys = range(library.gguf_get_n_kv(context))
-        values = {library.gguf_get_key(context, key).decode(errors="replace"): _value(context, key) for key in keys}
-        tensors = range(library.gguf_get_n_tensors(context))
-        names = [library.gguf_get_tensor_name(context, tensor).decode(errors="replace") for tensor in tensors]
-        sizes = [library.gguf_get_tensor_size(context, tensor) for tensor in tensors]
-        ends = [library.gguf_get_tensor_offset(context, tensor) + sizes[tensor] for tensor in tensors]
-        file_bytes = library.gguf_get_data_offset(context) + max(ends, default=0)
+        keys = {library.gguf_get_key(context, key): key for key in range(library.gguf_get_n_kv(context))}
+        metadata = {name.decode(errors="replace"): _value(context, key) for name, key in keys.items()}
+        texts = {name.decode(errors="replace"): _texts(context, name, key) for name, key in keys.items()}
+        places = dict(_place(context, tensor) for tensor in range(library.gguf_get_n_tensors(context)))
         tokens = library.gguf_find_key(context, _TOKENS)
         vocabulary_size = library.gguf_get_arr_n(context, tokens) if tokens >= 0 else 0
     finally:
         library.gguf_free(context)
-    metadata = {key: value for key, value in values.items() if value is not None}
-    tensor_bytes = dict(zip(names, sizes, strict=True))
-    return GgufHeader(path, metadata, tensor_bytes, file_bytes if sizes else 0, vocabulary_size)
+    return GgufHeader(
+        path,
+        {name: value for name, value in metadata.items() if value is not None},
+        {name: place.nbytes for name, place in places.items()},
+        max((place.offset + place.nbytes for place in places.values()), default=0),
+        vocabulary_size,
+        places,
+        {name: values for name, values in texts.items() if values is not None},
+    )
 
 
 def _require_model(header: GgufHeader) -> None:
@@ -219,6 +237,23 @@ def _value(context: int, key: int) -> Value | None:
     return list(data[:length])
 
 
+def _texts(context: int, name: bytes, key: int) -> tuple[str, ...] | None:
+    library = _library()
+    if library.gguf_get_kv_type(context, key) != _ARRAY or library.gguf_get_arr_type(context, key) != _STRING:
+        return None
+    length = library.gguf_get_arr_n(context, key)
+    if length > _MOST_LAYERS or name.startswith(_VOCABULARY):
+        return None
+    return tuple(library.gguf_get_arr_str(context, key, index).decode(errors="replace") for index in range(length))
+
+
+def _place(context: int, tensor: int) -> tuple[str, TensorPlace]:
+    library = _library()
+    offset = library.gguf_get_data_offset(context) + library.gguf_get_tensor_offset(context, tensor)
+    kind, nbytes = library.gguf_get_tensor_type(context, tensor), library.gguf_get_tensor_size(context, tensor)
+    return library.gguf_get_tensor_name(context, tensor).decode(errors="replace"), TensorPlace(kind, offset, nbytes)
+
+
 @cache
 def _library() -> Any:
     # The library that llama_cpp has loaded already; its handle finds the symbols of libggml-base too.
@@ -235,6 +270,7 @@ def _library() -> Any:
         "gguf_get_tensor_name": ctypes.c_char_p,
         "gguf_get_tensor_size": ctypes.c_size_t,
         "gguf_get_tensor_offset": ctypes.c_size_t,
+        "gguf_get_tensor_type": ctypes.c_int,
         **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
     }
     for name, result in results.items():
@@ -242,6 +278,10 @@ def _library() -> Any:
     for name, result in {"n_kv": index, "n_tensors": index, "data_offset": ctypes.c_size_t}.items():
         getter = getattr(libggml, f"gguf_get_{name}")
         getter.restype, getter.argtypes = result, [pointer]
+    libggml.gguf_get_arr_str.restype, libggml.gguf_get_arr_str.argtypes = (
+        ctypes.c_char_p,
+        [pointer, index, ctypes.c_size_t],
+    )
     libggml.gguf_find_key.restype, libggml.gguf_find_key.argtypes = index, [pointer, ctypes.c_char_p]
     libggml.gguf_free.restype, libggml.gguf_free.argtypes = None, [pointer]
     libggml.gguf_init_from_file.restype = pointer

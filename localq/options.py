@@ -1,4 +1,4 @@
-"""Options for loading and generating. The only place that holds their defaults."""
+"""Options for converting, loading and generating. The only place that holds their defaults."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 import numbers
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Literal, TypedDict, TypeVar, get_args
 
 from localq.errors import OptionError
@@ -128,6 +129,30 @@ class GenerationKeywords(TypedDict, total=False):
     seed: int | None
     stop: tuple[str, ...]
     logprobs: int | None
+
+
+@_refuses_other_names
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How a checkpoint is converted.
+
+    force: Make artifacts again that exist already.
+    pre_tokenizer: llama.cpp's name of the rule to split text by, for a tokenizer whose rule is not recognised (GGUF).
+    imatrix: The file of an importance matrix for the calibrated formats, as llama-imatrix writes it (GGUF or .dat), in
+        place of the model's calibration.
+    """
+
+    force: bool = False
+    pre_tokenizer: str | None = None
+    imatrix: Path | str | None = None
+
+
+class ConvertKeywords(TypedDict, total=False):
+    """The fields of `ConvertOptions`, for type checkers and editors."""
+
+    force: bool
+    pre_tokenizer: str | None
+    imatrix: Path | str | None
 
 
 @_refuses_other_names

@@ -2,8 +2,8 @@
 
 `mlx-4bit`, `mlx-8bit-g32`, `mlx-bf16`; `gguf-q4_k_m`, `gguf-q8_0`, `gguf-f32`. With `-calibrated`, as in
 `gguf-q4_k_m-calibrated`, the model's calibration says which weights matter most; `gguf-4.5bpw` and `mlx-4.5bpw` are
-budgets in bits per weight, where the calibration also says how many bits each tensor gets. Only names and numbers; the
-files are made in `localq.conversion`.
+budgets in bits per weight, where the calibration also says how many bits each tensor gets. llama.cpp's smallest types,
+such as `gguf-iq2_xxs`, need calibration too. Only names and numbers; the files are made in `localq.conversion`.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MLX_BITS = (2, 3, 4, 5, 6, 8)
 _MLX_GROUP_SIZES = (32, 64, 128)
 _MLX_MIXES = ((2, 6), (3, 4), (3, 6), (4, 6))  # the low and high bits that mlx_lm offers
 
-# llama.cpp's file types (`enum llama_ftype` in llama.h) that need no importance matrix.
+# llama.cpp's file types (`enum llama_ftype` in llama.h).
 _GGUF_FILE_TYPES = {
     "F32": 0,
     "F16": 1,
@@ -52,7 +52,17 @@ _GGUF_FILE_TYPES = {
     "Q1_0": 40,
     "Q2_0": 41,
 }
-
+_NEEDING_A_MATRIX = {
+    "IQ2_XXS": 19,
+    "IQ2_XS": 20,
+    "Q2_K_S": 21,
+    "IQ3_XS": 22,
+    "IQ3_XXS": 23,
+    "IQ1_S": 24,
+    "IQ2_S": 28,
+    "IQ2_M": 29,
+    "IQ1_M": 31,
+}
 _WITHOUT_A_USE_OF_A_MATRIX = {"F32", "F16", "BF16", "Q8_0", "TQ1_0", "TQ2_0", "MXFP4_MOE", "Q1_0", "Q2_0"}
 
 CALIBRATED = "-calibrated"
@@ -114,6 +124,11 @@ class GgufRecipe:
     budget: float | None = None
     """Bits per weight at most, where each tensor gets a type of its own."""
 
+    @property
+    def needs_importance(self) -> bool:
+        """Whether llama.cpp makes this file type only with an importance matrix."""
+        return self.file_type in _NEEDING_A_MATRIX
+
 
 Recipe = MlxRecipe | GgufRecipe
 
@@ -135,6 +150,9 @@ def _all_recipes() -> dict[str, Recipe]:
     for file_type, number in _GGUF_FILE_TYPES.items():
         name = f"gguf-{file_type.lower()}"
         recipes[name] = GgufRecipe(name, file_type, number)
+    for file_type, number in _NEEDING_A_MATRIX.items():
+        name = f"gguf-{file_type.lower()}"
+        recipes[name] = GgufRecipe(name, file_type, number, calibrated=True)
     return recipes
 
 
@@ -154,7 +172,7 @@ def parse_recipe(name: str) -> Recipe:
     wanted = name.lower()
     stem, suffix = wanted.removesuffix(CALIBRATED), CALIBRATED if wanted.endswith(CALIBRATED) else ""
     spellings = [spelling + suffix for spelling in (stem, f"mlx-{stem}", f"gguf-{stem}", f"{stem}bit")]
-    meant = [recipe for spelling in spellings if (recipe := _recipe(spelling))]
+    meant = [recipe for spelling in spellings if (recipe := exact_recipe(spelling))]
     meant += [RECIPES[default] for default in DEFAULT_RECIPES if RECIPES[default].format == wanted]
     if len(meant) > 1:
         raise UnknownRecipeError(name, [recipe.name for recipe in meant], f"MLX and GGUF both have a format {name!r}")
@@ -163,13 +181,15 @@ def parse_recipe(name: str) -> Recipe:
     return meant[0]
 
 
-def _recipe(name: str) -> Recipe | None:
+def exact_recipe(name: str) -> Recipe | None:
     """The recipe of exactly that name, in lower case."""
     if found := _BUDGET.fullmatch(name):
         return _budgeted(found[1], float(found[2]))
     if not name.endswith(CALIBRATED):
         return RECIPES.get(name)
     plain = RECIPES.get(name.removesuffix(CALIBRATED))
+    if plain is None or plain.calibrated:
+        return None
     if isinstance(plain, GgufRecipe) and plain.file_type not in _WITHOUT_A_USE_OF_A_MATRIX:
         return replace(plain, name=name, calibrated=True)
     if isinstance(plain, MlxRecipe) and plain.quantization and plain.quantization.mode == "affine":
@@ -189,7 +209,7 @@ def _budgeted(form: str, bits: float) -> Recipe | None:
 def recipe_names_among(names: Iterable[str]) -> list[str]:
     """Those that are exactly a recipe's name, in the order of `RECIPES`, calibrated ones and budgets last."""
     order = {name: place for place, name in enumerate(RECIPES)}
-    found = [name for name in names if (recipe := _recipe(name)) and recipe.name == name]
+    found = [name for name in names if (recipe := exact_recipe(name)) and recipe.name == name]
     return sorted(found, key=lambda name: (order.get(name, len(order)), name))
 
 

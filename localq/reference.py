@@ -2,7 +2,7 @@
 
 `org/name`, `org/name@revision`, a checkpoint folder, a `.gguf` file, an MLX folder, `toy-llama`, `toy-phi`;
 each may be followed by `:FORMAT`, also a short one (`:q8_0`, `:mlx`). After a repository of `.gguf` files, the
-format of one of them may follow, also one that localq can't make (`:gguf-iq2_xxs`). Reads the text and checks which
+format of one of them may follow, also one that localq can't make (`:gguf-q4_k_xl`). Reads the text and checks which
 paths exist; opens nothing.
 """
 
@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from localq.errors import ModelNotFoundError, ModelReferenceError
-from localq.recipes import RECIPES, Recipe, looks_like_recipe, parse_recipe
+from localq.recipes import Recipe, exact_recipe, looks_like_recipe, parse_recipe
 
 BUILT_IN_NAMES = ("toy-llama", "toy-phi")
 """Checkpoints that come with localq."""
@@ -36,7 +36,7 @@ class ForeignForm:
     """A format that localq can't make; a repository may have it as a `.gguf` file."""
 
     name: str
-    """Such as `gguf-iq2_xxs`: `gguf-` and the type in the file's name."""
+    """Such as `gguf-q4_k_xl`: `gguf-` and the type in the file's name."""
     format: str = "gguf"
 
 
@@ -100,7 +100,7 @@ def _split_recipe(text: str) -> tuple[str, Recipe | ForeignForm | None]:
     if not colon or _existing_path(text) is not None:
         return text, None
     form = tail.lower()
-    if _FOREIGN_FORM.fullmatch(form) and form not in RECIPES and _may_be_repository(head):
+    if _FOREIGN_FORM.fullmatch(form) and exact_recipe(form) is None and _may_be_repository(head):
         return head, ForeignForm(form)
     if looks_like_recipe(tail) or "/" not in tail:
         return head, parse_recipe(tail)

@@ -13,7 +13,7 @@ from localq.checkpoint.folder import Checkpoint, open_checkpoint, read_config
 from localq.checkpoint.hub import DownloadProgress, find_form, find_snapshot, pull, pull_form
 from localq.errors import CheckpointError, ModelNotFoundError, ModelReferenceError, UnsupportedModelError
 from localq.json_files import read_optional_json
-from localq.recipes import parse_recipe
+from localq.recipes import GgufRecipe, Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local
 
 
@@ -88,13 +88,14 @@ def pull_checkpoint(reference: ModelReference, on_download: DownloadProgress | N
 def fetch_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path | None:
     """The `.gguf` file that a repository has in the format named: from the cache where it is complete, else pulled.
 
-    None where localq makes the format from the repository's checkpoint instead. Raises UnknownRecipeError where there
+    None where localq makes the format from the repository's checkpoint instead. Of the formats that localq makes only
+    with a calibration, a file that lies beside the checkpoint is taken too. Raises UnknownRecipeError where there
     is neither, else as `hub.pull_form` does.
     """
     form, repo, revision = reference.recipe, reference.name, reference.revision
     if form is None or form.format != "gguf" or is_local(repo):
         return None
-    if not isinstance(form, ForeignForm) and find_snapshot(repo, revision):
+    if not _is_taken_beside_checkpoint(form) and find_snapshot(repo, revision):
         return None
     return find_form(repo, form.name, revision) or _pulled_form(reference, on_download)
 
@@ -116,11 +117,15 @@ def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | N
 def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None) -> Path | None:
     form = reference.recipe
     assert form is not None
-    is_foreign = isinstance(form, ForeignForm)
-    path = pull_form(reference.name, form.name, reference.revision, on_download, beside_checkpoint=is_foreign)
-    if path is None and is_foreign:
+    beside = _is_taken_beside_checkpoint(form)
+    path = pull_form(reference.name, form.name, reference.revision, on_download, beside_checkpoint=beside)
+    if path is None and isinstance(form, ForeignForm):
         parse_recipe(form.name)  # which raises
     return path
+
+
+def _is_taken_beside_checkpoint(form: Recipe | ForeignForm) -> bool:
+    return isinstance(form, ForeignForm) or (isinstance(form, GgufRecipe) and form.needs_importance)
 
 
 def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:

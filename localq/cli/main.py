@@ -41,6 +41,7 @@ with the keys error, hint and code.
 VERBS = {
     "pull": "Download a model into the Hugging Face cache and print its path.",
     "convert": "Convert a checkpoint to MLX and GGUF.",
+    "calibrate": "Measure which weights of a model matter most.",
     "recipes": "List the formats: bits per weight, and what they are good for.",
     "ls": "List converted models.",
     "show": "Show how a model's artifacts were made, and their files.",

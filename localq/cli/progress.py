@@ -14,9 +14,13 @@ from localq.tables import format_bytes
 
 
 class ByteBar:
-    """One bar on stderr with bytes, rate and time left; nothing where stderr is no terminal. A context manager."""
+    """One bar on stderr with bytes, rate and time left; nothing where stderr is no terminal. A context manager.
 
-    def __init__(self) -> None:
+    Without `counts_bytes` it shows how much is done in per cent.
+    """
+
+    def __init__(self, *, counts_bytes: bool = True) -> None:
+        self._counts_bytes = counts_bytes
         self._progress: Any = None
         self._task: Any = None
         self._title = ""
@@ -26,7 +30,7 @@ class ByteBar:
         if not stderr_is_terminal():
             return
         if self._progress is None:
-            self._progress = _new_progress()
+            self._progress = _new_progress(self._counts_bytes)
             self._progress.start()
         if title != self._title:
             self._title = title
@@ -67,8 +71,9 @@ class TerminalListener(ConversionListener):
             say(f"{artifact.name} is there already, made {artifact.manifest.created}: {artifact.path}")
 
     def on_outdated(self, artifact: Artifact) -> None:
-        """The checkpoint changed."""
-        say(f"{artifact.manifest.source} changed since {artifact.name} was made: making it again")
+        """The checkpoint changed, or its calibration."""
+        what = "or its calibration " if artifact.recipe.calibrated else ""
+        say(f"{artifact.manifest.source} {what}changed since {artifact.name} was made: making it again")
 
     def on_caveat(self, caveat: str) -> None:
         """Where a runtime differs from the model's reference."""
@@ -90,15 +95,19 @@ class TerminalListener(ConversionListener):
             say(line)
 
 
-def _new_progress() -> Any:
+def _new_progress(counts_bytes: bool) -> Any:
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
 
+    amount = (DownloadColumn(), TransferSpeedColumn()) if counts_bytes else (TaskProgressColumn(),)
     return Progress(
-        TextColumn("{task.description:<14}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
+        TextColumn("{task.description:<14}"), BarColumn(), *amount, TimeRemainingColumn(), console=Console(stderr=True)
     )

@@ -66,17 +66,21 @@ _GGUF = {
 }
 """From the format to its bits per weight, those of Llama 3.1 8B, and what it is good for."""
 
-_CALIBRATED = {f"gguf-{kind}" for kind in ("iq1_s", "iq1_m", "iq2_xxs", "iq2_xs", "iq2_s", "iq2_m", "q2_k_s")}
-_CALIBRATED |= {"gguf-iq3_xxs", "gguf-iq3_xs"}
 _EXPLANATION = """
 bits/weight is that of Llama 3.1 8B; the mixed formats differ a little between
 models: `localq convert MODEL --to FORMAT --dry-run` prints the size of yours.
 Short names are understood where they can mean only one format: q4_k_m, 8bit;
-mlx and gguf mean the defaults."""
-_NEEDS_CALIBRATION = """
-Formats that need calibration (an importance matrix); localq can't make them
-yet, but runs such files from the hub, for example org/name-GGUF:gguf-iq2_xxs:
-"""
+mlx and gguf mean the defaults.
+
+Formats marked * need calibration: `localq calibrate MODEL` measures the model
+once, or `localq convert --imatrix FILE` takes a published importance matrix.
+A calibrated model has more formats:
+  FORMAT-calibrated    as many bytes, rounded so that less is lost, for
+                       example gguf-q4_k_m-calibrated, mlx-4bit-calibrated;
+                       better for most formats, not for each: compare yours by
+                       `localq eval MODEL:FORMAT MODEL:FORMAT-calibrated`
+  gguf-4.5bpw          so many bits per weight, each tensor with those that it
+  mlx-4.5bpw           needs: the best for its size; 4.5 may be another number"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,18 +101,14 @@ def recipes(json: Json = False) -> None:
     if json:
         emit_json([asdict(row) for row in rows])
         return
-    emit(_table([row for row in rows if row.is_available]))
+    emit(_table(rows))
     emit(_EXPLANATION)
-    missing = [row for row in rows if not row.is_available]
-    if missing:
-        emit(_NEEDS_CALIBRATION)
-        emit(_table(missing))
 
 
 def _rows() -> list[_Row]:
     facts = {**_MLX, **_grouped(), **_GGUF}
     return [
-        _Row(name, bits, good_for, name in DEFAULT_RECIPES, name in _CALIBRATED, name in RECIPES)
+        _Row(name, bits, good_for, name in DEFAULT_RECIPES, RECIPES[name].calibrated, name in RECIPES)
         for name, (bits, good_for) in facts.items()
     ]
 
@@ -123,5 +123,5 @@ def _grouped() -> dict[str, tuple[float, str]]:
 
 
 def _table(rows: list[_Row]) -> str:
-    cells = [[row.recipe, f"{row.bits_per_weight:.2f}", row.good_for] for row in rows]
+    cells = [[row.recipe + " *" * row.needs_calibration, f"{row.bits_per_weight:.2f}", row.good_for] for row in rows]
     return format_table(["format", "bits/weight", "good for"], cells, ends_with_text=True)

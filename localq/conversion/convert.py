@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Unpack
 
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.source import cached_checkpoint, resolve_checkpoint
@@ -17,6 +18,7 @@ from localq.conversion.plan import ConversionPlan, PlannedForm, Recipes, Request
 from localq.conversion.writing import write_forms
 from localq.keywords import named_options
 from localq.notebook import Bars, in_notebook
+from localq.options import ConvertKeywords, ConvertOptions
 from localq.recipes import Recipe
 from localq.store.manifest import Artifact
 from localq.store.upkeep import remove_leftovers
@@ -79,15 +81,14 @@ class Converted:
         return PlannedForm.of(self.artifact, self.reused)
 
 
-@named_options()
+@named_options(ConvertOptions)
 def convert(
     source: Source,
     recipes: Recipes = None,
     *,
     models_dir: Path | str | None = None,
-    force: bool = False,
-    pre_tokenizer: str | None = None,
     listener: ConversionListener | None = None,
+    **options: Unpack[ConvertKeywords],
 ) -> list[Artifact]:
     """Make the artifacts of a checkpoint that do not exist yet; with `force` all of them.
 
@@ -95,11 +96,10 @@ def convert(
         localq.convert("microsoft/Phi-4-mini-instruct", ["mlx-4bit", "gguf-q8_0"])
 
     Without `recipes`: MLX 4-bit and GGUF Q4_K_M, as far as this platform and the model's family have them.
-    `models_dir` is the folder to write to. `pre_tokenizer` is llama.cpp's name of the rule to split text by, for a
-    tokenizer whose rule is not recognised. `listener` gets the progress; without one, IPython and Jupyter show bars.
+    `models_dir` is the folder to write to. `listener` gets the progress; without one, IPython and Jupyter show bars.
     The disk is checked for room for all artifacts before any work starts. Raises errors of the tree in `localq.errors`.
     """
-    request = Request(source, recipes, models_dir, force, pre_tokenizer)
+    request = Request(source, recipes, models_dir, **options)
     return [converted.artifact for converted in make_forms(request, listener)]
 
 

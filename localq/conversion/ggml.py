@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -34,6 +35,20 @@ _FALLBACK_LINE = re.compile(
 )
 
 
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` in ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
 @cache
 def _library() -> Any:
     # The library that llama_cpp has loaded: a second copy would have its own tables.
@@ -56,6 +71,8 @@ def _library() -> Any:
     libggml.ggml_row_size.argtypes = [ctypes.c_int, ctypes.c_int64]
     libggml.ggml_blck_size.restype = ctypes.c_int64
     libggml.ggml_blck_size.argtypes = [ctypes.c_int]
+    libggml.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    libggml.ggml_get_type_traits.argtypes = [ctypes.c_int]
     return libggml
 
 
@@ -115,6 +132,17 @@ def quantize_rows(
     return result
 
 
+def dequantize_rows(ggml_type: int, rows: NDArray[np.uint8], columns: int) -> NDArray[np.float32]:
+    """The values of quantized rows as `quantize_rows` gives them, shape (rows, columns)."""
+    import numpy as np
+
+    values = np.empty((len(rows), columns), dtype=np.float32)
+    rows = np.ascontiguousarray(rows)
+    traits = _library().ggml_get_type_traits(ggml_type).contents
+    traits.to_float(rows.ctypes.data, values.ctypes.data, values.size)
+    return values
+
+
 @dataclass(frozen=True, slots=True)
 class PlannedTypes:
     """The types that llama.cpp's quantizer would choose, by ggml's names."""
@@ -125,17 +153,22 @@ class PlannedTypes:
     """Tensor -> (type of the file type, type that the tensor gets)."""
 
 
-def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
+def planned_types(
+    header_file: Path, file_type_number: int, importance: Mapping[str, NDArray[np.float32]] | None = None
+) -> PlannedTypes:
     """Which type llama.cpp's quantizer would give each tensor of a file.
 
-    `header_file` needs a complete header; its data section may be a hole. Raises ConversionError when the quantizer
-    refuses the file.
+    `header_file` needs a complete header; its data section may be a hole. `importance` has the weights of an importance
+    matrix by tensor: with one, some file types give other types. Raises ConversionError when the quantizer refuses the
+    file.
     """
     from llama_cpp import llama_cpp
 
     parameters = llama_cpp.llama_model_quantize_default_params()
     parameters.ftype = file_type_number
     parameters.dry_run = True
+    if importance is not None:
+        parameters.imatrix = _imatrix(importance)
     with captured_llama_log() as log:
         status = llama_cpp.llama_model_quantize(str(header_file).encode(), b"", ctypes.byref(parameters))
     text = "".join(log)
@@ -146,6 +179,17 @@ def planned_types(header_file: Path, file_type_number: int) -> PlannedTypes:
         {line["name"]: line["target"] or line["source"] for line in _PLAN_LINE.finditer(text)},
         {line["name"]: (line["wanted"], line["used"]) for line in _FALLBACK_LINE.finditer(text)},
     )
+
+
+def _imatrix(importance: Mapping[str, NDArray[np.float32]]) -> Any:
+    """For `llama_model_quantize_params`: ended by an entry without a name."""
+    from llama_cpp import llama_cpp
+
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, weights) in zip(entries, importance.items(), strict=False):
+        entry.name, entry.size = name.encode(), weights.size
+        entry.data = weights.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+    return entries
 
 
 def _last_line(text: str) -> str:

@@ -17,8 +17,9 @@ from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
 from localq.conversion.output import HashedOutput, WrittenFile
 from localq.conversion.pieces import Piece
-from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor, header
+from localq.conversion.plan_gguf import GGUF_ALIGNMENT_BYTES, GgufMetadata, GgufPlan, GgufTensor
 from localq.conversion.quantizer import Quantizer
+from localq.families.base import TensorLayout
 
 if TYPE_CHECKING:
     import numpy as np
@@ -32,6 +33,8 @@ class Rows:
     tensor: GgufTensor
     start: int
     stop: int
+    importance: NDArray[np.float32] | None = None
+    """Of the whole tensor, shape (experts, columns)."""
 
 
 class GgufFile:
@@ -50,15 +53,29 @@ class GgufFile:
         for tensor in self._plan.tensors:
             layout = tensor.layout
             # Whole heads in a piece, where rows are reordered within heads.
+            importance = self._plan.importance.of(tensor.name, tensor.shape) if self._plan.importance else None
             multiple = tensor.rows // layout.rope_head_count if layout and layout.rope_head_count else 1
             for start, stop in row_ranges(tensor.rows, tensor.columns, max(1, multiple)):
-                rows = Rows(tensor, start, stop)
+                rows = Rows(tensor, start, stop, importance)
                 yield Piece(self._source_bytes(rows), partial(self.encoded, rows), partial(self._write, rows))
 
     def encoded(self, rows: Rows) -> NDArray[np.uint8]:
         """The bytes of a range of rows, shape (rows, bytes per row); called in several threads."""
-        values = self._values(rows).reshape(-1, rows.tensor.columns)
-        return self.quantizer.quantize(rows.tensor.type_number, values)
+        import numpy as np
+
+        tensor, importance = rows.tensor, rows.importance
+        values = self._values(rows).reshape(-1, tensor.columns)
+        if importance is None:
+            return self.quantizer.quantize(tensor.type_number, values)
+        parts = []
+        start, rows_per_expert = rows.start, tensor.rows // tensor.experts
+        while start < rows.stop:  # each expert has importances of its own
+            expert = start // rows_per_expert
+            stop = min(rows.stop, (expert + 1) * rows_per_expert)
+            part = values[start - rows.start : stop - rows.start]
+            parts.append(self.quantizer.quantize(tensor.type_number, part, importance[expert]))
+            start = stop
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
     @property
     def written(self) -> list[WrittenFile]:
@@ -74,7 +91,7 @@ class GgufFile:
         self._output.__exit__(kind, error, trace)
 
     def _header(self) -> bytes:
-        return header(self._metadata.result(), self._plan.recipe.file_type_number, self._plan.tensors)
+        return self._plan.header(self._metadata.result())
 
     def _write(self, rows: Rows, data: NDArray[np.uint8]) -> None:
         self._output.write(data.reshape(-1).data)
@@ -87,10 +104,7 @@ class GgufFile:
             assert tensor.values is not None
             return tensor.values
         start, stop = (rows.start, rows.stop) if len(tensor.shape) > 1 else (0, tensor.columns)
-        values = self._checkpoint.weights.read_rows(tensor.layout.name, start, stop)
-        if tensor.layout.rope_head_count is None:
-            return values
-        return _neighbours_rotated(values, tensor.shape[0] // tensor.layout.rope_head_count)
+        return rows_in_gguf_order(self._checkpoint, tensor.layout, start, stop)
 
     def _source_bytes(self, rows: Rows) -> int:
         if rows.tensor.layout is None:
@@ -98,6 +112,14 @@ class GgufFile:
         nbytes = self._checkpoint.tensor(rows.tensor.layout).nbytes
         total = rows.tensor.rows
         return nbytes * rows.stop // total - nbytes * rows.start // total  # adds up to `nbytes`
+
+
+def rows_in_gguf_order(checkpoint: Checkpoint, layout: TensorLayout, start: int, stop: int) -> NDArray[Any]:
+    """As `Weights.read_rows`, in the order that rows have in a GGUF file; of whole heads where they are reordered."""
+    values = checkpoint.weights.read_rows(layout.name, start, stop)
+    if layout.rope_head_count is None:
+        return values
+    return _neighbours_rotated(values, layout.shape[0] // layout.rope_head_count)
 
 
 def _neighbours_rotated(values: NDArray[Any], head_dim: int) -> NDArray[Any]:

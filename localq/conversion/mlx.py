@@ -1,8 +1,9 @@
 """One MLX folder in one pass: `model*.safetensors` and config, as stock `mlx_lm.load` reads them.
 
 Worker threads read pieces ahead; MLX quantizes them on its default device, on a CPU a few side by side: each of its
-streams computes in a thread of its own. The packed weights of a tensor are written at once; its scales and biases (an
-eighth of that) are kept until the weights are written, because files are written from front to back.
+streams computes in a thread of its own. Where scales are searched, the worker threads quantize. The packed weights of a
+tensor are written at once; its scales and biases (an eighth of that) are kept until the weights are written, because
+files are written from front to back.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import row_ranges
 from localq.checkpoint.weights import INDEX_NAME, SINGLE_NAME
+from localq.conversion.mlx_search import searched_piece
 from localq.conversion.output import HashedOutput, WrittenFile, hashed_text
 from localq.conversion.pieces import Piece
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor, stored_bytes
@@ -58,8 +60,12 @@ class MlxFolder:
                 nbytes = self._checkpoint.tensor(tensor.layout).nbytes
                 for start, stop in row_ranges(rows, columns):
                     read = partial(self._checkpoint.weights.read_rows, tensor.layout.name, start, stop)
-                    write = partial(self._write, shard, tensor, stop == rows)
-                    yield Piece(nbytes * stop // rows - nbytes * start // rows, read, write)
+                    source_bytes = nbytes * stop // rows - nbytes * start // rows
+                    if self._plan.is_searched(tensor):
+                        search = partial(self._searched, tensor, start, read)
+                        yield Piece(source_bytes, search, partial(self._write_searched, shard, stop == rows))
+                    else:
+                        yield Piece(source_bytes, read, partial(self._write, shard, tensor, stop == rows))
 
     def encoded(self, tensor: MlxTensor, rows: NDArray[Any]) -> list[Any]:
         """The weight, and its scales and biases where it is quantized, of some rows: arrays that are being computed."""
@@ -96,6 +102,18 @@ class MlxFolder:
         if len(self._computing) > len(self._streams):
             self._write_next()
 
+    def _searched(self, tensor: MlxTensor, start: int, read: Callable[[], NDArray[Any]]) -> list[Any]:
+        assert tensor.quantization is not None
+        used, layout = self._plan.importance, tensor.layout
+        weights = used.of(layout.gguf_name, layout.shape) if used else None
+        found = searched_piece(read(), start, tensor.layout.shape, tensor.quantization, weights)
+        return [found.weight, found.scales, found.biases]
+
+    def _write_searched(self, shard: _Shard, ends_tensor: bool, parts: list[Any]) -> None:
+        while self._computing:
+            self._write_next()
+        shard.write([part.tobytes() for part in parts], ends_tensor)
+
     def _write_next(self) -> None:
         shard, ends_tensor, parts = self._computing.popleft()
         shard.write([_to_bytes(part) for part in parts], ends_tensor)
@@ -131,7 +149,7 @@ class _Shard:
         """Append a piece of the current tensor; with the last one its scales and biases."""
         if self._output is None:
             self._output = HashedOutput(self.file)
-            self._output.write(_safetensors_header(self.tensors))
+            self._output.write(safetensors_header(self.tensors))
         self._output.write(parts[0])
         self._held_back.append(parts[1:])
         if ends_tensor:
@@ -191,7 +209,8 @@ def _to_bytes(array: Any) -> bytes:
     return np.asarray(plain).tobytes()  # waits until it is computed
 
 
-def _safetensors_header(tensors: list[MlxTensor]) -> bytes:
+def safetensors_header(tensors: list[MlxTensor]) -> bytes:
+    """What a weight file with these tensors begins with."""
     header: dict[str, Any] = {"__metadata__": {"format": "mlx"}}
     offset = 0
     for tensor in tensors:

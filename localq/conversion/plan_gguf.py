@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +28,8 @@ if TYPE_CHECKING:
     from gguf import GGUFValue, GGUFWriter
     from numpy.typing import NDArray
 
+    from localq.conversion.importance import Importance
+
 GGUF_ALIGNMENT_BYTES = 32
 """Every tensor of a GGUF file starts at a multiple of this (`GGUF_DEFAULT_ALIGNMENT`)."""
 
@@ -37,6 +39,9 @@ _FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of
 
 _UNQUANTIZED = (0, 1, 32)  # file types that the converter itself writes: F32, F16, BF16
 _BEFORE_TYPE = ".rope.scaling.attn_factor"  # the converter writes it with the tensors
+_F16_FILE_TYPE = 1
+_FILE_TYPES_BY_BITS = {2.06: 19, 2.63: 10, 3.44: 12, 4.5: 15, 5.5: 17, 6.56: 18, 8.5: 7}
+"""Bits per weight of IQ2_XXS, Q2_K, Q3_K_M, Q4_K_M, Q5_K_M, Q6_K and Q8_0's main types -> `enum llama_ftype`."""
 
 _OUTPUT_NAMES = ("output.weight", "token_embd.weight")
 _K_BLOCK = 256  # weights per block of the types that have a fallback
@@ -60,6 +65,11 @@ class GgufTensor:
     @property
     def rows(self) -> int:
         return math.prod(self.shape[:-1])
+
+    @property
+    def experts(self) -> int:
+        """Matrices in the tensor: more than one where it holds all experts of a layer."""
+        return self.shape[0] if len(self.shape) == 3 else 1
 
     @property
     def type_number(self) -> int:
@@ -91,27 +101,46 @@ class GgufPlan:
     recipe: GgufRecipe
     tensors: tuple[GgufTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
 
     @property
     def weight_bytes(self) -> int:
         """Bytes of tensor data, padding included."""
         return sum(padded(tensor.nbytes) for tensor in self.tensors)
 
+    @property
+    def file_type_number(self) -> int:
+        """What the file states. Under a budget none is exact: it is that of the nearest size, which runtimes show."""
+        if self.recipe.budget is None:
+            return self.recipe.file_type_number
+        bits = 8 * self.weight_bytes / sum(tensor.rows * tensor.columns for tensor in self.tensors)
+        return _FILE_TYPES_BY_BITS[min(_FILE_TYPES_BY_BITS, key=lambda size: abs(size - bits))]
 
-def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
+    def header(self, metadata: GgufMetadata) -> bytes:
+        """The bytes before the first tensor."""
+        more = self.importance.metadata() if self.importance else []
+        return header(metadata, self.file_type_number, self.tensors, more)
+
+
+def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe, importance: Importance | None = None) -> GgufPlan:
     """Types and order of the tensors, from a dry run of llama.cpp's quantizer on a file that has only a header.
 
-    Raises ConversionError for what the quantizer refuses.
+    A calibrated format without `importance` is planned as with one, and can't be made. Under a budget nothing is
+    quantized yet: `localq.conversion.budgets` chooses the types. Raises ConversionError for what the quantizer refuses.
     """
     metadata = gguf_metadata(checkpoint, tokenizer=None)  # the quantizer reads no tokens
+    file_type_number = recipe.file_type_number if recipe.budget is None else _F16_FILE_TYPE
     unquantized = {tensor.name: tensor for tensor in _unquantized(checkpoint)}
     with temporary_folder() as folder:
         probe = folder / "probe.gguf"
-        data = header(metadata, recipe.file_type_number, tuple(unquantized.values()))
+        data = header(metadata, file_type_number, tuple(unquantized.values()))
         probe.write_bytes(data)
         with probe.open("r+b") as stream:  # a hole instead of weights: the dry run reads only the header
             stream.truncate(len(data) + sum(padded(tensor.nbytes) for tensor in unquantized.values()))
-        planned = ggml.planned_types(probe, recipe.file_type_number)
+        planned = ggml.planned_types(probe, file_type_number, _weights(recipe, importance))
     if planned.types.keys() != unquantized.keys():
         differing = sorted(planned.types.keys() ^ unquantized.keys())
         raise ConversionError(
@@ -119,11 +148,13 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
             "localq can't read the log of this version of llama-cpp-python: please report the version",
         )
     names: Iterable[str] = planned.types
+    if recipe.budget is not None:
+        return GgufPlan(recipe, tuple(unquantized[name] for name in names), importance=importance)
     if recipe.file_type_number in _UNQUANTIZED:
         names = sorted(names, key=lambda name: _converters_place(checkpoint, unquantized[name]))
     tensors = tuple(replace(unquantized[name], type_name=planned.types[name]) for name in names)
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
-    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks))
+    return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks), importance)
 
 
 def gguf_metadata(
@@ -151,9 +182,11 @@ def gguf_metadata(
     return GgufMetadata({key: _pair(key, pair) for key, pair in writer.kv_data[0].items()})
 
 
-def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor]) -> bytes:
-    """The bytes before the first tensor, padded to its alignment."""
-    pairs = metadata.with_file_type(file_type_number)
+def header(
+    metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor], more: Sequence[bytes] = ()
+) -> bytes:
+    """The bytes before the first tensor, padded to its alignment; `more` are pairs of this format alone."""
+    pairs = [*metadata.with_file_type(file_type_number), *more]
     parts = [_FIXED.pack(b"GGUF", 3, len(tensors), len(pairs)), *pairs]
     offset = 0
     for tensor in tensors:
@@ -168,6 +201,15 @@ def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[Gguf
 def padded(nbytes: int) -> int:
     """`nbytes` rounded up to GGUF's alignment."""
     return nbytes + -nbytes % GGUF_ALIGNMENT_BYTES
+
+
+def _weights(recipe: GgufRecipe, importance: Importance | None) -> Mapping[str, NDArray[np.float32]] | None:
+    import numpy as np
+
+    if importance is not None:
+        return importance.by_name()
+    # That there is a matrix changes the plan; what is in it does not.
+    return {"any": np.ones(1, np.float32)} if recipe.calibrated else None
 
 
 def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.checkpoint.tensors import DTYPE_BYTES
@@ -14,6 +15,9 @@ from localq.errors import ConversionError
 from localq.families.base import TensorLayout
 from localq.recipes import MlxQuantization, MlxRecipe
 from localq.store.manifest import Fallback
+
+if TYPE_CHECKING:
+    from localq.conversion.importance import Importance
 
 MLX_LARGEST_SHARD_BYTES = 5 << 30
 """The largest weight file, as in mlx_lm."""
@@ -63,6 +67,14 @@ class MlxPlan:
     recipe: MlxRecipe
     tensors: tuple[MlxTensor, ...]
     fallbacks: tuple[Fallback, ...] = ()
+    importance: Importance | None = None
+    """What a calibrated format is quantized with."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the types are predicted to cost; None without a calibration, or with types that it lacks."""
+
+    def is_searched(self, tensor: MlxTensor) -> bool:
+        """Whether scales and biases are searched, and not those of `mx.quantize`."""
+        return self.recipe.calibrated and tensor.quantization is not None and tensor.quantization.mode == "affine"
 
     @property
     def weight_bytes(self) -> int:
@@ -82,20 +94,29 @@ class MlxPlan:
         yield shard
 
     def quantization_config(self) -> dict[str, Any] | None:
-        """`quantization` in `config.json`: that of the format, and the tensors that differ from it."""
-        if self.recipe.quantization is None:
+        """`quantization` in `config.json`: the usual one, and the tensors that differ from it."""
+        usual = self._usual_quantization()
+        if usual is None:
             return None
-        config = _quantization_entry(self.recipe.quantization)
+        config = _quantization_entry(usual)
         for tensor in self.tensors:
-            if tensor.quantization not in (None, self.recipe.quantization):
+            if tensor.quantization not in (None, usual):
                 config[tensor.name.removesuffix(".weight")] = _quantization_entry(tensor.quantization)
         return config
+
+    def _usual_quantization(self) -> MlxQuantization | None:
+        """That of the format; under a budget that of most tensors."""
+        if self.recipe.budget is None:
+            return self.recipe.quantization
+        found = Counter(tensor.quantization for tensor in self.tensors if tensor.quantization)
+        return found.most_common(1)[0][0] if found else None
 
 
 def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
     """Which tensors are quantized: as in mlx_lm all matrices whose rows can be divided into groups, except routers.
 
-    Raises ConversionError where the recipe fits no tensor.
+    Under a budget nothing is quantized yet: `localq.conversion.budgets` chooses how. Raises ConversionError where the
+    recipe fits no tensor.
     """
     tensors, fallbacks = [], []
     # In the order of GGUF files: so both formats are made side by side, and each row is read from the disk once.
@@ -107,7 +128,7 @@ def plan_mlx(checkpoint: Checkpoint, recipe: MlxRecipe) -> MlxPlan:
             fallbacks.append(Fallback(layout.mlx_name or layout.name, wanted, dtype.lower()))
             quantization = None
         tensors.append(MlxTensor(layout, dtype, quantization))
-    if recipe.quantization and not any(tensor.quantization for tensor in tensors):
+    if recipe.budget is None and recipe.quantization and not any(tensor.quantization for tensor in tensors):
         raise ConversionError(
             f"{recipe.name} fits no tensor: no row length is a multiple of {recipe.quantization.group_size}",
             "choose smaller groups, such as mlx-4bit-g32, or GGUF",
@@ -142,7 +163,7 @@ def _file_order(layout: TensorLayout) -> tuple[int, str]:
 
 def _quantization(checkpoint: Checkpoint, recipe: MlxRecipe, layout: TensorLayout) -> MlxQuantization | None:
     """What the recipe asks for; None for vectors and for routers, which are small and sensitive."""
-    if recipe.quantization is None or len(layout.shape) < 2 or layout.is_float32_in_gguf:
+    if recipe.quantization is None or recipe.budget is not None or len(layout.shape) < 2 or layout.is_float32_in_gguf:
         return None
     if recipe.high_bits is None:
         return recipe.quantization

@@ -17,12 +17,12 @@ from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.tensors import to_float32
 from localq.conversion import ggml
+from localq.conversion.compiled import Compiled, widest_library
 from localq.disk import replacing
 from localq.errors import OptionError
 
@@ -81,7 +81,11 @@ class Kernels:
 
 def open_kernels(file: Path, lanes: int) -> Kernels:
     """A library compiled from kquants.c for vectors of `lanes` floats. Raises OSError."""
-    library = ctypes.CDLL(str(file))
+    return _kernels(Compiled(file, lanes, ctypes.CDLL(str(file))))
+
+
+def _kernels(compiled: Compiled) -> Kernels:
+    library = compiled.library
     library.localq_quantize.restype = ctypes.c_int64
     library.localq_quantize.argtypes = [
         ctypes.c_int,
@@ -93,20 +97,14 @@ def open_kernels(file: Path, lanes: int) -> Kernels:
         ctypes.c_void_p,
         ctypes.c_void_p,
     ]
-    return Kernels(file, lanes, library)
+    return Kernels(compiled.file, compiled.lanes, library)
 
 
 @cache
 def widest_kernels() -> Kernels | None:
     """For the widest vectors that this processor has, of the kernels that were compiled with localq."""
-    found = None
-    for lanes in (4, 8, 16):
-        spec = find_spec(f"localq.conversion._kquants_{lanes}")
-        if spec is None or spec.origin is None or (found and lanes > found.library.localq_lanes()):
-            break
-        with suppress(OSError):  # compiled for another processor
-            found = open_kernels(Path(spec.origin), lanes)
-    return found
+    found = widest_library("_kquants")
+    return _kernels(found) if found else None
 
 
 class Quantizer:

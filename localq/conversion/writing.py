@@ -142,4 +142,6 @@ def _manifest(plan: ConversionPlan, planned: Plan, seconds: float, written: _Wri
         fallbacks=planned.fallbacks,
         pre_tokenizer=plan.request.pre_tokenizer if isinstance(planned, GgufPlan) else None,
         quantizer=written.quantizer,
+        importance=plan.importance.record if plan.importance and planned.recipe.calibrated else None,
+        predicted_kl_divergence=planned.predicted_kl_divergence,
     )

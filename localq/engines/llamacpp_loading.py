@@ -41,25 +41,32 @@ class LoadedContext:
     """See `Engine.state_settings`."""
 
 
-def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
+def load_context(path: Path, options: LoadOptions, context_length: int, eval_callback: Any = None) -> LoadedContext:
     """Load a `.gguf` file and make a context.
 
     All layers are on the GPU where llama.cpp was built for one; a float32 file stays on the CPU. Ctrl-C stops it at the
     next tensor. Raises EngineError with llama.cpp's own reason when the file can't be loaded, UnsupportedOptionError
     when the model can't have the cache that the options name.
+
+    `eval_callback` sees and may change what is computed (`cb_eval`), and must live as long as the context. Keys and
+    values are in float32 then, without flash attention, so that small changes are not lost in rounding.
     """
     api = llama_api()
     model = context = None
     try:
         parameters = _model_parameters(api, path)
         with captured_llama_log() as log:
-            with _interruptible() as keeps_loading:
+            with interruptible() as keeps_loading:
                 callback = api.llama_progress_callback(keeps_loading)
                 parameters.progress_callback = callback
                 model = api.llama_model_load_from_file(os.fsencode(path), parameters)
             if not model:
                 raise EngineError(f"llama.cpp could not load {path}: {reason(log)}")
             parameters = _context_parameters(api, model, options, context_length)
+            if eval_callback is not None:
+                parameters.cb_eval = eval_callback
+                parameters.type_k = parameters.type_v = api.GGML_TYPE_F32
+                parameters.flash_attn_type = api.LLAMA_FLASH_ATTN_TYPE_DISABLED
             context = api.llama_init_from_model(model, parameters)
             if not context:
                 raise _context_error(path, options, context_length, reason(log))
@@ -124,8 +131,8 @@ def _function(function: Any, result: Any, *arguments: Any) -> Any:
 
 
 @contextmanager
-def _interruptible() -> Iterator[Callable[[float, Any], bool]]:
-    """Gives a progress callback that stops loading after Ctrl-C; KeyboardInterrupt is raised at the end of the block.
+def interruptible() -> Iterator[Callable[[float, Any], bool]]:
+    """Gives a callback that says whether to go on, False after Ctrl-C; KeyboardInterrupt is raised at the block's end.
 
     Python would raise it inside the callback, where ctypes drops exceptions. So the signal is only recorded there and
     sent again at the end. A handler that the caller installed stays; threads other than the main one get no signals.

@@ -49,6 +49,11 @@ class TensorLayout:
         """The names that the checkpoint must have."""
         return self.parts or (self.name,)
 
+    @property
+    def is_quantizable(self) -> bool:
+        """Whether it is a matrix of weights: vectors and routers are small and sensitive."""
+        return len(self.shape) > 1 and not self.is_float32_in_gguf
+
 
 class Family(Protocol):
     """What is particular to one architecture. Families inherit what most of them do in the same way."""

@@ -80,15 +80,15 @@ def cut_windows(text: Text, tokenizer: Tokenizer, size: int, most_windows: int) 
             f"{text.name} has {len(tokens):,} tokens; one window needs {size:,}",
             "give a longer text with --text, or smaller windows with --window",
         )
-    begin_token = _begin_token(tokenizer)
+    begins_with = begin_token(tokenizer)
     count = min(len(tokens) // size, most_windows)
     windows = [tuple(tokens[number * size : (number + 1) * size]) for number in range(count)]
-    if begin_token is not None:
-        windows = [(begin_token, *window[1:]) for window in windows]
+    if begins_with is not None:
+        windows = [(begins_with, *window[1:]) for window in windows]
     inner = {token for window in windows for token in window[1:]}
     added = [(name, token) for name, token in tokenizer.added_tokens.items() if token in inner]
     special = tuple(name for name, token in added if not tokenizer.token_bytes(token))
-    return Windows(tuple(windows), begin_token, special)
+    return Windows(tuple(windows), begins_with, special)
 
 
 def first_difference(windows: Windows, others: Windows) -> str | None:
@@ -102,6 +102,7 @@ def first_difference(windows: Windows, others: Windows) -> str | None:
     return None
 
 
-def _begin_token(tokenizer: Tokenizer) -> int | None:
+def begin_token(tokenizer: Tokenizer) -> int | None:
+    """The token that the tokenizer puts in front of a text, if it does."""
     alone, framed = (tokenizer.encode("a", add_special_tokens=framing) for framing in (False, True))
     return framed[0] if framed[: len(alone)] != alone else None

@@ -35,6 +35,22 @@ class Fallback:
 
 
 @dataclass(frozen=True, slots=True)
+class ImportanceRecord:
+    """The importance matrix that a format was quantized with."""
+
+    file: str
+    """Its name, without the folder."""
+    sha256: str
+    is_calibration: bool
+    """Whether it is of the model's calibration, and not a file that was given."""
+    datasets: tuple[str, ...]
+    """The texts that it was measured on, as it names them."""
+    entries: int
+    """Tensors that it has importances of."""
+    chunk_count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     """Where an artifact comes from, how it was made, and what it holds."""
 
@@ -62,6 +78,10 @@ class Manifest:
     """What the user gave instead of the tokenizer's own rule (GGUF)."""
     quantizer: str | None = None
     """What computed the quantized blocks (GGUF): ggml, or localq with the same bytes."""
+    importance: ImportanceRecord | None = None
+    """Of a calibrated format."""
+    predicted_kl_divergence: float | None = None
+    """Mean, in nats, that the model's calibration predicts; None where there was none."""
 
     @property
     def bits_per_weight(self) -> float:
@@ -141,6 +161,9 @@ def _parse(value: dict[str, Any]) -> Manifest:
     known = {field.name for field in fields(Manifest)}
     value["files"] = tuple(FileRecord(**record) for record in value["files"])
     value["fallbacks"] = tuple(Fallback(**record) for record in value.get("fallbacks", ()))
+    importance = value.get("importance")
+    if importance is not None:
+        value["importance"] = ImportanceRecord(**{**importance, "datasets": tuple(importance["datasets"])})
     manifest = Manifest(**{key: item for key, item in value.items() if key in known})
     parse_recipe(manifest.recipe)
     names = {record.name for record in manifest.files}

@@ -1,0 +1,103 @@
+"""`localq calibrate`: measure which weights of a model matter most."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from localq.cli.arguments import Json, ModelsDir, Threads
+from localq.cli.completion import complete_reference
+from localq.cli.output import emit, emit_json, say
+from localq.store.layout import CALIBRATION_NAME
+from localq.tables import format_bytes, format_table
+
+if TYPE_CHECKING:
+    from localq.calibration.calibration import Calibration
+
+_SHOWN = 5
+"""Of the most and of the least sensitive tensors."""
+
+_Model = Annotated[
+    str,
+    typer.Argument(
+        metavar="MODEL", help="org/name[@revision], a folder, toy-llama or toy-phi.", autocompletion=complete_reference
+    ),
+]
+_Text = Annotated[
+    list[Path] | None,
+    typer.Option("--text", metavar="FILE", help="Text in UTF-8 to measure on (repeatable; default: localq's own)."),
+]
+_Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of the text (default: 16384).")]
+_Force = Annotated[bool, typer.Option("--force", help="Measure again what was measured before.")]
+
+
+def calibrate(
+    model: _Model,
+    text: _Text = None,
+    tokens: _Tokens = None,
+    threads: Threads = None,
+    models_dir: ModelsDir = None,
+    force: _Force = False,
+    json: Json = False,
+) -> None:
+    """Measure which weights of a model matter most.
+
+    Calibrated formats and formats with a budget need it, such as gguf-q4_k_m-calibrated, mlx-4bit-calibrated,
+    gguf-4.5bpw and mlx-4.5bpw. It is measured once for all of them.
+
+    The model computes a text of 16,384 tokens once, for the importance of each column of its weights, and 256 tokens
+    once for each tensor: how far the predictions move when this tensor alone has 3 bits. If you stop it, the next call
+    goes on where it was. Don't measure quality later on the same text.
+
+    It takes as much memory as the model has in bfloat16, and up to 1 GB.
+    """
+    from localq.calibrating.calibrate import CalibrationSettings, calibrate_model
+    from localq.cli.calibrating import TerminalCalibrationListener
+    from localq.cli.progress import ByteBar
+
+    chosen: dict[str, Any] = {} if tokens is None else {"tokens": tokens}
+    settings = CalibrationSettings(texts=tuple(text or ()), threads=threads, force=force, **chosen)
+    with ByteBar() as bar, ByteBar(counts_bytes=False) as steps:
+        done = calibrate_model(model, settings, models_dir, TerminalCalibrationListener(bar, steps))
+    found = done.calibration
+    if json:
+        emit_json({**calibration_record(found), "reused": done.reused})
+        return
+    if done.reused:
+        say(f"{found.model} was calibrated before; --force measures it again")
+    emit(calibration_text(found))
+
+
+def calibration_record(found: Calibration) -> dict[str, Any]:
+    """For `--json`. The errors of the types are in the file."""
+    record = {name: value for name, value in found.record().items() if name not in ("errors", "importance_sha256")}
+    return {
+        "recipe": CALIBRATION_NAME,
+        **record,
+        "path": str(found.path),
+        "importance_path": str(found.importance_path),
+        "bytes": found.bytes,
+    }
+
+
+def calibration_text(found: Calibration) -> str:
+    """Where a calibration comes from, and the most and the least sensitive tensors."""
+    versions = ", ".join(f"{name} {version}" for name, version in found.versions.items())
+    lines = [
+        f"{found.model}: calibration",
+        f"  path         {found.folder}",
+        f"  source       {found.source}",
+        f"  revision     {found.revision}",
+        f"  made         {found.created} in {found.seconds:.1f} s",
+        f"  with         {versions}",
+        f"  measured as  {found.measured_as}",
+        *(f"  text         {text.sha256[:16]}  {text.tokens:>7,} tokens  {text.name}" for text in found.texts),
+        f"  size         {format_bytes(found.bytes)}",
+    ]
+    ranked = sorted(found.divergence, key=lambda name: -found.divergence[name])
+    shown = [("most", ranked[:_SHOWN]), ("least", ranked[_SHOWN:][-_SHOWN:])]
+    rows = [[name, f"{found.divergence[name]:.2g}", rank] for rank, names in shown for name in names]
+    table = format_table(["tensor", "KL divergence", "sensitive"], rows, ends_with_text=True)
+    return "\n".join([*lines, "", "KL divergence of the model when only this tensor has 3 bits:", "", table])
