@@ -86,6 +86,7 @@ def write_made_up_calibration(
         measured_as="gguf-bf16",
         texts=(),
         tokens=0,
+        tokens_wanted=0,
         sensitivity_tokens=0,
         seconds=0.0,
         divergence={},

@@ -96,11 +96,7 @@ def convert(
     After `localq calibrate`, also bits per weight: mlx-4.5bpw gguf-3.75bpw
     """
     from localq.backends import has_backend
-    from localq.checkpoint.source import cached_checkpoint
-    from localq.cli.progress import ByteBar, TerminalListener
-    from localq.conversion import convert as conversion
     from localq.conversion.plan import Request
-    from localq.conversion.predictions import predictions
 
     request = Request(source, to or None, models_dir, force, pre_tokenizer, imatrix)
     if not to and not has_backend("mlx"):
@@ -108,14 +104,26 @@ def convert(
     if fit is not None:
         request = _fitted(request, fit, dry_run)
     if dry_run:
-        forms = conversion.dry_run(request)
-        _show(
-            [_Row.planned(form) for form in forms], ("weights", "state"), json, predictions(request, cached_checkpoint)
-        )
-        return
+        _show_plans(request, json)
+    else:
+        _make(request, json)
+
+
+def _show_plans(request: Request, json: bool) -> None:
+    from localq.checkpoint.source import cached_checkpoint
+    from localq.conversion.convert import dry_run
+    from localq.conversion.predictions import predictions
+
+    rows = [_Row.planned(form) for form in dry_run(request)]
+    _show(rows, ("weights", "state"), json, predictions(request, cached_checkpoint))
+
+
+def _make(request: Request, json: bool) -> None:
+    from localq.cli.progress import ByteBar, TerminalListener
+    from localq.conversion.convert import make_forms
+
     with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=True)
-        made = conversion.make_forms(request, listener)
+        made = make_forms(request, TerminalListener(bar, tell_reused=True))
     _show([_Row.made(converted) for converted in made], ("size", "made in"), json)
 
 

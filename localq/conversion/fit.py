@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 
 from localq.calibration.calibration import require_calibration
 from localq.conversion.budgets import Choices
+from localq.conversion.importance import of_calibration
 from localq.conversion.mlx import safetensors_header
 from localq.conversion.plan import (
     ConversionPlan,
@@ -68,7 +69,7 @@ def fitting_recipes(request: Request, limit: Limit, open_checkpoint: OpenCheckpo
 
 def _fitting(plan: ConversionPlan, form: str, limit: Limit) -> Recipe:
     calibration = require_calibration(plan.store, plan.reference, plan.checkpoint.revision)
-    unquantized = unquantized_plan(plan.checkpoint, form)
+    unquantized = replace(unquantized_plan(plan.checkpoint, form), importance=of_calibration(calibration))
     choices = Choices.of(unquantized, plan.checkpoint.parameters, calibration)
     size, most_bytes = _measured(plan, form, limit)
     if size(unquantized) <= most_bytes:

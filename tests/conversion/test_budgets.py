@@ -142,7 +142,7 @@ def test_small_tensors_and_routers_stay_as_they_are(tmp_path: Path) -> None:
 
 
 def test_a_model_that_was_not_calibrated_is_refused_with_the_command_that_helps(tmp_path: Path) -> None:
-    with pytest.raises(CalibrationError, match="toy-phi was not calibrated") as caught:
+    with pytest.raises(CalibrationError, match="gguf-4.5bpw can't be made: toy-phi was not calibrated") as caught:
         convert("toy-phi", "gguf-4.5bpw", models_dir=tmp_path)
     assert caught.value.hint == "measure it: localq calibrate toy-phi"
 
