@@ -12,7 +12,6 @@ from typer.testing import CliRunner
 import localq
 from localq.cli.main import app
 
-
 pytestmark = pytest.mark.usefixtures("few_sampled_rows")
 
 
@@ -72,6 +71,20 @@ def test_show_tells_it_with_and_without_artifacts_and_not_beside_a_format(tiny: 
     records = json.loads(run("show", tiny, "--models-dir", models, "--json")[1])
     assert [record["recipe"] for record in records] == ["gguf-q8_0", "calibration"]
     assert "least" not in run("show", f"{tiny}:gguf-q8_0", "--models-dir", models)[1]
+
+
+def test_eval_warns_where_the_text_is_that_of_the_calibration(tiny: Path, models: Path, text_file: Path) -> None:
+    forms = [f"{tiny}:gguf-4.5bpw", f"{tiny}:gguf-q8_0"]
+    small = {"models_dir": models, "window_tokens": 64, "most_windows": 2}
+    report = localq.evaluate(forms, text_file=text_file, **small)
+    (warning,) = [warning for warning in report.warnings if "calibrated on this very text" in warning]
+    assert "4.5bpw" in warning and "q8_0" not in warning
+    other = text_file.with_name("other.txt")
+    other.write_text(text_file.read_text(encoding="utf-8")[1:], encoding="utf-8")
+    report = localq.evaluate(forms, text_file=other, **small)
+    assert not [warning for warning in report.warnings if "calibrated on this very text" in warning]
+    for recipe in ("gguf-4.5bpw", "gguf-f32", "gguf-bf16", "gguf-q8_0"):
+        run("rm", f"{tiny}:{recipe}", "--models-dir", models)
 
 
 def test_ls_verify_and_prune_leave_it_alone_and_rm_removes_it(tiny: Path, models: Path) -> None:
