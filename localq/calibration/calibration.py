@@ -152,6 +152,15 @@ def find_calibration(store: Store, reference: ModelReference, revision: str) -> 
     return found if found is not None and found.revision == revision else None
 
 
+def calibration_texts(artifact_folder: Path) -> set[str]:
+    """SHA-256 of the texts that the model of an artifact was calibrated on; empty where it was not."""
+    file = artifact_folder.parent / CALIBRATION_NAME / _FILE
+    try:
+        return {text["sha256"] for text in json.loads(file.read_text(encoding="utf-8"))["texts"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
+
+
 def require_calibration(store: Store, reference: ModelReference, revision: str) -> Calibration:
     """As `find_calibration`; raises CalibrationError that says what is missing, and the command that helps."""
     found = read_calibration(store, reference)

@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 import localq
 from localq.cli.main import app
 
+pytestmark = pytest.mark.usefixtures("few_sampled_rows")
+
 
 def run(*arguments: str | Path) -> tuple[int, str, str]:
     result = CliRunner().invoke(app, list(map(str, arguments)), prog_name="localq")
@@ -24,7 +26,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def tiny(folder_of: Callable[[str], Path], models: Path, text_file: Path) -> Path:
+def tiny(few_sampled_rows: None, folder_of: Callable[[str], Path], models: Path, text_file: Path) -> Path:
     """A checkpoint that is calibrated in `models`."""
     folder = folder_of("phi-3-4k")
     localq.calibrate(folder, models_dir=models, texts=text_file, tokens=1024, sensitivity_tokens=64)
@@ -34,9 +36,9 @@ def tiny(folder_of: Callable[[str], Path], models: Path, text_file: Path) -> Pat
 def test_it_says_what_it_does_and_shows_the_most_and_least_sensitive_tensors(
     folder_of: Callable[[str], Path], tmp_path: Path, text_file: Path
 ) -> None:
-    code, out, err = run(
-        "calibrate", folder_of("phi-3-4k"), "--text", text_file, "--tokens", "512", "--models-dir", tmp_path
-    )
+    short = tmp_path / "short.txt"
+    short.write_text(text_file.read_text(encoding="utf-8")[:2500], encoding="utf-8")
+    code, out, err = run("calibrate", folder_of("phi-3-4k"), "--text", short, "--models-dir", tmp_path / "models")
     assert code == 0, err
     assert [line for line in err.splitlines() if line.startswith("measuring")] == [
         "measuring the importance of the columns",
@@ -69,6 +71,20 @@ def test_show_tells_it_with_and_without_artifacts_and_not_beside_a_format(tiny: 
     records = json.loads(run("show", tiny, "--models-dir", models, "--json")[1])
     assert [record["recipe"] for record in records] == ["gguf-q8_0", "calibration"]
     assert "least" not in run("show", f"{tiny}:gguf-q8_0", "--models-dir", models)[1]
+
+
+def test_eval_warns_where_the_text_is_that_of_the_calibration(tiny: Path, models: Path, text_file: Path) -> None:
+    forms = [f"{tiny}:gguf-4.5bpw", f"{tiny}:gguf-q8_0"]
+    small = {"models_dir": models, "window_tokens": 64, "most_windows": 2}
+    report = localq.evaluate(forms, text_file=text_file, **small)
+    (warning,) = [warning for warning in report.warnings if "calibrated on this very text" in warning]
+    assert "4.5bpw" in warning and "q8_0" not in warning
+    other = text_file.with_name("other.txt")
+    other.write_text(text_file.read_text(encoding="utf-8")[1:], encoding="utf-8")
+    report = localq.evaluate(forms, text_file=other, **small)
+    assert not [warning for warning in report.warnings if "calibrated on this very text" in warning]
+    for recipe in ("gguf-4.5bpw", "gguf-f32", "gguf-bf16", "gguf-q8_0"):
+        run("rm", f"{tiny}:{recipe}", "--models-dir", models)
 
 
 def test_ls_verify_and_prune_leave_it_alone_and_rm_removes_it(tiny: Path, models: Path) -> None:
