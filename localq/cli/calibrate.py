@@ -73,7 +73,13 @@ def calibrate(
 def calibration_record(found: Calibration) -> dict[str, Any]:
     """For `--json`. The errors of the types are in the file."""
     record = {name: value for name, value in found.record().items() if name not in ("errors", "importance_sha256")}
-    return {"recipe": CALIBRATION, **record, "path": str(found.path), "importance_path": str(found.importance_path), "bytes": found.bytes}
+    return {
+        "recipe": CALIBRATION,
+        **record,
+        "path": str(found.path),
+        "importance_path": str(found.importance_path),
+        "bytes": found.bytes,
+    }
 
 
 def calibration_text(found: Calibration) -> str:
