@@ -15,6 +15,7 @@ localq, `toy-llama` and `toy-phi`. A format may follow: `org/name:mlx-4bit`.
 
     pull, convert, load     download a checkpoint; make formats of it; open one. `load` does what is missing by itself
     ls                      what was converted
+    calibrate               which weights matter most: for calibrated formats and those with a budget
     bench, evaluate         speed and memory of formats; what quantization changes in a model's predictions
     Model                   generate, stream, tokenize
     Conversation            ask, retry, continue_reply, undo, save, load
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from localq.api import ls as ls
     from localq.api import pull as pull
     from localq.api_measuring import bench as bench
+    from localq.api_measuring import calibrate as calibrate
     from localq.api_measuring import evaluate as evaluate
     from localq.conversation import Conversation as Conversation
     from localq.conversation import Reply as Reply
@@ -63,6 +65,7 @@ _HOMES = {
     "Reply": "localq.conversation",
     "ReplyStream": "localq.turns",
     "bench": "localq.api_measuring",
+    "calibrate": "localq.api_measuring",
     "convert": "localq.conversion.convert",
     "evaluate": "localq.api_measuring",
     "load": "localq.model",
@@ -85,6 +88,7 @@ __all__ = [
     "ReplyStream",
     "__version__",
     "bench",
+    "calibrate",
     "convert",
     "evaluate",
     "load",

@@ -1,4 +1,4 @@
-"""The verbs of Python that measure: `bench` and `evaluate`."""
+"""The verbs of Python that measure: `bench`, `evaluate` and `calibrate`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,10 @@ from typing import Any, TypedDict, Unpack
 
 from pydantic import ValidationError
 
-from localq.conversion.convert import ConversionListener, listener_or_default
+from localq.calibrating.calibrate import CalibrationListener, CalibrationSettings, calibrate_model
+from localq.calibration.calibration import Calibration
+from localq.conversion.convert import ConversionListener, NotebookListener, listener_or_default
+from localq.conversion.plan import Source
 from localq.errors import OptionError
 from localq.keywords import named_options
 from localq.measure.forms import find_forms
@@ -50,6 +53,16 @@ class EvalKeywords(TypedDict, total=False):
     most_windows: int
     threads: int | None
     noise_floor: bool
+
+
+class CalibrationKeywords(TypedDict, total=False):
+    """The fields of `CalibrationSettings`, for type checkers and editors."""
+
+    texts: Sequence[Path | str] | Path | str
+    tokens: int
+    sensitivity_tokens: int | None
+    threads: int | None
+    force: bool
 
 
 @named_options(BenchSettings)
@@ -103,6 +116,42 @@ def evaluate(
     chosen, folder = EvalSettings(**given), models_folder(models_dir)
     listed, used = _listed(references, folder), listener_or_default(listener)
     return evaluate_forms(listed, chosen, folder, used, _on_step("evaluate"))
+
+
+@named_options(CalibrationSettings)
+def calibrate(
+    source: Source,
+    *,
+    models_dir: Path | str | None = None,
+    listener: CalibrationListener | None = None,
+    **settings: Unpack[CalibrationKeywords],
+) -> Calibration:
+    """Measure which weights of a model matter most, for its calibrated formats and those with a budget.
+
+        localq.calibrate("toy-llama")
+        localq.convert("toy-llama", ["gguf-4.5bpw", "mlx-4.5bpw"])
+
+    What was measured before is found. A calibration that was stopped goes on where it was. `listener`, a
+    CalibrationListener, gets the progress; without one, IPython and Jupyter show a bar. Raises errors of the tree in
+    `localq.errors`.
+    """
+    given: dict[str, Any] = dict(settings)
+    texts = given.get("texts", ())
+    given["texts"] = tuple(map(Path, [texts] if isinstance(texts, str | os.PathLike) else texts))
+    used = listener or (_CalibrationBars() if in_notebook() else None)
+    return calibrate_model(source, CalibrationSettings(**given), models_dir, used).calibration
+
+
+class _CalibrationBars(NotebookListener, CalibrationListener):
+    """Bars for a conversion and for what comes after it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._steps = Bars(counts_bytes=False)
+
+    def on_calibration(self, part: str, done_tokens: int, total_tokens: int) -> None:
+        """One bar for all parts."""
+        self._steps.update("calibrate", done_tokens, total_tokens)
 
 
 def _listed(references: Reference | Sequence[Reference], folder: Path) -> list[str]:

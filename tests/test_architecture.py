@@ -22,6 +22,7 @@ LAYERS = [
     {"cli"},
     {"chat"},
     {"api", "api_measuring", "doctor"},
+    {"calibrating"},
     {"measure", "conversation"},
     {"model"},
     {"conversion"},

@@ -28,6 +28,9 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ("org/name@refs/pr/3", "org/name", "refs/pr/3", None),
         ("org/name:mlx-4bit", "org/name", None, "mlx-4bit"),
         ("org/name:GGUF-Q4_K_M", "org/name", None, "gguf-q4_k_m"),
+        ("org/name:gguf-iq2_xxs", "org/name", None, "gguf-iq2_xxs"),
+        ("org/name:gguf-q4_k_m-calibrated", "org/name", None, "gguf-q4_k_m-calibrated"),
+        ("org/name:gguf-4.5bpw", "org/name", None, "gguf-4.5bpw"),
         ("org/name@main:gguf-f16", "org/name", "main", "gguf-f16"),
         ("org/name:Q4_K_M", "org/name", None, "gguf-q4_k_m"),
         ("org/name@main:mlx", "org/name", "main", "mlx-4bit"),
@@ -40,7 +43,7 @@ def test_repositories(text: str, name: str, revision: str | None, recipe: str | 
     assert (reference.recipe and reference.recipe.name) == recipe
 
 
-@pytest.mark.parametrize("name", ["gguf-iq2_xxs", "gguf-Q4_K_XL", "gguf-q4km", "gguf-ud-q2_k_xl", "gguf-name-v1.5"])
+@pytest.mark.parametrize("name", ["gguf-iq2_bn", "gguf-Q4_K_XL", "gguf-q4km", "gguf-ud-q2_k_xl", "gguf-name-v1.5"])
 def test_a_repository_may_have_forms_that_are_no_recipes(name: str) -> None:
     reference = parse_reference(f"org/name@v1:{name}")
     assert (reference.name, reference.revision, reference.recipe) == ("org/name", "v1", ForeignForm(name.lower()))
@@ -49,7 +52,7 @@ def test_a_repository_may_have_forms_that_are_no_recipes(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["toy-phi:gguf-iq2_xxs", "local/name:gguf-iq2_xxs", "here/it:gguf-iq2_xxs", "org/a:mlx-x"]
+    "text", ["toy-phi:gguf-iq2_bn", "local/name:gguf-iq2_bn", "here/it:gguf-iq2_bn", "org/a:mlx-x"]
 )
 def test_what_is_no_repository_has_forms_by_recipe_alone(empty_folder: Path, text: str) -> None:
     (empty_folder / "here" / "it").mkdir(parents=True)

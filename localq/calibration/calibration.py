@@ -22,12 +22,10 @@ from localq.disk import write_text
 from localq.errors import CalibrationError
 from localq.recipes import RECIPES
 from localq.reference import ModelReference
+from localq.store.layout import CALIBRATION_NAME
 from localq.store.store import Store, source_of
 
-CALIBRATION = "calibration"
-"""Name of the folder, and of the file in it."""
-
-_FILE, _IMPORTANCE = f"{CALIBRATION}.json", "importance.gguf"
+_FILE, _IMPORTANCE = "calibration.json", "importance.gguf"
 _FORMAT_VERSION = 1
 
 
@@ -42,7 +40,7 @@ class CalibrationText:
     """That were computed."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration:
     """Where a calibration comes from, and what it measured. Tensors have their names in a GGUF file."""
 
@@ -103,6 +101,9 @@ class Calibration:
         """Of both files."""
         return sum(file.stat().st_size for file in (self.path, self.importance_path) if file.exists())
 
+    def __repr__(self) -> str:
+        return f"<Calibration of {self.model}, {len(self.sensitivity)} tensors, {self.folder}>"
+
     def record(self) -> dict[str, Any]:
         """What is in the file."""
         return {name: value for name, value in asdict(self).items() if name != "folder"}
@@ -110,7 +111,7 @@ class Calibration:
 
 def calibration_folder(store: Store, reference: ModelReference) -> Path:
     """Where a model's calibration is, or would be."""
-    return store.place(reference, next(iter(RECIPES.values()))).parent / CALIBRATION
+    return store.place(reference, next(iter(RECIPES.values()))).parent / CALIBRATION_NAME
 
 
 def write_calibration(folder: Path, calibration: Calibration, importance: ImportanceMatrix) -> Calibration:
@@ -149,6 +150,15 @@ def find_calibration(store: Store, reference: ModelReference, revision: str) -> 
     except CalibrationError:
         return None
     return found if found is not None and found.revision == revision else None
+
+
+def calibration_texts(artifact_folder: Path) -> set[str]:
+    """SHA-256 of the texts that the model of an artifact was calibrated on; empty where it was not."""
+    file = artifact_folder.parent / CALIBRATION_NAME / _FILE
+    try:
+        return {text["sha256"] for text in json.loads(file.read_text(encoding="utf-8"))["texts"]}
+    except (OSError, ValueError, KeyError, TypeError):
+        return set()
 
 
 def require_calibration(store: Store, reference: ModelReference, revision: str) -> Calibration:

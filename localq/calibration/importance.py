@@ -98,7 +98,8 @@ def write_importance(file: Path, matrix: ImportanceMatrix) -> None:
     offset = 0
     for name, tensor in tensors.items():
         rows, columns = tensor.shape
-        parts += [_text(name), struct.pack("<IQQIQ", 2, columns, rows, _FLOAT32, offset)]
+        sizes = [columns, rows] if rows > 1 else [columns]  # as ggml writes a single row
+        parts += [_text(name), struct.pack(f"<I{len(sizes)}QIQ", len(sizes), *sizes, _FLOAT32, offset)]
         offset += _padded(tensor.size * 4)
     with writing_errors(file), replacing(file) as stream:
         header = b"".join(parts)

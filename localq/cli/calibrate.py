@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from localq.calibration.calibration import CALIBRATION
 from localq.cli.arguments import Json, ModelsDir, Threads
 from localq.cli.completion import complete_reference
 from localq.cli.output import emit, emit_json, say
+from localq.store.layout import CALIBRATION_NAME
 from localq.tables import format_bytes, format_table
 
 if TYPE_CHECKING:
@@ -74,7 +74,7 @@ def calibration_record(found: Calibration) -> dict[str, Any]:
     """For `--json`. The errors of the types are in the file."""
     record = {name: value for name, value in found.record().items() if name not in ("errors", "importance_sha256")}
     return {
-        "recipe": CALIBRATION,
+        "recipe": CALIBRATION_NAME,
         **record,
         "path": str(found.path),
         "importance_path": str(found.importance_path),

@@ -24,8 +24,8 @@ def rm(
 ) -> None:
     """Delete converted models.
 
-    Only one format where REF names it. Without a format all of them, after a question; where nobody can answer,
-    --yes is needed. Checkpoints are not touched.
+    Only one format where REF names it. Without a format all of them and the model's calibration, after a question;
+    where nobody can answer, --yes is needed. Checkpoints are not touched.
     """
     from localq.reference import parse_reference
     from localq.store.store import Store, shown_name

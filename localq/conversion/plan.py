@@ -23,7 +23,7 @@ from localq.families.config import ModelConfig
 from localq.hardware import mlx_runs_on_gpu
 from localq.memory import DEFAULTS, KvShape, MemoryUse, gguf_memory, mlx_memory
 from localq.options import LoadOptions
-from localq.recipes import GgufRecipe, MlxRecipe, Recipe, parse_recipe
+from localq.recipes import CALIBRATED, GgufRecipe, MlxRecipe, Recipe, parse_recipe
 from localq.reference import ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, Fallback
 from localq.store.store import Store, shown_name
@@ -310,7 +310,10 @@ def main_file(checkpoint: Checkpoint, recipe: Recipe) -> str:
     """The `.gguf` file's name; empty for an MLX folder."""
     if isinstance(recipe, MlxRecipe):
         return ""
-    kind = recipe.file_type if recipe.budget is None else f"{recipe.budget:g}bpw"
+    if recipe.budget is not None:
+        kind = f"{recipe.budget:g}bpw"
+    else:
+        kind = recipe.file_type + (CALIBRATED if recipe.name.endswith(CALIBRATED) else "")
     return f"{checkpoint.name.rpartition('/')[2]}-{kind}.gguf"
 
 

@@ -13,9 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from localq.calibration.calibration import calibration_texts
 from localq.conversion.convert import ConversionListener
 from localq.demo.questions import read_held_out_text
-from localq.errors import OptionError
+from localq.errors import OptionError, UnknownRecipeError
 from localq.measure.baseline import EvalForms, find_eval_forms
 from localq.measure.baseline_logits import (
     FLOAT32_BYTES,
@@ -53,6 +54,7 @@ from localq.measure.windows import (
 )
 from localq.measure.worker import OnStep, Step, WorkerProcess
 from localq.options import LoadOptions
+from localq.recipes import parse_recipe
 from localq.reference import parse_reference
 from localq.store.store import Store
 from localq.text.tokenizer import Tokenizer, load_tokenizer
@@ -177,7 +179,12 @@ def evaluate(
         noise_floor=floor,
         results=results,
         comparisons=compare_qualities(results, run.window_divergences, floor),
-        warnings=(*_warnings(settings, cut, machine, windows), *forms.warnings, *noise_warnings(results, floor)),
+        warnings=(
+            *_warnings(settings, cut, machine, windows),
+            *calibration_warnings(forms.forms, text),
+            *forms.warnings,
+            *noise_warnings(results, floor),
+        ),
     )
 
 
@@ -327,6 +334,22 @@ def noise_warnings(results: Sequence[FormQuality], floor: FormQuality | None) ->
         and result.name != floor.name
         and noise > _LARGEST_NOISE_SHARE * result.mean_kl_divergence
     ]
+
+
+def calibration_warnings(forms: Sequence[Form], text: Text) -> list[str]:
+    """The artifacts that were made with what was measured on this very text."""
+    tuned = [form.name for form in forms if _is_calibrated(form) and text.sha256 in calibration_texts(form.path)]
+    if not tuned:
+        return []
+    names = " and ".join(tuned)
+    return [f"{names}: calibrated on this very text, so that the figures are better than on new text: give another one"]
+
+
+def _is_calibrated(form: Form) -> bool:
+    try:
+        return parse_recipe(form.recipe).calibrated
+    except UnknownRecipeError:
+        return False
 
 
 def _warnings(settings: EvalSettings, cut: EvalSettings, machine: Machine, windows: Windows) -> list[str]:

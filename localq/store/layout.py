@@ -4,6 +4,7 @@ models/<org>--<name>/<recipe>/            a repository's default branch
 models/<org>--<name>@<revision>/<recipe>/ a revision that was given by name; each slash in it becomes `--`
 models/local--<name>/<recipe>/            a checkpoint folder; characters that a reference can't have become `-`
 models/<built-in>/<recipe>/               a checkpoint that comes with localq
+models/<any of these>/calibration/        what `localq calibrate` measured of it
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ from localq.reference import ModelReference
 
 MANIFEST_NAME = "localq.json"
 """A folder with this file is an artifact; readers ignore a folder without it."""
+
+CALIBRATION_NAME = "calibration"
+"""The folder beside a model's artifacts with what `localq calibrate` measured; readers of artifacts ignore it."""
 
 MODELS_VARIABLE = "LOCALQ_MODELS"
 """The environment variable with the models folder."""

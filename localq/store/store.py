@@ -18,7 +18,7 @@ from localq.disk import ELSEWHERE_HINT, disk_errors, replacing
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import Recipe, recipe_names_among
 from localq.reference import ModelReference
-from localq.store.layout import MANIFEST_NAME, MODELS_VARIABLE, model_folder_names, models_folder
+from localq.store.layout import CALIBRATION_NAME, MANIFEST_NAME, MODELS_VARIABLE, model_folder_names, models_folder
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
 
 if TYPE_CHECKING:
@@ -78,11 +78,17 @@ class Store:
         return forms
 
     def require_folders(self, reference: ModelReference) -> list[Path]:
-        """As `require`, but returns the folders, those of damaged artifacts included: `localq rm` deletes them."""
+        """As `require`, but returns the folders that `localq rm` deletes.
+
+        Those of damaged artifacts are included, and without a recipe the model's calibration.
+        """
         named = self._form_at(reference)
         folders = _form_folders(self._model_folder(reference)) if named is None else [named]
         wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
         own = [folder for folder in wanted if folder == named or _is_damaged(folder) or _is_form_of(folder, reference)]
+        calibration = self._model_folder(reference) / CALIBRATION_NAME
+        if named is None and reference.recipe is None and calibration.is_dir():
+            own.append(calibration)
         if not own:
             raise self._nothing_there(reference)
         return own

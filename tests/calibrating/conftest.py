@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
+from localq.calibrating import type_errors
 from localq.checkpoint.folder import Checkpoint, open_checkpoint
 from localq.conversion.convert import convert
 from localq.demo.questions import read_held_out_text
@@ -45,3 +46,12 @@ def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("texts") / "held out.txt"
     file.write_text(read_held_out_text()[:9000], encoding="utf-8")
     return file
+
+
+@pytest.fixture(scope="module")
+def few_sampled_rows() -> Iterator[None]:
+    """The errors of all types on a few rows: most of the time of a small calibration goes there."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(type_errors, "SAMPLE_WEIGHTS", 1 << 10)
+        patch.setattr(type_errors, "LEAST_ROWS", 4)
+        yield

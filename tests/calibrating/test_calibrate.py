@@ -20,6 +20,7 @@ from localq.reference import parse_reference
 from localq.store.store import Store
 from tests.tiny_checkpoints import write_checkpoint
 
+pytestmark = pytest.mark.usefixtures("few_sampled_rows")
 FolderOf = Callable[[str], Path]
 
 

@@ -85,9 +85,21 @@ def test_of_a_repository_of_gguf_files_one_must_be_named(
 def test_convert_refuses_a_format_that_is_not_a_recipe(
     gguf_repository: HubServer, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run(capsys, "convert", f"{REPO}:gguf-iq2_xxs")[0] == 1
-    code, _, err = run(capsys, "convert", "toy-llama", "--to", "gguf-iq2_xxs")
-    assert code == 1 and "unknown format 'gguf-iq2_xxs'" in err
+    assert run(capsys, "convert", f"{REPO}:gguf-iq2_bn")[0] == 1
+    code, _, err = run(capsys, "convert", "toy-llama", "--to", "gguf-iq2_bn")
+    assert code == 1 and "unknown format 'gguf-iq2_bn'" in err
+
+
+def test_a_file_of_a_type_that_needs_calibration_runs_also_beside_a_checkpoint(
+    server: HubServer, cache_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_gguf(tmp_path / "Name-IQ2_XXS.gguf", "qwen2")
+    server.add("org/both", {**FILES, "Name-IQ2_XXS.gguf": (tmp_path / "Name-IQ2_XXS.gguf").read_bytes()})
+    assert run(capsys, "pull", "org/both")[0] == 0
+    server.requests.clear()
+    code, out, _ = run(capsys, "generate", "org/both:gguf-iq2_xxs", "the dog", "-n", "2", "--json")
+    assert code == 0 and '"recipe": "gguf-iq2_xxs"' in out
+    assert server.fetched() == ["Name-IQ2_XXS.gguf"]
 
 
 def test_a_misspelt_recipe_of_a_checkpoint_is_refused_with_the_nearest(
