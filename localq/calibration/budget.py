@@ -49,7 +49,8 @@ def choose(candidates: Mapping[str, Sequence[Candidate]], budget_bytes: int) -> 
     """A candidate for each tensor, with the smallest sum of damages within the budget; None where none fit.
 
     Dynamic programming over units of bytes, rounded up for each tensor, so that the budget is never exceeded; what
-    rounding left is then given to the single changes that gain most. Exact where the room is below `_LEAST_UNITS` bytes.
+    rounding left is then given to the single changes that gain most. Exact where the room is below `_LEAST_UNITS`
+    bytes.
     """
     useful = {name: _without_worse(options) for name, options in candidates.items()}
     room = budget_bytes - sum(options[0].nbytes for options in useful.values())

@@ -89,8 +89,8 @@ def convert(
       gguf-q5_k_s gguf-q5_k_m gguf-q6_k gguf-iq3_s gguf-iq3_m gguf-iq4_xs
       gguf-iq4_nl gguf-tq1_0 gguf-tq2_0 gguf-mxfp4_moe
       gguf-bf16 gguf-f16 gguf-f32
-    With `localq calibrate` or --imatrix, also FORMAT-calibrated of those that
-    it can make better, and llama.cpp's smallest:
+    With `localq calibrate` or --imatrix also FORMAT-calibrated, for example
+    gguf-q4_k_m-calibrated, and llama.cpp's smallest:
       gguf-iq1_s gguf-iq1_m gguf-iq2_xxs gguf-iq2_xs gguf-iq2_s gguf-iq2_m
       gguf-iq3_xxs gguf-iq3_xs gguf-q2_k_s
     After `localq calibrate`, also bits per weight: mlx-4.5bpw gguf-3.75bpw

@@ -5,23 +5,20 @@ from __future__ import annotations
 from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
-from localq.calibration.calibration import Calibration, calibration_folder, write_calibration
+from localq.calibration.calibration import write_calibration
 from localq.calibration.importance import ImportanceMatrix, importance_digest, write_importance
-from localq.checkpoint.folder import open_checkpoint
 from localq.conversion.convert import convert, dry_run, make_forms
 from localq.conversion.plan import Request
 from localq.errors import CalibrationError, OptionError
 from localq.gguf_file import read_header
 from localq.recipes import RECIPES, GgufRecipe, exact_recipe
-from localq.reference import parse_reference
-from localq.store.store import Store
 from tests.conversion.llama_quantize import quantize
 from tests.gguf_file import tensor_data
+from tests.made_up_calibration import write_made_up_calibration
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
 
 PLAIN = [recipe for recipe in RECIPES.values() if isinstance(recipe, GgufRecipe) and not recipe.calibrated]
@@ -194,18 +191,12 @@ def test_an_mlx_format_refuses_a_matrix_of_another_model(llama: Model) -> None:
 
 
 def test_a_format_is_made_again_after_another_calibration(llama: Model) -> None:
-    store, reference = Store(llama.models), parse_reference(llama.folder)
-    revision = open_checkpoint(llama.folder, "llama-3", None).revision
-    counted = {"tokens": 512, "sensitivity_tokens": 256, "seconds": 1.0}
-    figures: dict[str, Any] = {"versions": {}, "divergence": {}, "sensitivity": {}, "errors": {}, **counted}
-    calibration = Calibration("local/llama-3", str(llama.folder), revision, "", measured_as="", texts=(), **figures)
+    calibration = write_made_up_calibration(llama.folder, llama.models)
     matrix = matrix_of(llama.source)
     request = replace(llama.request("gguf-iq3_xxs", "gguf-q4_k_m"), imatrix=None)
     makes = []
     for chunk_count in (1, 1, 2):
-        folder = calibration_folder(store, reference)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_calibration(folder, calibration, replace(matrix, chunk_count=chunk_count))
+        write_calibration(calibration.folder, calibration, replace(matrix, chunk_count=chunk_count))
         forms = make_forms(request)
         makes.append([form.reused for form in forms])
     assert makes == [[False, False], [True, True], [False, True]]
