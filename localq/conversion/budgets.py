@@ -97,10 +97,11 @@ def budgeted(unquantized: Plan, parameters: int, measurements: Measurements) -> 
     assert bits is not None, "it is asked for where there is a budget"
     chosen = choices.chosen(bits)
     if chosen is None:
-        least = -(-choices.range_bits[0] * 100 // 1) / 100
+        least, most = choices.range_bits
+        least = -(-least * 100 // 1) / 100  # rounded up, so that it is possible
         raise ConversionError(
-            f"{unquantized.recipe.name} is too small: this model takes at least {least:.2f} bits per weight in "
-            f"{unquantized.recipe.format.upper()}",
+            f"{unquantized.recipe.name} is too small: {unquantized.recipe.format.upper()} takes {least:.2f} to "
+            f"{most:.2f} bits per weight of this model",
             f"give --to {unquantized.recipe.format}-{least:g}bpw or more",
         )
     return choices.plan(chosen)

@@ -270,7 +270,10 @@ def plan_recipe(
     `calibration` and for an importance matrix that does not fit.
     """
     if recipe.budget is not None and calibration is None:
-        raise CalibrationError(f"{recipe.name} needs a calibrated model", "first run: localq calibrate MODEL")
+        raise CalibrationError(
+            f"{recipe.name} can't be planned without a calibration",
+            f"localq calibrate MODEL, then localq convert MODEL --to {recipe.name} --dry-run",
+        )
     used = importance if recipe.calibrated else None
     plan = plan_mlx(checkpoint, recipe) if isinstance(recipe, MlxRecipe) else plan_gguf(checkpoint, recipe, used)
     if recipe.budget is not None and calibration is not None:
