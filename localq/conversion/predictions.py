@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from localq.conversion.budgets import Choices, predicted_damage
 from localq.conversion.plan import OpenCheckpoint, Request, plan_conversion, plan_recipe, unquantized_plan
