@@ -48,10 +48,11 @@ def calibrate(
     gguf-4.5bpw and mlx-4.5bpw. It is measured once for all of them.
 
     The model computes a text of 16,384 tokens once, for the importance of each column of its weights, and 256 tokens
-    once for each tensor: how far the predictions move when this tensor alone has 3 bits. If you stop it, the next call
-    goes on where it was. Don't measure quality later on the same text.
+    (small models up to 2,048) once for each tensor: how far the predictions move when this tensor alone has 3 bits.
+    Don't measure quality later on the same text.
 
-    It takes as much memory as the model has in bfloat16, and up to 1 GB.
+    It takes as much memory and disk as the model has in bfloat16, and up to 1 GB of memory more; only the figures stay
+    on the disk. If you stop it, all stays there, and the next call goes on where it was.
     """
     from localq.calibrating.calibrate import CalibrationSettings, calibrate_model
     from localq.cli.calibrating import TerminalCalibrationListener
