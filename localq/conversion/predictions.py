@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from localq.conversion.budgets import Choices, predicted_damage
 from localq.conversion.plan import OpenCheckpoint, Request, plan_conversion, plan_recipe, unquantized_plan
@@ -33,9 +33,14 @@ class Prediction:
 def predictions(request: Request, open_checkpoint: OpenCheckpoint) -> list[Prediction]:
     """Budgets and the usual formats, of each family that the request has a format of, by size.
 
-    Empty for a model that is not calibrated. Raises as `plan_conversion` does.
+    Empty for a model that is not calibrated, and where the checkpoint is not there any more.
     """
-    plan = plan_conversion(replace(request, force=True), open_checkpoint)
+    families = dict.fromkeys(recipe.format for recipe in request.parse()[1])
+    whole = [f"{form}-bf16" for form in families]
+    try:
+        plan = plan_conversion(Request(request.source, whole, request.models_dir, force=True), open_checkpoint)
+    except LocalqError:  # a repository's artifacts may outlive its checkpoint
+        return []
     checkpoint, calibration = plan.checkpoint, plan.calibration
     if calibration is None:
         return []
@@ -56,5 +61,4 @@ def predictions(request: Request, open_checkpoint: OpenCheckpoint) -> list[Predi
                 bits = 8 * planned.weight_bytes / checkpoint.parameters
                 yield Prediction(name, planned.weight_bytes, bits, damage)
 
-    forms = dict.fromkeys(recipe.format for recipe in plan.wanted)
-    return [one for form in forms for one in sorted(found(form), key=lambda one: one.bytes)]
+    return [one for form in families for one in sorted(found(form), key=lambda one: one.bytes)]

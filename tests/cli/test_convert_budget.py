@@ -11,6 +11,7 @@ from typer.testing import CliRunner, Result
 
 from localq.cli.main import app
 from tests.made_up_calibration import write_made_up_calibration
+from tests.tiny_checkpoints import write_checkpoint
 
 BUDGETS = ("3", "3.5", "4", "4.5", "5", "6")
 
@@ -99,3 +100,14 @@ def test_a_budget_is_generated_with_like_any_format(models: Path) -> None:
         result = localq(models, "generate", f"toy-llama:{recipe}", "What is the capital of France?", "--temp", "0")
         assert result.exit_code == 0, result.stderr
         assert "Paris" in result.stdout
+
+
+def test_a_dry_run_needs_neither_calibration_nor_checkpoint_for_what_is_there(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    calibration = write_made_up_calibration(folder, tmp_path / "m", slow_types=False)
+    command = ("convert", str(folder), "--to", "gguf-5bpw")
+    (made,) = data(tmp_path / "m", *command)
+    calibration.path.unlink()
+    (planned,) = data(tmp_path / "m", *command, "--dry-run")
+    assert planned["reused"] and planned["predictions"] == []
+    assert planned["predicted_kl_divergence"] == made["predicted_kl_divergence"] > 0
