@@ -22,8 +22,8 @@ _SLOW_PAYS = 0.7
 """Types that take long are used where the damage without them is above the damage with them divided by this."""
 
 _TIME_FACTORS = {"iq4_xs": 1.2, "iq4_nl": 1.2}
-"""By which a type's damage is multiplied in the choice: these take 1.7 times as long to make as q4_K. So a 1.2B model is
-made in 5% less time, for 1 to 2% more damage."""
+"""By which a type's damage is multiplied in the choice: these take 1.7 times as long to make as q4_K. So a 1.2B model
+is made in 5% less time, for 1 to 2% more damage."""
 
 Plan = GgufPlan | MlxPlan
 _Damages = Mapping[str, Mapping[str, float]]
