@@ -120,7 +120,7 @@ def test_a_handler_of_the_callers_own_stays_in_place_and_other_threads_can_load(
     heard: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, _frame: heard.append(number))
     try:
-        with llamacpp_loading._interruptible() as keeps_loading:
+        with llamacpp_loading.interruptible() as keeps_loading:
             signal.raise_signal(signal.SIGINT)
             assert keeps_loading(0.5, None)
         assert heard == [signal.SIGINT]
