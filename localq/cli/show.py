@@ -79,6 +79,7 @@ def _text(artifact: Artifact) -> str:
         f"  parameters   {manifest.parameters:,}",
         f"  bits/weight  {manifest.bits_per_weight:.3f}",
         f"  size         {format_bytes(manifest.bytes)}",
+        *([f"  importance   {used.sha256[:16]}  {used.file}"] if (used := manifest.importance) else []),
         *([f"  note         {describe_fallbacks(manifest.fallbacks)}"] if manifest.fallbacks else []),
         *(f"  file         {file.sha256[:16]}  {file.bytes:>14,}  {file.name}" for file in manifest.files),
     ]
