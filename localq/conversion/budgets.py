@@ -21,6 +21,10 @@ _MLX_WAYS = {mlx_key(bits, group_size): MlxQuantization(bits, group_size) for bi
 _SLOW_PAYS = 0.7
 """Types that take long are used where the damage without them is above the damage with them divided by this."""
 
+_TIME_FACTORS = {"iq4_xs": 1.2, "iq4_nl": 1.2}
+"""By which a type's damage is multiplied in the choice: these take 1.7 times as long to make as q4_K. So a 1.2B model
+is made in 5% less time, for 1 to 2% more damage."""
+
 Plan = GgufPlan | MlxPlan
 _Damages = Mapping[str, Mapping[str, float]]
 """Type key -> GGUF name -> mean KL divergence in nats."""
@@ -150,7 +154,7 @@ def _quantized(tensor: GgufTensor | MlxTensor, damages: _Damages) -> list[Candid
             nbytes = _stored_bytes(replace(tensor, type_name=key))
         else:
             continue
-        found.append(Candidate(key, nbytes, by_tensor[name]))
+        found.append(Candidate(key, nbytes, by_tensor[name] * _TIME_FACTORS.get(key, 1.0)))
     return found
 
 
