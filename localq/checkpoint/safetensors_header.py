@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
 from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor
+from localq.disk import reason
 from localq.errors import CheckpointError, UnsupportedModelError
+from localq.regular_files import open_regular
 
 _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
@@ -24,14 +27,14 @@ def read_header(file: Path) -> list[StoredTensor]:
     Accepts nothing that the `safetensors` library refuses.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
                 raise CheckpointError(f"{file} is not a complete safetensors file ({size} bytes)", _DAMAGED_HINT)
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file} can't be read: {reason(error)}", _DAMAGED_HINT) from error
     start = 8 + length
     tensors = [_parse_entry(file, name, entry, start) for name, entry in _parse_entries(file, raw).items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))  # an empty tensor before its neighbour
@@ -114,8 +117,14 @@ def _check_ranges(file: Path, tensors: list[StoredTensor], start: int, size: int
 
 
 def is_written_by_mlx(file: Path) -> bool:
-    """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it."""
-    with file.open("rb") as stream:
-        start = stream.read(4096)
+    """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it.
+
+    False for a file that can't be read: whoever opens it as a checkpoint says why.
+    """
+    try:
+        with open_regular(file) as stream:
+            start = stream.read(4096)
+    except OSError:
+        return False
     # Files of MLX have the metadata first: the rest of a long header need not be read.
     return b'"__metadata__"' in start and b'"format":"mlx"' in start.replace(b" ", b"")

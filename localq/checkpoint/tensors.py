@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from localq.errors import CheckpointError
+from localq.regular_files import open_descriptor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,7 +52,7 @@ class WeightFiles:
         for file in files:
             if file not in self._descriptors:
                 try:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                    self._descriptors[file] = open_descriptor(file)
                 except OSError as error:
                     self.close()
                     raise CheckpointError(

@@ -18,6 +18,7 @@ from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, 
 from localq.checkpoint.torch_pickle import CODE_HINT, PickleReader, StandIn
 from localq.checkpoint.zip_directory import ZipEntry, read_zip_directory
 from localq.errors import CheckpointError, UnsupportedModelError
+from localq.regular_files import open_regular
 
 _LARGEST_PICKLE_BYTES = 4_000_000
 """About 15,000 tensors. Limits the time and the memory that a hostile file can take."""
@@ -213,14 +214,14 @@ class _Archive:
         entry = self._find(name)
         if entry.nbytes > most_bytes:
             raise ValueError(f"entry {name} has {entry.nbytes:,} bytes, more than {most_bytes:,}")
-        with self._file.open("rb") as stream:
+        with open_regular(self._file) as stream:
             stream.seek(entry.offset)
             return stream.read(entry.nbytes)
 
 
 def _refuse_other_formats(file: Path) -> None:
     """Refuse the other files that people have under the name of a weight file, by their first bytes."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         start = stream.read(512)
     if start[257:262] == b"ustar":
         raise UnsupportedModelError(f"{file} was saved by PyTorch 0.1", "look for the model in safetensors")
