@@ -16,7 +16,7 @@ from typing import Any, Unpack, cast
 
 from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
-from localq.checkpoint.safetensors_header import is_written_by_mlx
+from localq.checkpoint.safetensors_header import is_written_by_mlx, read_header
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
@@ -37,6 +37,7 @@ from localq.store.store import Store
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
+from localq.trial.mlx import require_openable
 from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
@@ -266,6 +267,10 @@ def open_form(folder: Path, options: LoadOptions) -> Model:
     form = artifact.recipe.format if artifact else "mlx"
     name = artifact.manifest.model if artifact else folder.name
     require_backend(form)
+    if form == "mlx":
+        for file in sorted(folder.glob("model*.safetensors")):
+            read_header(file)
+        require_openable(folder)
     tokenizer = load_tokenizer(folder)
     if artifact and form == "gguf":
         use = gguf_file_memory(read_model_header(artifact.path), options)

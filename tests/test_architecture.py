@@ -29,6 +29,7 @@ LAYERS = [
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
+    {"trial"},
     {"recipes", "llama_log", "child_process", "disk", "hardware", "keywords", "notebook", "regular_files"},
     {"errors", "version"},
 ]

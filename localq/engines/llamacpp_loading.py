@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
-from localq.gguf_file import read_header
+from localq.gguf_file import read_header, require_openable
 from localq.hardware import available_cores
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
@@ -48,6 +48,7 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
     next tensor. Raises EngineError with llama.cpp's own reason when the file can't be loaded, UnsupportedOptionError
     when the model can't have the cache that the options name.
     """
+    require_openable(path)
     api = llama_api()
     model = context = None
     try:

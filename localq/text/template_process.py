@@ -14,6 +14,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from typing import Any
@@ -21,7 +22,7 @@ from typing import Any
 from localq.child_process import python_command
 from localq.errors import ChatTemplateError
 
-MOST_SECONDS = 2.0
+MOST_SECONDS = 1.5
 """Of one rendering."""
 MOST_MEMORY_BYTES = 256 << 20
 """Of one rendering, more than the process takes before it."""
@@ -90,8 +91,9 @@ class TemplateProcess:
             assert self._process is not None
             if time.monotonic() > deadline:
                 return _TOO_LONG
-            if psutil.Process(self._process.pid).memory_info().rss > self._memory_bytes + MOST_MEMORY_BYTES:
-                return _TOO_LARGE
+            with suppress(psutil.Error):  # it has just ended
+                if psutil.Process(self._process.pid).memory_info().rss > self._memory_bytes + MOST_MEMORY_BYTES:
+                    return _TOO_LARGE
         return None
 
     def _end(self) -> str:
@@ -123,15 +125,16 @@ class TemplateProcess:
                     pass_fds=[theirs.fileno()],
                     start_new_session=True,  # Ctrl-C in the terminal goes to localq alone
                 )
-            if not self._connection.poll(_START_SECONDS):
-                raise TimeoutError(f"no answer within {_START_SECONDS:g} seconds")
-            self._connection.recv_bytes()
+            is_ready = self._connection.poll(_START_SECONDS) and bool(self._connection.recv_bytes())
             self._memory_bytes = psutil.Process(self._process.pid).memory_info().rss
-        except (OSError, EOFError) as error:
+            cause = None if is_ready else "no answer"
+        except (OSError, EOFError, psutil.Error) as error:
+            cause = str(error) or "it ended"
+        if cause is not None:
             raise ChatTemplateError(
-                f"the process that renders chat templates can't be started: {error or type(error).__name__}",
+                f"the process that renders chat templates can't be started: {cause}",
                 "check that there is memory left, and that Python can be run",
-            ) from error
+            )
         return self._connection
 
 

@@ -47,7 +47,8 @@ def main(descriptor: str, most_seconds: str, most_memory_bytes: str) -> None:
         while True:
             request = connection.recv_bytes()
             signal.setitimer(signal.ITIMER_REAL, float(most_seconds))  # its signal ends the process, also in C code
-            answer = _answer(*pickle.loads(request), len(request))
+            source, context = pickle.loads(request)
+            answer = _answer(source, context, len(request))
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(json.dumps(answer).encode())
 
