@@ -30,11 +30,14 @@ _MOST_NAME_CHARACTERS, _MOST_CHARACTERS = 80, 4000
 _NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 """Control characters, except tab and newline: a terminal obeys them. Those that turn the order of text round, too."""
 
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which can't be written as UTF-8."""
+
 
 def shown(text: object, most_characters: int = _MOST_NAME_CHARACTERS) -> str:
     """A name or text from a file for people: escaped, and cut in the middle where it is longer."""
     found = _escaped(str(text)).replace("\n", "\\n")
-    return _cut(found, most_characters)
+    return _cut(_NO_CHARACTER.sub(lambda match: ascii(match[0])[1:-1], found), most_characters)
 
 
 def _escaped(text: str) -> str:

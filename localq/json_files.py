@@ -14,8 +14,8 @@ MOST_TOKENIZER_BYTES = 64 << 20
 """Of a file of a tokenizer; the largest known, Gemma 3's, has 33 MB."""
 _MOST_BYTES = 16 << 20
 """Of any other; the largest known, DeepSeek V3's index of 91,000 tensors, has 9 MB."""
-_MOST_TOKENIZER_VALUES, _MOST_VALUES = 4_000_000, 500_000
-"""Gemma 3 has 1.6 million: pieces and halves of merges."""
+_MOST_TOKENIZER_VALUES, _MOST_VALUES = 4_000_000, 250_000
+"""Commas and brackets. Gemma 3 has 2 million, for pieces and halves of merges; DeepSeek V3's index has 91,000."""
 _TOKENIZER_NAMES = ("tokenizer.json", "vocab.json")
 
 

@@ -206,7 +206,7 @@ def load(
     listener = listener_or_default(listener)
     ready = ready_form(parsed, models_dir, listener.on_download)
     if ready is not None:
-        model = open_gguf_file(ready, load_options) if ready.is_file() else open_form(ready, load_options)
+        model = open_form(ready, load_options) if ready.is_dir() else open_gguf_file(ready, load_options)
         if parsed.kind == "repo":  # people know it by the repository, and not by its place in the cache
             model.name = parsed.name
             model.recipe_name = parsed.recipe.name if parsed.recipe else model.recipe_name

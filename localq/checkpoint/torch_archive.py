@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, WeightTensor
+from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, WeightTensor, require_plain_name
 from localq.checkpoint.torch_pickle import CODE_HINT, PickleReader, StandIn
 from localq.checkpoint.zip_directory import ZipEntry, read_zip_directory
+from localq.disk import reason
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.regular_files import open_regular
 
@@ -44,7 +45,7 @@ def read_torch_archive(file: Path) -> list[WeightTensor]:
         archive = _Archive(file)
         content = PickleReader(file, archive.find_global, archive.load_storage).read(archive.read_pickle())
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file} can't be read: {reason(error)}", _DAMAGED_HINT) from error
     except (ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
             f"{file} holds no dict of tensors that can be read: {_brief(error)}", _MALFORMED_HINT
@@ -244,8 +245,7 @@ def _named(file: Path, name: str, view: object) -> WeightTensor:
     if not isinstance(view, _View):
         inner = _SAVE_AGAIN_HINT.format(f"[{name!r}]") if isinstance(view, dict) and name.isidentifier() else _DICT_HINT
         raise CheckpointError(f"{file}: entry {_brief(name)} is not a tensor, but of type {_kind(view)}", inner)
-    if not name.isprintable():
-        raise CheckpointError(f"{file} has a tensor with the name {_brief(name)}", _DAMAGED_HINT)
+    require_plain_name(file, name)
     if view.is_contiguous:
         return StoredTensor(name, view.dtype, view.shape, file, view.offset)
     if len(view.shape) > 2 or 0 in view.strides or math.prod(view.shape) > view.reach:

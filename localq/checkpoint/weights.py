@@ -17,13 +17,17 @@ from typing import TYPE_CHECKING, Any
 from localq.checkpoint.safetensors_header import read_header
 from localq.checkpoint.tensors import WeightFiles, WeightTensor, first_not_finite, to_float32
 from localq.checkpoint.torch_archive import read_torch_archive
-from localq.errors import CheckpointError
+from localq.errors import CheckpointError, shown
 from localq.json_files import read_json
 from localq.regular_files import is_there
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
+
+
+_LONGEST_NAME = 255
+"""Of a file, on all file systems."""
 
 
 class Weights:
@@ -123,7 +127,7 @@ def find_weights(folder: Path) -> Weights:
     for name, file_name in weight_map.items():
         if name not in homes or homes[name].name != file_name:
             raise CheckpointError(
-                f"{index.name} says that {file_name} holds {name}, and it does not", "download both again"
+                f"{index.name} says that {file_name} holds {shown(name)}, and it does not", "download both again"
             )
     return Weights(tensors)
 
@@ -143,9 +147,16 @@ def read_index(index: Path) -> dict[str, str]:
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     folder, names = index.parent, sorted(set(weight_map.values()))
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        if (
+            name in ("", ".", "..")
+            or len(name) > _LONGEST_NAME
+            or not name.isprintable()
+            or Path(name).name != name
+            or "\\" in name
+            or "\0" in name
+        ):
             raise CheckpointError(
-                f"{index.name} names {name!r}, which is not a file of this folder",
+                f"{index.name} names '{shown(name)}', which is not a file of this folder",
                 "don't trust this checkpoint: an index names files beside it only",
             )
     missing = sorted(set(names) - {path.name for path in folder.iterdir()})
