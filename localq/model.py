@@ -25,7 +25,7 @@ from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
 from localq.errors import OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
-from localq.gguf_file import model_name, read_model_header
+from localq.gguf_file import model_name, read_model_header, require_openable
 from localq.json_files import read_config, read_optional_json
 from localq.keywords import named_options
 from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
@@ -37,7 +37,7 @@ from localq.store.store import Store
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
-from localq.trial.mlx import require_openable
+from localq.trial import mlx
 from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
@@ -261,16 +261,13 @@ def is_form(folder: Path) -> bool:
 
 def open_form(folder: Path, options: LoadOptions) -> Model:
     """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
-    started = time.perf_counter()
     artifact = read_artifact(folder)
-    config = read_config(folder)
     form = artifact.recipe.format if artifact else "mlx"
-    name = artifact.manifest.model if artifact else folder.name
     require_backend(form)
-    if form == "mlx":
-        for file in sorted(folder.glob("model*.safetensors")):
-            read_header(file)
-        require_openable(folder)
+    _require_openable(form, artifact.path if artifact else folder)
+    started = time.perf_counter()
+    config = read_config(folder)
+    name = artifact.manifest.model if artifact else folder.name
     tokenizer = load_tokenizer(folder)
     if artifact and form == "gguf":
         use = gguf_file_memory(read_model_header(artifact.path), options)
@@ -294,8 +291,9 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     """Open a GGUF file, or the first part of a split one, with the vocabulary and the chat template in it."""
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
-    started = time.perf_counter()
     require_backend("gguf")
+    _require_openable("gguf", path)
+    started = time.perf_counter()
     header = read_model_header(path)
     context_length = gguf_limits(header).chosen(options.context_length)
     require_memory(path.name, "gguf", gguf_file_memory(header, options), context_length)
@@ -311,6 +309,16 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
         fingerprint=weights_fingerprint(path),
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _require_openable(form: str, path: Path) -> None:
+    """Raise ModelFileError for files that would end the process. A trial is no part of the load time."""
+    if form == "gguf":
+        require_openable(path)
+    else:
+        for file in sorted(path.glob("model*.safetensors")):
+            read_header(file)
+        mlx.require_openable(path)
 
 
 def _open_engine(form: str, path: Path, options: LoadOptions, context_length: int) -> Engine:

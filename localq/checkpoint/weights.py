@@ -26,10 +26,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 
-_LONGEST_NAME = 255
-"""Of a file, on all file systems."""
-
-
 class Weights:
     """Tensors of one checkpoint. A context manager; thread-safe for reading."""
 
@@ -147,14 +143,7 @@ def read_index(index: Path) -> dict[str, str]:
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     folder, names = index.parent, sorted(set(weight_map.values()))
     for name in names:
-        if (
-            name in ("", ".", "..")
-            or len(name) > _LONGEST_NAME
-            or not name.isprintable()
-            or Path(name).name != name
-            or "\\" in name
-            or "\0" in name
-        ):
+        if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name or "\\" in name or "\0" in name:
             raise CheckpointError(
                 f"{index.name} names '{shown(name)}', which is not a file of this folder",
                 "don't trust this checkpoint: an index names files beside it only",
@@ -163,7 +152,7 @@ def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     if missing:
         more = " ..." if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{folder} does not have {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}{more}",
+            f"{folder} does not have {len(missing)} of {len(names)} shards: {', '.join(map(shown, missing[:3]))}{more}",
             "download them; `localq pull org/name` continues a download that stopped",
         )
     return [folder / name for name in names]

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from localq.disk import reason
 from localq.errors import CheckpointError, ModelFileError
+from localq.regular_files import is_there
 from localq.trial import verdicts
 from localq.trial.process import HINT, Trial
 
@@ -25,6 +26,8 @@ def require_openable(folder: Path) -> None:
     def tried() -> str:
         return Trial(folder, "MLX", "localq.trial.mlx_child", [str(folder)], file_bytes=0).run()
 
+    if not is_there(folder / "config.json"):
+        return
     try:
         found = verdicts.verdict(_LIBRARY, _files(folder), tried)
     except OSError as error:

@@ -1,9 +1,9 @@
 """`python -m tests.torture.folders`: hostile checkpoint folders for `localq doctor` and `localq convert`.
 
 Each verb runs in a process forked from one that has imported the libraries, so the figures are the folder's own. It
-must end within two seconds (`--most-seconds`, for a machine with other work), take at most 256 MiB more than before,
-say what is wrong without control characters, and fail with no other error than localq's. The folders follow from
-`--seed`.
+must end within two seconds (`--most-seconds`, for a machine with other work) and two of CPU time, take at most 256 MiB
+more than before, say what is wrong without control characters, and fail with no other error than localq's. The folders
+follow from `--seed`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from typing import Any
 from localq.hardware import peak_memory_bytes
 
 MOST_MEMORY_BYTES = 256 << 20
-_GIVE_UP_SECONDS = 20
+_MOST_CPU_SECONDS = 2.0
+_GIVE_UP_SECONDS = 60
 _MOST_SHOWN_CHARACTERS = 20_000
 _BASE = Path(__file__).parents[2] / "localq" / "demo" / "toy-llama"
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
@@ -233,6 +234,7 @@ class Result:
 
     verb: str
     seconds: float
+    cpu_seconds: float
     memory_bytes: int
     fault: str
     """Empty where it ended as it should."""
@@ -246,14 +248,16 @@ def run(verb: list[str], folder: Path, most_seconds: float = 2.0) -> Result:
     process = os.fork()
     if process == 0:
         _child(verb, output)
-    has_ended = False
-    while not has_ended and time.monotonic() - started < _GIVE_UP_SECONDS:
+    ended, usage = 0, None
+    while not ended and time.monotonic() - started < _GIVE_UP_SECONDS:
         time.sleep(0.005)
-        has_ended = bool(os.waitpid(process, os.WNOHANG)[0])
-    seconds = time.monotonic() - started
+        ended, _, usage = os.wait4(process, os.WNOHANG)
+    seconds, has_ended = time.monotonic() - started, bool(ended)
     if not has_ended:
         os.kill(process, signal.SIGKILL)
-        os.waitpid(process, 0)
+        _, _, usage = os.wait4(process, 0)
+    assert usage is not None
+    cpu_seconds = usage.ru_utime + usage.ru_stime
     said, _, figures = output.read_text(errors="surrogateescape").rpartition("\nFIGURES ")
     code, _, memory = figures.partition(" ")
     memory_bytes = int(memory or 0)
@@ -261,13 +265,13 @@ def run(verb: list[str], folder: Path, most_seconds: float = 2.0) -> Result:
         "does not end": not has_ended,
         "ended the process": has_ended and not figures,
         "failed unexpectedly": "failed unexpectedly" in said or "Traceback" in said or code not in ("0", "1"),
-        "slow": seconds > most_seconds,
+        "slow": seconds > most_seconds or cpu_seconds > _MOST_CPU_SECONDS,
         "takes memory": memory_bytes > MOST_MEMORY_BYTES,
         "shows control characters": bool(_CONTROL.search(said)),
         "says too much": len(said) > _MOST_SHOWN_CHARACTERS,
     }
     fault = ", ".join(name for name, is_so in faults.items() if is_so)
-    return Result(verb[0], seconds, memory_bytes, fault, said)
+    return Result(verb[0], seconds, cpu_seconds, memory_bytes, fault, said)
 
 
 def _child(verb: list[str], output: Path) -> None:
@@ -335,17 +339,18 @@ def main() -> int:
                 result = run(verb, folder, given.most_seconds)
                 results.append(result)
                 if result.fault or given.verbose:
-                    figures = f"{result.seconds:.1f} s, {result.memory_bytes >> 20} MiB"
+                    figures = f"{result.seconds:.1f} s, CPU {result.cpu_seconds:.1f} s, {result.memory_bytes >> 20} MiB"
                     said = result.said[-600:] if result.fault else result.said[-200:]
                     sys.stdout.write(
                         f"{seed} {verb[0]} ({what}): {result.fault or 'as it should'}, {figures}\n{said!r}\n"
                     )
                     sys.stdout.flush()
     faults = [result for result in results if result.fault]
+    busiest = max(result.cpu_seconds for result in results)
     slowest, largest = max(result.seconds for result in results), max(result.memory_bytes for result in results)
     sys.stdout.write(
         f"{given.count} folders, {len(results)} runs, {len(faults)} not as they should; "
-        f"slowest {slowest:.1f} s, largest {largest >> 20} MiB\n"
+        f"slowest {slowest:.1f} s, most work {busiest:.1f} s of CPU time, largest {largest >> 20} MiB\n"
     )
     return int(bool(faults))
 

@@ -234,7 +234,7 @@ def serve() -> None:
     os.dup2(2, 1)
     for line in sys.stdin:
         try:
-            with localq.load(Path(line.rstrip("\n")), context_length=64) as model:
+            with localq.load(Path(line.rstrip("\n"))) as model:
                 model.generate("Hello", raw=True, max_tokens=4)
             outcome = "opened"
         except localq.LocalqError as error:
