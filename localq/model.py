@@ -23,7 +23,7 @@ from localq.conversion.convert import ConversionListener, listener_or_default, m
 from localq.conversion.plan import Request
 from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
-from localq.errors import OptionError
+from localq.errors import CheckpointError, OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
 from localq.gguf_file import model_name, read_model_header, require_openable
 from localq.json_files import read_config, read_optional_json
@@ -32,7 +32,7 @@ from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
 from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
-from localq.store.manifest import read_artifact
+from localq.store.manifest import Artifact, read_artifact
 from localq.store.store import Store
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
@@ -264,16 +264,19 @@ def open_form(folder: Path, options: LoadOptions) -> Model:
     artifact = read_artifact(folder)
     form = artifact.recipe.format if artifact else "mlx"
     require_backend(form)
-    _require_openable(form, artifact.path if artifact else folder)
-    started = time.perf_counter()
     config = read_config(folder)
+    context_length = config_limits(config).chosen(options.context_length)
+    if form == "mlx":
+        _require_openable_folder(folder, config)
+    else:
+        require_openable(cast(Artifact, artifact).path)
+    started = time.perf_counter()
     name = artifact.manifest.model if artifact else folder.name
     tokenizer = load_tokenizer(folder)
     if artifact and form == "gguf":
         use = gguf_file_memory(read_model_header(artifact.path), options)
     else:
         use = mlx_folder_memory(folder, config, options)
-    context_length = config_limits(config).chosen(options.context_length)
     require_memory(name, form, use, context_length)
     return Model(
         name=name,
@@ -292,7 +295,7 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
     require_backend("gguf")
-    _require_openable("gguf", path)
+    require_openable(path)  # is no part of the load time
     started = time.perf_counter()
     header = read_model_header(path)
     context_length = gguf_limits(header).chosen(options.context_length)
@@ -311,14 +314,16 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     )
 
 
-def _require_openable(form: str, path: Path) -> None:
-    """Raise ModelFileError for files that would end the process. A trial is no part of the load time."""
-    if form == "gguf":
-        require_openable(path)
-    else:
-        for file in sorted(path.glob("model*.safetensors")):
-            read_header(file)
-        mlx.require_openable(path)
+def _require_openable_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError or ModelFileError for an MLX folder that would end the process, or fill its memory."""
+    tensors = sum(len(read_header(file)) for file in sorted(folder.glob("model*.safetensors")))
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > tensors > 0:
+        raise CheckpointError(
+            f"config.json says {layers} layers; the weights are only {tensors} tensors",
+            "config.json and weights are of different models: download both again",
+        )
+    mlx.require_openable(folder)
 
 
 def _open_engine(form: str, path: Path, options: LoadOptions, context_length: int) -> Engine:

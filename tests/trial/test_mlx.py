@@ -44,6 +44,12 @@ def test_an_artifact_of_localq_is_not_tried(models_dir: Path, monkeypatch: pytes
     localq.load(artifact).close()
 
 
+def test_more_layers_than_tensors_are_refused_before_mlx_makes_them(folder: Path) -> None:
+    _change_config(folder, num_hidden_layers=2**31)
+    with pytest.raises(CheckpointError, match="2147483648 layers; the weights are only 50 tensors"):
+        localq.load(folder, context_length=64)
+
+
 @pytest.mark.parametrize("cut", [0, 7, 1000, -10])
 def test_weights_that_are_cut_off_are_refused_before_mlx_reads_them(folder: Path, cut: int) -> None:
     file = folder / "model.safetensors"
