@@ -13,6 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from localq.disk import reason
 from localq.errors import CheckpointError, OptionError
 from localq.json_files import MOST_TOKENIZER_BYTES
 from localq.regular_files import is_there, read_regular
@@ -162,7 +163,7 @@ def load_tokenizer(folder: Path) -> HuggingFaceTokenizer:
             data = json.dumps(read_tokenizer_json(folder)).encode()
         backend = tokenizers.Tokenizer.from_buffer(data)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}", "download the file again") from error
+        raise CheckpointError(f"{path} can't be read: {reason(error)}", "download the file again") from error
     special_tokens = read_special_tokens(folder)
     for name in ("bos_token", "eos_token"):
         token = special_tokens.get(name)
