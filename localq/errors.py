@@ -16,12 +16,40 @@
       PromptTooLongError            prompt_tokens and context_length attached
       UnsupportedOptionError        an option that this engine does not have
       EngineError                   the engine failed while loading or generating
+      ModelFileError                a file that would end or block the process that opens it
 
 Foreign errors are translated where the foreign library is called, with `raise ... from`. They are shown
-in one place, `localq.cli.main`: message and hint on stderr, exit 1.
+in one place, `localq.cli.main`: message and hint on stderr, exit 1. What a message quotes may come from a stranger's
+file: control characters in it are escaped here, and `shown` cuts a name.
 """
 
 from __future__ import annotations
+
+import re
+
+_MOST_NAME_CHARACTERS, _MOST_CHARACTERS = 80, 4000
+_NOT_SHOWN = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+"""Control characters, except tab and newline: a terminal obeys them. Those that turn the order of text round, too."""
+
+_NO_CHARACTER = re.compile("[\ud800-\udfff]")
+"""Halves of characters, which can't be written as UTF-8."""
+
+
+def shown(text: object, most_characters: int = _MOST_NAME_CHARACTERS) -> str:
+    """A name or text from a file for people: escaped, and cut in the middle where it is longer."""
+    found = _escaped(str(text)).replace("\n", "\\n")
+    return _cut(_NO_CHARACTER.sub(lambda match: ascii(match[0])[1:-1], found), most_characters)
+
+
+def _escaped(text: str) -> str:
+    return _NOT_SHOWN.sub(lambda match: ascii(match[0])[1:-1], text)
+
+
+def _cut(text: str, most_characters: int) -> str:
+    if len(text) <= most_characters:
+        return text
+    half = most_characters // 2
+    return f"{text[:half]}... ({len(text):,} characters) ...{text[-half:]}"
 
 
 class LocalqError(Exception):
@@ -31,9 +59,10 @@ class LocalqError(Exception):
     """
 
     def __init__(self, message: str, hint: str = "", *, missing_model: str = "") -> None:
+        message = _cut(_escaped(message), _MOST_CHARACTERS)
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = _cut(_escaped(hint), _MOST_CHARACTERS)
         self.missing_model = missing_model
 
 
@@ -109,3 +138,7 @@ class UnsupportedOptionError(LocalqError):
 
 class EngineError(LocalqError):
     """The engine failed while it loaded a model or generated."""
+
+
+class ModelFileError(LocalqError):
+    """A model's file that would end or block the process that opens it, as a trial in another process showed."""

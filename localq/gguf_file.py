@@ -15,8 +15,10 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from localq.errors import CheckpointError, ModelNotFoundError
+from localq.errors import CheckpointError, ModelNotFoundError, shown
 from localq.llama_log import captured_llama_log
+from localq.regular_files import is_there
+from localq.trial.gguf import require_openable as require_openable_parts
 
 Value = str | int | float | bool | list[int]
 
@@ -117,7 +119,7 @@ def read_model_header(path: Path) -> GgufHeader:
     """
     header = read_header(path)
     _require_model(header)
-    parts = [header, *(read_header(part) for part in _other_parts(header))]
+    parts = [header, *(_read_tried(part) for part in _other_parts(header))]
     for part in parts:
         found_bytes = part.path.stat().st_size
         if found_bytes < part.file_bytes:
@@ -129,6 +131,16 @@ def read_model_header(path: Path) -> GgufHeader:
     if not tensor_bytes:
         raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
     return replace(header, tensor_bytes=tensor_bytes)
+
+
+def require_openable(path: Path) -> None:
+    """Raise ModelFileError for a file that would end or block the process; `path` may be the first of several parts.
+
+    Raises CheckpointError for what is no regular file. Does nothing where there is no file: whoever opens it says so.
+    """
+    if is_there(path):
+        others = (path.with_name(name) for name in part_names(path.name) if name != path.name)
+        require_openable_parts([path, *(part for part in others if part.is_file())])
 
 
 def model_name(path: Path) -> str:
@@ -147,9 +159,17 @@ def part_names(name: str) -> list[str]:
 
 
 def read_header(path: Path) -> GgufHeader:
-    """The header of one file, also of one that is not a model. Raises as `read_model_header`."""
+    """The header of one file, also of one that is not a model.
+
+    Raises as `read_model_header`, and ModelFileError for a file that would end the process.
+    """
+    require_openable(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "check the path; `localq ls` lists the models made so far")
+    return _read_tried(path)
+
+
+def _read_tried(path: Path) -> GgufHeader:
     library = _library()
     with captured_llama_log() as log:
         context = library.gguf_init_from_file(os.fsencode(path), _Parameters(no_alloc=True))
@@ -181,11 +201,11 @@ def _require_model(header: GgufHeader) -> None:
     kind = str(header.metadata.get("general.type", "model"))
     kind = "mmproj" if header.architecture == "clip" else kind
     if kind != "model":
-        what = _OTHER_KINDS.get(kind, f"of the type {kind!r}, not a model")
+        what = _OTHER_KINDS.get(kind, f"of the type {shown(kind)!r}, not a model")
         raise CheckpointError(f"{header.path} is {what}", "give the .gguf file of the model itself")
     if header.of_model("attention.causal") is False or header.architecture in _NO_CHAT_ARCHITECTURES:
         raise CheckpointError(
-            f"{header.path} is a model of the architecture {header.architecture}, "
+            f"{header.path} is a model of the architecture {shown(header.architecture)}, "
             "which does not write text token by token",
             "localq runs only models that do; embeddings and translation need another program",
         )

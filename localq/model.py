@@ -16,27 +16,28 @@ from typing import Any, Unpack, cast
 
 from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
-from localq.checkpoint.safetensors_header import is_written_by_mlx
+from localq.checkpoint.safetensors_header import is_written_by_mlx, read_header
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
 from localq.conversion.plan import Request
 from localq.engines.base import Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
-from localq.errors import OptionError
+from localq.errors import CheckpointError, OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
-from localq.gguf_file import model_name, read_model_header
+from localq.gguf_file import model_name, read_model_header, require_openable
 from localq.json_files import read_config, read_optional_json
 from localq.keywords import named_options
 from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
 from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
-from localq.store.manifest import read_artifact
+from localq.store.manifest import Artifact, read_artifact
 from localq.store.store import Store
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
+from localq.trial import mlx
 from localq.turns import ReplyStream, StopCheck, Turns
 
 Message = Mapping[str, Any]
@@ -205,7 +206,7 @@ def load(
     listener = listener_or_default(listener)
     ready = ready_form(parsed, models_dir, listener.on_download)
     if ready is not None:
-        model = open_gguf_file(ready, load_options) if ready.is_file() else open_form(ready, load_options)
+        model = open_form(ready, load_options) if ready.is_dir() else open_gguf_file(ready, load_options)
         if parsed.kind == "repo":  # people know it by the repository, and not by its place in the cache
             model.name = parsed.name
             model.recipe_name = parsed.recipe.name if parsed.recipe else model.recipe_name
@@ -260,18 +261,22 @@ def is_form(folder: Path) -> bool:
 
 def open_form(folder: Path, options: LoadOptions) -> Model:
     """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
-    started = time.perf_counter()
     artifact = read_artifact(folder)
-    config = read_config(folder)
     form = artifact.recipe.format if artifact else "mlx"
-    name = artifact.manifest.model if artifact else folder.name
     require_backend(form)
+    config = read_config(folder)
+    context_length = config_limits(config).chosen(options.context_length)
+    if form == "mlx":
+        _require_openable_folder(folder, config)
+    else:
+        require_openable(cast(Artifact, artifact).path)
+    started = time.perf_counter()
+    name = artifact.manifest.model if artifact else folder.name
     tokenizer = load_tokenizer(folder)
     if artifact and form == "gguf":
         use = gguf_file_memory(read_model_header(artifact.path), options)
     else:
         use = mlx_folder_memory(folder, config, options)
-    context_length = config_limits(config).chosen(options.context_length)
     require_memory(name, form, use, context_length)
     return Model(
         name=name,
@@ -289,8 +294,9 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
     """Open a GGUF file, or the first part of a split one, with the vocabulary and the chat template in it."""
     from localq.text.gguf_tokenizer import gguf_chat_template, gguf_end_tokens, load_gguf_tokenizer
 
-    started = time.perf_counter()
     require_backend("gguf")
+    require_openable(path)  # is no part of the load time
+    started = time.perf_counter()
     header = read_model_header(path)
     context_length = gguf_limits(header).chosen(options.context_length)
     require_memory(path.name, "gguf", gguf_file_memory(header, options), context_length)
@@ -306,6 +312,18 @@ def open_gguf_file(path: Path, options: LoadOptions) -> Model:
         fingerprint=weights_fingerprint(path),
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _require_openable_folder(folder: Path, config: Mapping[str, Any]) -> None:
+    """Raise CheckpointError or ModelFileError for an MLX folder that would end the process, or fill its memory."""
+    tensors = sum(len(read_header(file)) for file in sorted(folder.glob("model*.safetensors")))
+    layers = config.get("num_hidden_layers")
+    if isinstance(layers, int) and layers > tensors > 0:
+        raise CheckpointError(
+            f"config.json says {layers} layers; the weights are only {tensors} tensors",
+            "config.json and weights are of different models: download both again",
+        )
+    mlx.require_openable(folder)
 
 
 def _open_engine(form: str, path: Path, options: LoadOptions, context_length: int) -> Engine:

@@ -31,7 +31,8 @@ LAYERS = [
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
-    {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook"},
+    {"trial"},
+    {"recipes", "llama_log", "child_process", "disk", "hardware", "keywords", "notebook", "regular_files"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""

@@ -25,6 +25,7 @@ from localq.families.base import Family, TensorLayout, is_rotary_table
 from localq.families.config import ModelConfig, parse_config
 from localq.families.table import family_of
 from localq.json_files import read_json
+from localq.regular_files import is_there
 from localq.text.tokenizer_json import TOKENIZER_SOURCES, has_tokenizer
 
 TOKENIZER_FILES = (
@@ -67,7 +68,7 @@ class Checkpoint:
 
     def tokenizer_files(self) -> list[Path]:
         """The files of tokenizer, template and generation settings that the folder has."""
-        return [self.folder / name for name in TOKENIZER_FILES if (self.folder / name).is_file()]
+        return [self.folder / name for name in TOKENIZER_FILES if is_there(self.folder / name)]
 
 
 def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Checkpoint:
@@ -76,7 +77,7 @@ def open_checkpoint(folder: Path, name: str, revision: str | None = None) -> Che
     Raises CheckpointError or UnsupportedModelError that name the file, key or tensor.
     """
     config, family = read_config(folder)
-    if not has_tokenizer({file.name for file in folder.iterdir() if file.is_file()}):
+    if not has_tokenizer({file.name for file in folder.iterdir()}):
         raise CheckpointError(
             f"{folder} has no tokenizer.json",
             f"download it from the model's page, or else one of {', '.join(TOKENIZER_SOURCES[1:])}",

@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
-from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor
-from localq.errors import CheckpointError, UnsupportedModelError
+from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, require_plain_name
+from localq.disk import reason
+from localq.errors import CheckpointError, UnsupportedModelError, shown
+from localq.regular_files import open_regular
 
-_LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
+_LONGEST_HEADER_BYTES = 32 << 20
+"""Ten times that of the largest known; the format's own limit is 100 MB."""
+_MOST_TENSORS, _MOST_VALUES = 50_000, 1_000_000
+"""More than any file has: what a hostile header may take of time and memory is bounded with them."""
 _DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
 
 
@@ -24,14 +30,14 @@ def read_header(file: Path) -> list[StoredTensor]:
     Accepts nothing that the `safetensors` library refuses.
     """
     try:
-        size = file.stat().st_size
-        with file.open("rb") as stream:
+        with open_regular(file) as stream:
+            size = os.fstat(stream.fileno()).st_size
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or not 2 <= length <= min(size - 8, _LONGEST_HEADER_BYTES):
                 raise CheckpointError(f"{file} is not a complete safetensors file ({size} bytes)", _DAMAGED_HINT)
             raw = stream.read(length)
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file} can't be read: {reason(error)}", _DAMAGED_HINT) from error
     start = 8 + length
     tensors = [_parse_entry(file, name, entry, start) for name, entry in _parse_entries(file, raw).items()]
     tensors.sort(key=lambda tensor: (tensor.offset, tensor.nbytes))  # an empty tensor before its neighbour
@@ -42,8 +48,8 @@ def read_header(file: Path) -> list[StoredTensor]:
 def _parse_entries(file: Path, raw: bytes) -> dict[str, Any]:
     """The header without its metadata. Refuses what Python's parser allows and the format does not."""
     try:
-        if not raw.startswith(b"{"):
-            raise ValueError("not an object")
+        if not raw.startswith(b"{") or sum(map(raw.count, (b",", b"[", b"{"))) > _MOST_VALUES:
+            raise ValueError("not an object, or one of absurd size")
         header: dict[str, Any] = json.loads(
             raw.decode(), object_pairs_hook=_unique_keys, parse_int=_parse_natural, parse_constant=_parse_natural
         )
@@ -53,6 +59,10 @@ def _parse_entries(file: Path, raw: bytes) -> dict[str, Any]:
             raise ValueError("metadata that is not text")
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{file} has a header that can't be read", _DAMAGED_HINT) from error
+    if len(header) > _MOST_TENSORS:
+        raise CheckpointError(f"{file} has {len(header):,} tensors; no model has so many in a file", _DAMAGED_HINT)
+    for name in header:
+        require_plain_name(file, name)
     return header
 
 
@@ -78,7 +88,8 @@ def _parse_entry(file: Path, name: str, entry: Any, start: int) -> StoredTensor:
         raise CheckpointError(f"{file}: the header's entry of tensor {name} is wrong", _DAMAGED_HINT)
     if dtype not in DTYPE_BYTES:
         raise UnsupportedModelError(
-            f"{file}: tensor {name} is of dtype {dtype}, which localq does not know", "take the unquantized checkpoint"
+            f"{file}: tensor {name} is of dtype {shown(dtype)}, which localq does not know",
+            "take the unquantized checkpoint",
         )
     tensor = StoredTensor(name, dtype, tuple(shape), file, start + begin)
     if end - begin != tensor.nbytes:
@@ -114,8 +125,14 @@ def _check_ranges(file: Path, tensors: list[StoredTensor], start: int, size: int
 
 
 def is_written_by_mlx(file: Path) -> bool:
-    """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it."""
-    with file.open("rb") as stream:
-        start = stream.read(4096)
+    """Whether the header's metadata says `"format": "mlx"`, as MLX's own writer and mlx_lm put it.
+
+    False for a file that can't be read: whoever opens it as a checkpoint says why.
+    """
+    try:
+        with open_regular(file) as stream:
+            start = stream.read(4096)
+    except OSError:
+        return False
     # Files of MLX have the metadata first: the rest of a long header need not be read.
     return b'"__metadata__"' in start and b'"format":"mlx"' in start.replace(b" ", b"")

@@ -14,7 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from localq.errors import CheckpointError
+from localq.disk import reason
+from localq.errors import CheckpointError, shown
+from localq.regular_files import open_descriptor
 
 if TYPE_CHECKING:
     import numpy as np
@@ -40,6 +42,17 @@ PIECE_ELEMENTS = 1 << 20
 """Weights per piece: 4 MiB as float32."""
 
 
+_MOST_NAME_CHARACTERS = 512
+
+
+def require_plain_name(file: Path, name: str) -> None:
+    """Raise CheckpointError for a tensor's name that no model has: messages may then show names as they are."""
+    if len(name) > _MOST_NAME_CHARACTERS or not name.isprintable():
+        raise CheckpointError(
+            f"{file} has a tensor with the name '{shown(name)}'", "don't trust this file: no model has such names"
+        )
+
+
 class WeightFiles:
     """The open files of a checkpoint. Thread-safe for reading."""
 
@@ -51,11 +64,11 @@ class WeightFiles:
         for file in files:
             if file not in self._descriptors:
                 try:
-                    self._descriptors[file] = os.open(file, os.O_RDONLY)
+                    self._descriptors[file] = open_descriptor(file)
                 except OSError as error:
                     self.close()
                     raise CheckpointError(
-                        f"{file} can't be opened: {error.strerror}", "do not move or delete it meanwhile"
+                        f"{file} can't be opened: {reason(error)}", "do not move or delete it meanwhile"
                     ) from error
 
     def close(self) -> None:

@@ -14,10 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeGuard
 
-from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, WeightTensor
+from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor, StridedTensor, WeightTensor, require_plain_name
 from localq.checkpoint.torch_pickle import CODE_HINT, PickleReader, StandIn
 from localq.checkpoint.zip_directory import ZipEntry, read_zip_directory
+from localq.disk import reason
 from localq.errors import CheckpointError, UnsupportedModelError
+from localq.regular_files import open_regular
 
 _LARGEST_PICKLE_BYTES = 4_000_000
 """About 15,000 tensors. Limits the time and the memory that a hostile file can take."""
@@ -43,7 +45,7 @@ def read_torch_archive(file: Path) -> list[WeightTensor]:
         archive = _Archive(file)
         content = PickleReader(file, archive.find_global, archive.load_storage).read(archive.read_pickle())
     except OSError as error:
-        raise CheckpointError(f"{file} can't be read: {error.strerror}", _DAMAGED_HINT) from error
+        raise CheckpointError(f"{file} can't be read: {reason(error)}", _DAMAGED_HINT) from error
     except (ValueError, TypeError, LookupError) as error:
         raise CheckpointError(
             f"{file} holds no dict of tensors that can be read: {_brief(error)}", _MALFORMED_HINT
@@ -213,14 +215,14 @@ class _Archive:
         entry = self._find(name)
         if entry.nbytes > most_bytes:
             raise ValueError(f"entry {name} has {entry.nbytes:,} bytes, more than {most_bytes:,}")
-        with self._file.open("rb") as stream:
+        with open_regular(self._file) as stream:
             stream.seek(entry.offset)
             return stream.read(entry.nbytes)
 
 
 def _refuse_other_formats(file: Path) -> None:
     """Refuse the other files that people have under the name of a weight file, by their first bytes."""
-    with file.open("rb") as stream:
+    with open_regular(file) as stream:
         start = stream.read(512)
     if start[257:262] == b"ustar":
         raise UnsupportedModelError(f"{file} was saved by PyTorch 0.1", "look for the model in safetensors")
@@ -243,8 +245,7 @@ def _named(file: Path, name: str, view: object) -> WeightTensor:
     if not isinstance(view, _View):
         inner = _SAVE_AGAIN_HINT.format(f"[{name!r}]") if isinstance(view, dict) and name.isidentifier() else _DICT_HINT
         raise CheckpointError(f"{file}: entry {_brief(name)} is not a tensor, but of type {_kind(view)}", inner)
-    if not name.isprintable():
-        raise CheckpointError(f"{file} has a tensor with the name {_brief(name)}", _DAMAGED_HINT)
+    require_plain_name(file, name)
     if view.is_contiguous:
         return StoredTensor(name, view.dtype, view.shape, file, view.offset)
     if len(view.shape) > 2 or 0 in view.strides or math.prod(view.shape) > view.reach:

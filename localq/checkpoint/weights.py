@@ -7,7 +7,6 @@ families or of what the tensors are for.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,9 @@ from typing import TYPE_CHECKING, Any
 from localq.checkpoint.safetensors_header import read_header
 from localq.checkpoint.tensors import WeightFiles, WeightTensor, first_not_finite, to_float32
 from localq.checkpoint.torch_archive import read_torch_archive
-from localq.errors import CheckpointError
+from localq.errors import CheckpointError, shown
+from localq.json_files import read_json
+from localq.regular_files import is_there
 
 if TYPE_CHECKING:
     import numpy as np
@@ -86,7 +87,7 @@ class WeightFormat:
     """Every tensor of a file. Raises CheckpointError."""
 
     def is_in(self, folder: Path) -> bool:
-        return (folder / self.index_name).exists() or any(folder.glob(self.pattern))
+        return is_there(folder / self.index_name) or any(folder.glob(self.pattern))
 
 
 SAFETENSORS = WeightFormat("model.safetensors", "model.safetensors.index.json", "model*.safetensors", read_header)
@@ -106,7 +107,7 @@ def find_weights(folder: Path) -> Weights:
     if kind is None:
         raise _no_weights(folder)
     index = folder / kind.index_name
-    weight_map = read_index(index) if index.exists() else {}
+    weight_map = read_index(index) if is_there(index) else {}
     files = _indexed_files(index, weight_map) if weight_map else _files_without_index(folder, kind)
     homes: dict[str, Path] = {}
     tensors: dict[str, WeightTensor] = {}
@@ -122,7 +123,7 @@ def find_weights(folder: Path) -> Weights:
     for name, file_name in weight_map.items():
         if name not in homes or homes[name].name != file_name:
             raise CheckpointError(
-                f"{index.name} says that {file_name} holds {name}, and it does not", "download both again"
+                f"{index.name} says that {file_name} holds {shown(name)}, and it does not", "download both again"
             )
     return Weights(tensors)
 
@@ -130,11 +131,11 @@ def find_weights(folder: Path) -> Weights:
 def read_index(index: Path) -> dict[str, str]:
     """From tensor to file name, as an index says it; perhaps incomplete. Raises CheckpointError for no such file."""
     try:
-        weight_map: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map: dict[str, str] = read_json(index)["weight_map"]
         if weight_map and all(isinstance(name, str) for name in weight_map.values()):
             return weight_map
         cause = None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         cause = error
     raise CheckpointError(f"{index} can't be read as an index of weight files", "download the file again") from cause
 
@@ -142,16 +143,16 @@ def read_index(index: Path) -> dict[str, str]:
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
     folder, names = index.parent, sorted(set(weight_map.values()))
     for name in names:
-        if name in ("", ".", "..") or Path(name).name != name or "\\" in name or "\0" in name:
+        if name in ("", ".", "..") or not name.isprintable() or Path(name).name != name or "\\" in name or "\0" in name:
             raise CheckpointError(
-                f"{index.name} names {name!r}, which is not a file of this folder",
+                f"{index.name} names '{shown(name)}', which is not a file of this folder",
                 "don't trust this checkpoint: an index names files beside it only",
             )
     missing = sorted(set(names) - {path.name for path in folder.iterdir()})
     if missing:
         more = " ..." if len(missing) > 3 else ""
         raise CheckpointError(
-            f"{folder} does not have {len(missing)} of {len(names)} shards: {', '.join(missing[:3])}{more}",
+            f"{folder} does not have {len(missing)} of {len(names)} shards: {', '.join(map(shown, missing[:3]))}{more}",
             "download them; `localq pull org/name` continues a download that stopped",
         )
     return [folder / name for name in names]
@@ -160,7 +161,7 @@ def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:
 def _files_without_index(folder: Path, kind: WeightFormat) -> list[Path]:
     """The single file, or shards, which number themselves: model-00001-of-00003.safetensors."""
     single = folder / kind.single_name
-    files = [single] if single.exists() else sorted(folder.glob(kind.pattern))
+    files = [single] if is_there(single) else sorted(folder.glob(kind.pattern))
     for file in files:
         _, of, count = file.stem.rpartition("-of-")
         if of and count.isdecimal() and int(count) != len(files):

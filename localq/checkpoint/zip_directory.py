@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from localq.errors import CheckpointError
+from localq.regular_files import open_descriptor
 
 _LARGEST_DIRECTORY_BYTES = 4_000_000
 """About 30,000 entries; a checkpoint has one for each tensor of a file."""
@@ -42,7 +43,7 @@ def read_zip_directory(file: Path) -> dict[str, ZipEntry]:
     """Every entry by name. Raises CheckpointError for a damaged directory, entries that overlap or reach beyond the
     file, and names that are there twice; OSError where the file can't be read.
     """
-    with _BoundedFile(file) as stream:
+    with _BoundedFile(open_descriptor(file)) as stream:
         try:
             with zipfile.ZipFile(stream) as archive:
                 entries = _locate(stream, archive.infolist(), archive.start_dir)

@@ -19,7 +19,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from localq.cli.output import emit, say, write_no_more
 from localq.cli.plain_values import convert_plainly
-from localq.errors import LocalqError
+from localq.errors import LocalqError, shown
 from localq.version import __version__
 
 _EPILOG = """\b
@@ -163,7 +163,7 @@ def _shows_errors(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if type(error).__module__.startswith(("typer", "click")):
                 raise  # a usage error, which typer shows
-            message = f"localq failed unexpectedly: {type(error).__name__}: {error}"
+            message = f"localq failed unexpectedly: {type(error).__name__}: {shown(error, 1000)}"
             _show(error, message, "run it again with LOCALQ_DEBUG=1 and report what it prints", is_json)
             raise typer.Exit(1) from error
 

@@ -16,6 +16,8 @@ from types import TracebackType
 
 from localq.disk import disk_errors, reason
 from localq.errors import CheckpointError
+from localq.json_files import MOST_TOKENIZER_BYTES
+from localq.regular_files import read_regular
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +85,7 @@ class HashedOutput:
 def hashed_copy(source: Path, target: Path) -> WrittenFile:
     """Copy a small file of a checkpoint; raises CheckpointError when it can't be read."""
     try:
-        data = source.read_bytes()
+        data = read_regular(source, MOST_TOKENIZER_BYTES)
     except OSError as error:
         raise CheckpointError(f"{source} can't be read: {reason(error)}", "check that it still exists") from error
     with HashedOutput(target) as output:

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from localq.conversion.pre_tokenizers import foreign_settings, pre_tokenizer_name, require_known_name
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, OptionError
-from localq.json_files import read_optional_json
+from localq.json_files import MOST_TOKENIZER_BYTES, read_optional_json
 from localq.text.sentencepiece_model import WORD_MARK, Piece, TokenType, read_sentencepiece_model
 from localq.text.tokenizer_json import malformed_tokenizers_named, read_tokenizer_json
 
@@ -348,7 +348,7 @@ def _special_vocabulary(tokenizer: TokenizerFolder, size: int) -> SpecialVocab:
 
     with temporary_folder() as links:
         for file in tokenizer.folder.iterdir():
-            if file.name != "tokenizer.json":
+            if file.name != "tokenizer.json" and file.is_file() and file.stat().st_size <= MOST_TOKENIZER_BYTES:
                 (links / file.name).symlink_to(file.resolve())
         (links / "tokenizer.json").write_text(json.dumps({**tokenizer.json, "model": {}}), encoding="utf-8")
         with malformed_tokenizers_named(tokenizer.folder), _quiet(SpecialVocab.__module__):

@@ -22,6 +22,7 @@ from localq.conversion.quantizer import OtherBytesFound
 from localq.recipes import Recipe
 from localq.store.manifest import FileRecord, Manifest
 from localq.store.store import shown_name, source_of
+from localq.trial import gguf, mlx
 from localq.version import library_versions
 
 OnProgress = Callable[[Sequence[Recipe], int, int], None]
@@ -76,6 +77,11 @@ def write_forms(
         if on_caveat:
             on_caveat("localq's own quantizer gave other bytes than ggml's: the conversion was made again by ggml")
     seconds = time.perf_counter() - started
+    for name, folder in folders.items():
+        if isinstance(plan.plans[name], GgufPlan):
+            gguf.trust(folder / main_file(plan.checkpoint, plan.plans[name].recipe))
+        else:
+            mlx.trust(folder)
     return {
         name: _manifest(plan, plan.plans[name], seconds, written[name], shown_name(folder))
         for name, folder in folders.items()

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
-from localq.gguf_file import read_header
+from localq.gguf_file import read_header, require_openable
 from localq.hardware import available_cores
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
@@ -51,6 +51,7 @@ def load_context(path: Path, options: LoadOptions, context_length: int, eval_cal
     `eval_callback` sees and may change what is computed (`cb_eval`), and must live as long as the context. Keys and
     values are in float32 then, without flash attention, so that small changes are not lost in rounding.
     """
+    require_openable(path)
     api = llama_api()
     model = context = None
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from localq.errors import EngineError, UnsupportedOptionError
 from localq.hardware import mlx_runs_on_gpu
-from localq.json_files import text_config
+from localq.json_files import read_json, text_config
 from localq.options import KvCacheType, LoadOptions
 
 if TYPE_CHECKING:
@@ -49,7 +48,7 @@ def load_network(folder: Path, options: LoadOptions, context_length: int) -> Net
 
     wire_memory()
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = read_json(folder / "config.json")
         longrope = longrope_for(config, context_length)
         no_null = {"text_config": config.get("text_config") or {}} if "text_config" in config else {}
         model, _ = load_model(folder, lazy=True, model_config={**longrope, **no_null})  # it searches in text_config

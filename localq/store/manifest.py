@@ -10,10 +10,12 @@ from typing import Any
 
 from localq.errors import StoreError
 from localq.recipes import Recipe, parse_recipe
+from localq.regular_files import is_there, read_regular
 from localq.store.layout import MANIFEST_NAME
 from localq.tables import format_bytes
 
 _FORMAT_VERSION = 1
+_MOST_BYTES = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +149,10 @@ def read_artifact(folder: Path) -> Artifact | None:
 def read_manifest(folder: Path) -> Manifest | None:
     """Only the manifest; the files are not checked. None where there is none. Raises StoreError if it is damaged."""
     file = folder / MANIFEST_NAME
-    if not file.is_file():
+    if not is_there(file):
         return None
     try:
-        return _parse(json.loads(file.read_text(encoding="utf-8")))
+        return _parse(json.loads(read_regular(file, _MOST_BYTES)))
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise StoreError(f"{file} can't be read", f"delete the folder {folder} and convert again") from error
 

@@ -1,8 +1,7 @@
 """Messages to one prompt text, by the checkpoint's own chat template, rendered as transformers 5 does.
 
-A template is code from the network. It runs in jinja2's sandbox, which forbids changing the values it is given,
-private attributes, and `range` beyond 100,000. Time and memory are not limited: a template with nested loops
-or huge strings can still keep one core busy. Only a separate process could stop that.
+A template is code from the network. It runs in jinja2's sandbox, in a process of its own with limits of time, memory
+and length (`localq.text.template_rendering`).
 
 localq never invents a template: a base model has none.
 """
@@ -10,26 +9,23 @@ localq never invents a template: a base model has none.
 from __future__ import annotations
 
 import difflib
-import json
 import re
 from collections.abc import Mapping, Sequence
-from datetime import datetime
-from functools import cache, cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from localq.errors import ChatTemplateError
+from localq.disk import reason
+from localq.errors import ChatTemplateError, shown
 from localq.json_files import read_optional_json
+from localq.regular_files import is_there, read_regular
+from localq.text.template_process import PROCESS
 from localq.text.tokenizer_config import read_special_tokens
-
-if TYPE_CHECKING:
-    import jinja2
-    import jinja2.nodes
-    import jinja2.parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 _RAW_HINT = "use --raw to send the text without a chat template"
 _MESSAGE_HINT = 'each message is {"role": "system", "user" or "assistant", "content": text}'
+_MOST_TEMPLATE_BYTES = 4 << 20
+"""Of chat_template.jinja; the largest of the public ones have 30 kB."""
+_MOST_REASON_CHARACTERS = 500
 _ROLES = ("system", "developer", "user", "assistant", "tool", "function", "ipython")
 _READS_PARTS = re.compile(r"""\.text\b|["']text["']""")
 # Names that programs use for a message's reasoning; templates read the first (gpt-oss: the second).
@@ -57,26 +53,19 @@ class ChatTemplate:
         context = {"tools": None, "documents": None, **self.special_tokens, **_plain(variables)}
         context["messages"] = _checked_messages(messages)
         context["add_generation_prompt"] = add_generation_prompt
-        template = self._compiled
-        try:
-            return template.render(context)
-        except _TemplateRefusal as error:
+        kind, text = PROCESS.render(self.source, context)
+        if kind == "text":
+            return text
+        if kind == "refused":
             hint = f"change the messages (roles and their order), or {_RAW_HINT}"
-            raise ChatTemplateError(f"the chat template refuses these messages: {error}", hint) from error
-        except Exception as error:  # the template may fail in any way
-            message = f"the chat template failed: {type(error).__name__}: {error}"
-            raise ChatTemplateError(message, f"the checkpoint's template is wrong; {_RAW_HINT}") from error
+            raise ChatTemplateError(f"the chat template refuses these messages: {_quoted(text)}", hint)
+        what = "failed" if kind == "failed" else "is not valid Jinja"
+        hint = f"the checkpoint's template is wrong; {_RAW_HINT}"
+        raise ChatTemplateError(f"the chat template {what}: {_quoted(text)}", hint)
 
-    @cached_property
-    def _compiled(self) -> jinja2.Template:
-        import jinja2
 
-        try:
-            return _environment().from_string(self.source)
-        except jinja2.TemplateError as error:
-            line = getattr(error, "lineno", None)
-            message = f"the chat template is not valid Jinja: {error}" + (f" (line {line})" if line else "")
-            raise ChatTemplateError(message, f"the checkpoint's template is wrong; {_RAW_HINT}") from error
+def _quoted(text: str) -> str:
+    return shown(text, _MOST_REASON_CHARACTERS)
 
 
 def load_chat_template(folder: Path) -> ChatTemplate | None:
@@ -119,11 +108,10 @@ def missing_chat_template(model_name: str) -> ChatTemplateError:
 
 def _template_source(folder: Path) -> str | None:
     try:
-        return (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    except FileNotFoundError:
-        pass
+        if is_there(folder / "chat_template.jinja"):
+            return read_regular(folder / "chat_template.jinja", _MOST_TEMPLATE_BYTES).decode()
     except (OSError, ValueError) as error:
-        message = f"{folder / 'chat_template.jinja'} can't be read: {error}"
+        message = f"{folder / 'chat_template.jinja'} can't be read: {reason(error)}"
         raise ChatTemplateError(message, "download the file again") from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         entry = read_optional_json(folder / name).get("chat_template")
@@ -185,102 +173,3 @@ def _plain(value: Any) -> Any:
         f"a chat template can't use a {type(value).__name__}: {value!r}",
         "give text, numbers, lists and objects",
     )
-
-
-class _TemplateRefusal(Exception):
-    """Raised by the template itself, through `raise_exception`."""
-
-
-def _raise_exception(message: str) -> None:
-    raise _TemplateRefusal(message)
-
-
-def _strftime_now(form: str) -> str:
-    return datetime.now().strftime(form)
-
-
-def _to_json(
-    x: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    # Jinja's own filter escapes <, > and & for HTML. Templates use these names of parameters.
-    return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-class _TemplateDict:
-    """`dict` for templates: makes dictionaries, but does not give access to the class."""
-
-    def __call__(self, *args: Any, **kwargs: Any) -> dict[Any, Any]:
-        return dict(*args, **kwargs)
-
-    def fromkeys(self, *args: Any) -> dict[Any, Any]:
-        return dict.fromkeys(*args)
-
-
-@cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    """Settings, filters and globals as in transformers (utils/chat_template_utils.py)."""
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_generation_block(), loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals |= {
-        "raise_exception": _raise_exception,
-        "strftime_now": _strftime_now,
-        "dict": _TemplateDict(),
-        "namespace": _template_namespace(),
-    }
-    return environment
-
-
-def _generation_block() -> type[jinja2.ext.Extension]:
-    import jinja2.ext
-
-    class GenerationBlock(jinja2.ext.Extension):
-        """`{% generation %}` marks the assistant's text, for training. It is rendered as its content."""
-
-        tags = {"generation"}
-
-        def parse(self, parser: jinja2.parser.Parser) -> jinja2.nodes.Node:
-            line = next(parser.stream).lineno
-            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            # A call block: variables that are set inside exist only inside, as in transformers.
-            return jinja2.nodes.CallBlock(self.call_method("_content"), [], [], body).set_lineno(line)
-
-        def _content(self, caller: Any) -> Any:
-            return caller()
-
-    return GenerationBlock
-
-
-def _template_namespace() -> type[jinja2.utils.Namespace]:
-    import jinja2
-
-    class TemplateNamespace(jinja2.utils.Namespace):
-        """Jinja's `namespace` without private names: with those it could imitate a Python protocol."""
-
-        def __init__(*args: Any, **kwargs: Any) -> None:  # without `self`: `namespace(self=...)` is allowed
-            namespace, *rest = args
-            attributes = dict(*rest, **kwargs)
-            for name in attributes:
-                _refuse_private(name)
-            jinja2.utils.Namespace.__init__(namespace, attributes)
-
-        def __setitem__(self, name: str, value: Any) -> None:
-            _refuse_private(name)
-            super().__setitem__(name, value)
-
-    return TemplateNamespace
-
-
-def _refuse_private(name: object) -> None:
-    from jinja2.exceptions import SecurityError
-
-    if isinstance(name, str) and name.startswith("_"):
-        raise SecurityError(f"a namespace can't hold {name!r}")

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import ChatTemplateError, CheckpointError, EngineError, ModelNotFoundError
+from localq.gguf_file import require_openable
 from localq.llama_log import captured_llama_log
 from localq.text.tokenizer import decode_tokens, utf8_bytes
 
@@ -151,11 +152,13 @@ class GgufTokenizer:
 def load_gguf_tokenizer(path: Path) -> GgufTokenizer:
     """Open the vocabulary of a GGUF file.
 
-    Raises ModelNotFoundError when there is no such file, EngineError when llama.cpp can't read it, CheckpointError for
-    a file without a vocabulary, on which llama.cpp's tokenizer would end the process.
+    Raises ModelNotFoundError when there is no such file, ModelFileError for one on which llama.cpp would end the
+    process, EngineError when llama.cpp can't read it, CheckpointError for a file without a vocabulary, on which
+    llama.cpp's tokenizer would end the process.
     """
     import llama_cpp
 
+    require_openable(path)
     if not path.is_file():
         raise ModelNotFoundError(f"no file {path}", "check the path; `localq ls` lists the models made so far")
     with captured_llama_log() as log:

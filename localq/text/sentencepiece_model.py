@@ -13,6 +13,8 @@ from enum import IntEnum
 from pathlib import Path
 
 from localq.errors import CheckpointError
+from localq.json_files import MOST_TOKENIZER_BYTES
+from localq.regular_files import read_regular
 
 WORD_MARK = "▁"
 """What SentencePiece writes for a space."""
@@ -62,7 +64,7 @@ def read_sentencepiece_model(file: Path) -> SentencePieceModel:
     Llama's and Phi-3's do, which write spaces as word marks and nothing else.
     """
     try:
-        model, faults = _parsed(file.read_bytes())
+        model, faults = _parsed(read_regular(file, MOST_TOKENIZER_BYTES))
     except (ValueError, IndexError, TypeError, struct.error, OSError) as error:
         raise CheckpointError(f"{file} can't be read as a SentencePiece model", "download the file again") from error
     if faults:

@@ -13,7 +13,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from localq.disk import reason
 from localq.errors import CheckpointError, OptionError
+from localq.json_files import MOST_TOKENIZER_BYTES
+from localq.regular_files import is_there, read_regular
 from localq.text.token_bytes import token_decoder
 from localq.text.tokenizer_config import read_special_tokens
 from localq.text.tokenizer_json import read_tokenizer_json
@@ -154,10 +157,13 @@ def load_tokenizer(folder: Path) -> HuggingFaceTokenizer:
     path = folder / "tokenizer.json"
     try:
         # A tokenizer.json made from other files is not written into the folder, which is someone else's.
-        data = path.read_bytes() if path.is_file() else json.dumps(read_tokenizer_json(folder)).encode()
+        if is_there(path):
+            data = read_regular(path, MOST_TOKENIZER_BYTES)
+        else:
+            data = json.dumps(read_tokenizer_json(folder)).encode()
         backend = tokenizers.Tokenizer.from_buffer(data)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {error}", "download the file again") from error
+        raise CheckpointError(f"{path} can't be read: {reason(error)}", "download the file again") from error
     special_tokens = read_special_tokens(folder)
     for name in ("bos_token", "eos_token"):
         token = special_tokens.get(name)

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import CheckpointError, LocalqError
-from localq.json_files import read_json, read_optional_json
+from localq.json_files import MOST_TOKENIZER_BYTES, read_json, read_optional_json
+from localq.regular_files import is_there, read_regular
 from localq.text.sentencepiece_model import WORD_MARK, TokenType, read_sentencepiece_model
 from localq.text.token_bytes import byte_alphabet
 from localq.text.tokenizer_config import read_special_tokens, special_token_names
@@ -63,7 +64,7 @@ def read_tokenizer_json(folder: Path) -> Mapping[str, Any]:
     `tokenizer.model`, else from `cl100k_base.tiktoken`, with the tokens of tokenizer_config.json and added_tokens.json.
     Raises CheckpointError when there is none of them, or when one is damaged or of an unknown kind.
     """
-    if (folder / "tokenizer.json").is_file():
+    if is_there(folder / "tokenizer.json"):
         return read_json(folder / "tokenizer.json")
     with malformed_tokenizers_named(folder):
         config = read_optional_json(folder / "tokenizer_config.json")
@@ -88,11 +89,11 @@ def malformed_tokenizers_named(folder: Path) -> Iterator[None]:
 
 
 def _parts(folder: Path, config: Mapping[str, Any]) -> TokenizerParts:
-    if all((folder / name).is_file() for name in GPT2_FILES):
+    if all(is_there(folder / name) for name in GPT2_FILES):
         return gpt2_parts(folder, config)
-    if (folder / SENTENCEPIECE_FILE).is_file():
+    if is_there(folder / SENTENCEPIECE_FILE):
         return sentencepiece_parts(folder / SENTENCEPIECE_FILE, config)
-    if (folder / TIKTOKEN_FILE).is_file():
+    if is_there(folder / TIKTOKEN_FILE):
         return tiktoken_parts(folder / TIKTOKEN_FILE)
     raise CheckpointError(
         f"{folder} has no tokenizer.json",
@@ -253,7 +254,7 @@ def gpt2_parts(folder: Path, config: Mapping[str, Any]) -> TokenizerParts:
     """From `vocab.json` and `merges.txt`, which has a pair of pieces per line."""
     vocabulary_file, merges_file = (folder / name for name in GPT2_FILES)
     pieces = {int(token_id): text for text, token_id in read_json(vocabulary_file).items()}
-    lines = merges_file.read_text(encoding="utf-8").split("\n")
+    lines = read_regular(merges_file, MOST_TOKENIZER_BYTES).decode().split("\n")
     pairs = [line.rstrip("\r").split(" ") for line in lines if line.strip() and not line.startswith("#version")]
     merges = [(left, right) for left, right in pairs]
     return TokenizerParts(pieces, merges, sections=_byte_level(config.get("add_prefix_space") is True, rule=None))
@@ -265,7 +266,7 @@ def tiktoken_parts(file: Path) -> TokenizerParts:
     Raises CheckpointError for any other list of ranks: its special tokens are not known.
     """
     characters = {byte: character for character, byte in byte_alphabet().items()}
-    lines = (line.split() for line in file.read_bytes().splitlines() if line)
+    lines = (line.split() for line in read_regular(file, MOST_TOKENIZER_BYTES).splitlines() if line)
     bytes_of_rank = {int(rank): base64.b64decode(piece, validate=True) for piece, rank in lines}
     ranks = {"".join(map(characters.__getitem__, data)): rank for rank, data in bytes_of_rank.items()}
     pieces = {rank: piece for piece, rank in ranks.items()}

@@ -228,7 +228,7 @@ def test_a_torchscript_program_and_another_zip_file_are_refused(tmp_path: Path) 
 
 def test_a_missing_file_and_a_folder_are_errors(tmp_path: Path) -> None:
     assert "No such file" in failure(tmp_path / "none.bin").message
-    assert "directory" in failure(tmp_path).message
+    assert "it is a folder" in failure(tmp_path).message
 
 
 def test_a_pickle_with_other_bytes_than_its_checksum_says_is_refused(tmp_path: Path) -> None:
