@@ -1,4 +1,4 @@
-"""Files that are written: errors of the disk in localq's words, and files and folders that appear whole or not at all."""
+"""What is written: errors of the disk in localq's words; files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 

@@ -68,6 +68,10 @@ class GgufHeader:
     """The smallest size that the complete file can have."""
     vocabulary_size: int = 0
     """Tokens of the vocabulary; 0 where the file has none."""
+    parameters: int = 0
+    """Numbers in all tensors."""
+    types: frozenset[str] = frozenset()
+    """Of the tensors, as ggml names them: `f32`, `q4_K`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -113,7 +117,7 @@ def read_model_header(path: Path) -> GgufHeader:
     tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
     if not tensor_bytes:
         raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
-    return replace(header, tensor_bytes=tensor_bytes)
+    return replace(header, tensor_bytes=tensor_bytes, parameters=sum(part.parameters for part in parts))
 
 
 def model_name(path: Path) -> str:
@@ -150,13 +154,20 @@ def read_header(path: Path) -> GgufHeader:
         sizes = [library.gguf_get_tensor_size(context, tensor) for tensor in tensors]
         ends = [library.gguf_get_tensor_offset(context, tensor) + sizes[tensor] for tensor in tensors]
         file_bytes = library.gguf_get_data_offset(context) + max(ends, default=0)
+        kinds = [library.gguf_get_tensor_type(context, tensor) for tensor in tensors]
+        parameters = sum(
+            nbytes // library.ggml_type_size(kind) * library.ggml_blck_size(kind)
+            for nbytes, kind in zip(sizes, kinds, strict=True)
+        )
+        types = frozenset(library.ggml_type_name(kind).decode() for kind in kinds)
         tokens = library.gguf_find_key(context, _TOKENS)
         vocabulary_size = library.gguf_get_arr_n(context, tokens) if tokens >= 0 else 0
     finally:
         library.gguf_free(context)
     metadata = {key: value for key, value in values.items() if value is not None}
     tensor_bytes = dict(zip(names, sizes, strict=True))
-    return GgufHeader(path, metadata, tensor_bytes, file_bytes if sizes else 0, vocabulary_size)
+    file_bytes = file_bytes if sizes else 0
+    return GgufHeader(path, metadata, tensor_bytes, file_bytes, vocabulary_size, parameters, types)
 
 
 def _require_model(header: GgufHeader) -> None:
@@ -233,6 +244,7 @@ def _library() -> Any:
         "gguf_get_arr_data": pointer,
         "gguf_get_val_str": ctypes.c_char_p,
         "gguf_get_tensor_name": ctypes.c_char_p,
+        "gguf_get_tensor_type": ctypes.c_int,
         "gguf_get_tensor_size": ctypes.c_size_t,
         "gguf_get_tensor_offset": ctypes.c_size_t,
         **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
@@ -242,6 +254,9 @@ def _library() -> Any:
     for name, result in {"n_kv": index, "n_tensors": index, "data_offset": ctypes.c_size_t}.items():
         getter = getattr(libggml, f"gguf_get_{name}")
         getter.restype, getter.argtypes = result, [pointer]
+    libggml.ggml_type_size.restype, libggml.ggml_type_size.argtypes = ctypes.c_size_t, [ctypes.c_int]
+    libggml.ggml_type_name.restype, libggml.ggml_type_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+    libggml.ggml_blck_size.restype, libggml.ggml_blck_size.argtypes = index, [ctypes.c_int]
     libggml.gguf_find_key.restype, libggml.gguf_find_key.argtypes = index, [pointer, ctypes.c_char_p]
     libggml.gguf_free.restype, libggml.gguf_free.argtypes = None, [pointer]
     libggml.gguf_init_from_file.restype = pointer

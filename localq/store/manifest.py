@@ -82,9 +82,10 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
     def to_json(self) -> str:
-        head = {"format_version": _FORMAT_VERSION, "checksum": _NO_CHECKSUM.decode()}
+        empty = _NO_CHECKSUM.decode()
+        head = {"format_version": _FORMAT_VERSION, "checksum": empty}
         text = json.dumps({**head, **asdict(self)}, indent=2) + "\n"
-        return text.replace(head["checksum"], _checksum(text.encode()), 1)
+        return text.replace(empty, _checksum(text.encode()), 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +103,11 @@ class Artifact:
     def path(self) -> Path:
         """What a runtime opens: the `.gguf` file, or the MLX folder."""
         return self.folder / self.manifest.main_file if self.manifest.main_file else self.folder
+
+    @property
+    def is_imported_file(self) -> bool:
+        """Whether it is a `.gguf` file of another program, alone: its vocabulary is in the file."""
+        return self.manifest.imported and bool(self.manifest.main_file)
 
     @property
     def last_used(self) -> datetime:

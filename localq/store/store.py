@@ -27,7 +27,6 @@ from localq.store.leftovers import (
     leftover_path,
     leftovers_in,
     remove_if_empty,
-    tree_bytes,
 )
 from localq.store.locks import Lock, free_lock, held_lock
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
@@ -114,15 +113,12 @@ class Store:
             remove_if_empty(model)
         return True
 
-    def remove_extras(self, reference: ModelReference) -> int:
-        """Delete what is kept of a model besides artifacts, its calibration; returns the bytes."""
-        model = self._model_folder(reference)
-        nbytes = tree_bytes(model / CALIBRATION)
+    def remove_calibration(self, model: Path) -> None:
+        """Delete what calibration measured, in a model's folder."""
         with disk_errors(self.folder):
-            if nbytes:
+            if (model / CALIBRATION).is_dir():
                 delete_tree(model / CALIBRATION)
                 remove_if_empty(model)
-        return nbytes
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise StoreError unless the disk has room for `needed_bytes` more; creates the models folder."""
