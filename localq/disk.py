@@ -141,7 +141,7 @@ def put_in_place(folder: Path, target: Path, spare: Path) -> None:
 
 
 def _exchange_or_rename(folder: Path, target: Path, spare: Path) -> None:
-    for _ in range(_MOST_TRIES):
+    for tries_left in reversed(range(_MOST_TRIES)):
         try:
             if not os.path.lexists(target):
                 folder.rename(target)
@@ -150,9 +150,8 @@ def _exchange_or_rename(folder: Path, target: Path, spare: Path) -> None:
             return
         except OSError as error:
             came_or_went = error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
-            if not came_or_went or not os.path.lexists(folder):
+            if not (came_or_went and tries_left and os.path.lexists(folder)):
                 raise
-    raise OSError(errno.EBUSY, f"other processes keep replacing {target}")
 
 
 def _rename_in_two_steps(folder: Path, target: Path, spare: Path) -> None:

@@ -89,16 +89,18 @@ class _Line:
 
 
 def _of_leftover(leftover: Leftover) -> _Line:
-    record = {"path": str(leftover.path), "bytes": leftover.bytes, "put_back": leftover.is_artifact}
+    record: dict[str, Any] = {"path": str(leftover.path), "bytes": leftover.bytes}
     what = f"{leftover.path}, {format_bytes(leftover.bytes)}"
     if leftover.is_artifact:
-        return _Line(record, f"{what}: a whole artifact whose place was empty", "put back", "put back")
+        return _Line(
+            {**record, "put_back": True}, f"{what}: a whole artifact whose place was empty", "put back", "put back"
+        )
     return _Line(record, what)
 
 
 def _of_artifact(artifact: Artifact) -> _Line:
     manifest, used = artifact.manifest, artifact.last_used.isoformat(timespec="seconds")
-    record = {"path": str(artifact.folder), "bytes": manifest.bytes, "put_back": False}
+    record = {"path": str(artifact.folder), "bytes": manifest.bytes}
     named = {"model": manifest.model, "recipe": manifest.recipe, "last_used": used}
     return _Line({**record, **named}, f"{artifact.name}, {format_bytes(manifest.bytes)}, last used {used[:10]}")
 

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from localq.disk import delete_tree, put_in_place, sync_folder
+from localq.disk import delete_tree, put_in_place, reason, sync_folder
 from localq.errors import StoreError
 from localq.store.locks import Lock
 from localq.store.manifest import read_artifact
@@ -98,11 +98,13 @@ def tree_bytes(folder: Path) -> int:
 
 
 def children(folder: Path) -> list[Path]:
-    """What is in a folder, sorted; nothing where there is no such folder."""
+    """What is in a folder, sorted; nothing where there is no such folder. Raises StoreError if it can't be read."""
     try:
         return sorted(folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        raise StoreError(f"can't read {folder}: {reason(error)}", "check its permissions, and the disk") from error
 
 
 def remove_if_empty(folder: Path) -> None:

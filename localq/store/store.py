@@ -7,7 +7,6 @@ renamed. A lock file lets only one process write an artifact at a time; readers 
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -92,7 +91,7 @@ class Store:
         named = self._form_at(reference)
         folders = form_folders(self._model_folder(reference)) if named is None else [named]
         wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
-        own = [folder for folder in wanted if folder == named or problem_of(folder) or _is_form_of(folder, reference)]
+        own = [folder for folder in wanted if folder == named or _may_be_of(folder, reference)]
         if not own:
             raise self._nothing_there(reference)
         return own
@@ -282,9 +281,13 @@ def _manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _is_form_of(folder: Path, reference: ModelReference) -> bool:
-    manifest = _manifest(folder)
-    return manifest is not None and _is_of(manifest, reference)
+def _may_be_of(folder: Path, reference: ModelReference) -> bool:
+    """Whether a folder is an artifact of this model, or a damaged one, which does not say whose it is."""
+    try:
+        artifact = read_form(folder)
+    except StoreError:
+        return True
+    return has_lost_manifest(folder) if artifact is None else _is_of(artifact.manifest, reference)
 
 
 def _is_of(manifest: Manifest, reference: ModelReference) -> bool:
@@ -300,9 +303,12 @@ def shown_name(artifact_folder: Path) -> str:
 
 def _make_staging(staging: Path) -> None:
     """Make the folder and its model's folder, which another process may delete while it is empty."""
-    for _ in range(_MOST_TRIES):
-        make_folder(staging.parent)
-        with contextlib.suppress(FileNotFoundError):
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            make_folder(staging.parent)
             staging.mkdir()
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+        else:
             return
-    raise OSError(errno.EBUSY, f"other processes keep deleting {staging.parent}")
