@@ -27,6 +27,8 @@ _MOST_LAYERS = 4096  # arrays have a number per layer; longer ones are the vocab
 
 _TOKENS = b"tokenizer.ggml.tokens"
 
+_ROTATION = "rope_"
+
 _STRING, _ARRAY = 8, 9
 _NUMBERS: dict[int, tuple[str, Any]] = {  # enum gguf_type: suffix of the function, type of the value
     0: ("u8", ctypes.c_uint8),
@@ -69,7 +71,7 @@ class GgufHeader:
     vocabulary_size: int = 0
     """Tokens of the vocabulary; 0 where the file has none."""
     parameters: int = 0
-    """Numbers in all tensors."""
+    """Numbers in all tensors but the factors of rotation, which llama.cpp's converter adds to those of the model."""
     types: frozenset[str] = frozenset()
     """Of the tensors, as ggml names them: `f32`, `q4_K`."""
 
@@ -157,7 +159,8 @@ def read_header(path: Path) -> GgufHeader:
         kinds = [library.gguf_get_tensor_type(context, tensor) for tensor in tensors]
         parameters = sum(
             nbytes // library.ggml_type_size(kind) * library.ggml_blck_size(kind)
-            for nbytes, kind in zip(sizes, kinds, strict=True)
+            for name, nbytes, kind in zip(names, sizes, kinds, strict=True)
+            if not name.startswith(_ROTATION)
         )
         types = frozenset(library.ggml_type_name(kind).decode() for kind in kinds)
         tokens = library.gguf_find_key(context, _TOKENS)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from localq.model import open_form, open_gguf_file
+from localq.options import LoadOptions
 from localq.reference import parse_reference
 from localq.store.foreign import examine
 from localq.store.importing import Imported, import_artifact
@@ -30,4 +32,11 @@ def import_form(
 
 
 def _check(artifact: Artifact) -> None:
-    del artifact
+    """Open it as every file of another program is opened, with all the checks of that."""
+    is_file = bool(artifact.manifest.main_file)
+    options = LoadOptions(context_length=_CONTEXT_TOKENS)
+    with open_gguf_file(artifact.path, options) if is_file else open_form(artifact.folder, options):
+        pass
+
+
+_CONTEXT_TOKENS = 64

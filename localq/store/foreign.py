@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,9 +54,10 @@ def examine(reference: ModelReference, as_recipe: str | None = None) -> ForeignA
         raise ModelReferenceError(
             f"{reference} is not a file or folder on this machine", "give a .gguf file or an MLX folder"
         )
+    form = "gguf" if reference.kind == "gguf" or any(path.glob("*.gguf")) else "mlx"
+    if recipe is not None and recipe.format != form:
+        raise OptionError(f"{path} can't be {recipe.name}", f"leave out --as, or give a {form} format")
     found = _examine_file(path, recipe) if reference.kind == "gguf" else _examine_folder(path, recipe)
-    if recipe is not None and recipe.format != found.recipe.format:
-        raise OptionError(f"{path} is not {recipe.format}", f"leave out --as, or give a {found.recipe.format} format")
     special = next((file for file in found.files if not file.is_file()), None)
     if special is not None:
         raise CheckpointError(f"{special} is missing, or not a file")
@@ -96,7 +97,8 @@ def _examine_folder(folder: Path, recipe: Recipe | None) -> ForeignArtifact:
     weights = sorted(folder.glob("model*.safetensors"))
     if not weights or not ("quantization" in config or is_written_by_mlx(weights[0])):
         raise CheckpointError(
-            f"{folder} is not an MLX folder", f"a checkpoint is converted: localq convert {json.dumps(str(folder))}"
+            f"{folder} is not an MLX folder",
+            f"give a .gguf file itself; a checkpoint is converted: localq convert {shlex.quote(str(folder))}",
         )
     tensors = [tensor for file in weights for tensor in read_header(file)]
     files = tuple(

@@ -73,8 +73,10 @@ def abandoned(paths: list[Path], lock: Lock) -> list[Leftover]:
         is_own = lock.works and match["machine"] in (None, _machine())
         if is_own or time.time() - _newest(path) > _ABANDONED_SECONDS:
             place = path.with_name(match["recipe"])
-            is_artifact = match["kind"] in ("partial", "replaced") and not os.path.lexists(place) and _is_whole(path)
-            found.append(Leftover(path, match["recipe"], tree_bytes(path), is_artifact))
+            may_go_back = match["kind"] in ("partial", "replaced") and not os.path.lexists(place)
+            is_artifact = _is_whole(path) if may_go_back else False
+            if is_artifact is not None:
+                found.append(Leftover(path, match["recipe"], tree_bytes(path), is_artifact))
     return sorted(found, key=lambda leftover: (not leftover.is_artifact, leftover.path))
 
 
@@ -114,11 +116,12 @@ def remove_if_empty(folder: Path) -> None:
         sync_folder(folder.parent)
 
 
-def _is_whole(folder: Path) -> bool:
+def _is_whole(folder: Path) -> bool | None:
+    """None where that can't be known now, because something can't be read."""
     try:
         return read_artifact(folder) is not None
-    except StoreError:
-        return False
+    except StoreError as error:
+        return None if isinstance(error.__cause__, OSError) else False
 
 
 def _newest(path: Path) -> float:

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from localq.disk import reason
 from localq.errors import StoreError
 from localq.recipes import Recipe, parse_recipe
 from localq.store.layout import MANIFEST_NAME
@@ -159,10 +160,13 @@ def again_hint(manifest: Manifest) -> str:
 
 
 def _has_its_size(folder: Path, record: FileRecord) -> bool:
+    file = folder / record.name
     try:
-        found = (folder / record.name).stat()
-    except OSError:
+        found = file.stat()
+    except (FileNotFoundError, NotADirectoryError):
         return False
+    except OSError as error:
+        raise StoreError(f"{file} can't be read: {reason(error)}", "check its permissions, and the disk") from error
     return stat.S_ISREG(found.st_mode) and found.st_size == record.bytes
 
 

@@ -106,9 +106,10 @@ class FileSystem:
 
     def cut_power(self, calls: list[Call], draw: random.Random) -> None:
         """Do the calls, then lose what was not synced, as `draw` decides."""
-        start = {node: dict(names) for node, names in self._folders.items()}, {
-            node: bytes(data) for node, data in self._files.items()
-        }
+        start = (
+            {node: dict(names) for node, names in self._folders.items()},
+            {node: bytes(data) for node, data in self._files.items()},
+        )
         changes: list[list[_Entry] | tuple[int, Call]] = []
         synced: set[int] = set()
         for call in calls:

@@ -1,4 +1,4 @@
-"""Run a function in a child process in which chosen system calls fail, kill, or are recorded; see faults.c. Linux only."""
+"""Run a function in a process in which chosen system calls fail, kill, or are recorded; see faults.c. Linux only."""
 
 from __future__ import annotations
 

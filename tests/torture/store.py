@@ -170,7 +170,10 @@ def torture_faults(shop: Workshop, cases: int, draw: random.Random) -> int:
         with _models(shop, operation) as models:
             ended = faults.run(partial(operation.act, models), models, at, number)
             wrong = [] if ended.status in (0, 1) else [f"ended with {ended.status}: {ended.said}"]
-            tally.add(f"{operation.name}, call {at}, {errno.errorcode[number]}", wrong + checked(operation, models, ended.status))
+            tally.add(
+                f"{operation.name}, call {at}, {errno.errorcode[number]}",
+                wrong + checked(operation, models, ended.status),
+            )
     return tally.end(f"of {in_all:,} calls and errors")
 
 
@@ -230,7 +233,9 @@ def torture_races(shop: Workshop, cases: int, draw: random.Random) -> int:
             for ended in ends
             if ended.status != 0 and not (ended.status == 1 and any(text in ended.said for text in allowed))
         ]
-        wrong += list(faulty(models)) + [f"{path} is left" for path in models.glob("*/.*") if path.parent.name != ".locks"]
+        wrong += list(faulty(models)) + [
+            f"{path} is left" for path in models.glob("*/.*") if path.parent.name != ".locks"
+        ]
         tally.add(f"round {number}", wrong)
     return tally.end(f"{16 * cases:,} commands")
 
