@@ -61,6 +61,13 @@ def test_a_gguf_file_is_taken_in_under_its_name_and_opened_by_it(
         assert str(model.generate(QUESTION, max_tokens=9)) == str(same.generate(QUESTION, max_tokens=9))
 
 
+def test_another_format_of_an_imported_model_is_not_made(store: Store, toys: dict[str, Artifact]) -> None:
+    import_form(toys["gguf-q8_0"].path, name="mine", models_dir=store.folder)
+    with pytest.raises(LocalqError, match="local/mine was imported") as caught:
+        localq.load("local/mine:gguf-q4_0", models_dir=store.folder)
+    assert caught.value.hint == "what is here: local/mine:gguf-q8_0"
+
+
 @pytest.mark.parametrize("name", ["mine", "org/mine", "org/mine@v1"])
 def test_a_folder_that_mlx_lm_wrote_is_taken_in_under_a_given_name(store: Store, tmp_path: Path, name: str) -> None:
     folder = write_mlx(tmp_path / "qwen", "qwen2", 8)
