@@ -175,7 +175,7 @@ def exchange(first: Path, second: Path) -> bool:
     else:
         return False
     number = ctypes.get_errno()
-    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP):
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
         raise OSError(number, os.strerror(number), str(first), None, str(second))
     return not failed
 

@@ -2,7 +2,7 @@
 
     python -m tests.torture.store faults kills crashes races corruptions [--cases N] [--seed N]
 
-Each part prints one line for its table in README.md, and every case that fails with how to repeat it.
+Each part prints one line for the table in README.md, and every case that fails. Ctrl-C ends a part early.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import os
 import random
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -139,7 +140,10 @@ def checked(operation: Operation, models: Path, status: int) -> list[str]:
 class Tally:
     """Counts cases and prints those that fail."""
 
+    newest: Tally
+
     def __init__(self, part: str) -> None:
+        Tally.newest = self
         self.part, self.cases, self.failed, self._started = part, 0, 0, time.perf_counter()
 
     def add(self, case: str, wrong: list[str]) -> None:
@@ -345,13 +349,18 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if not faults.is_loaded():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is for the process that is started now
         return faults.run_again_with_faults("tests.torture.store")
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     failed = 0
     with tempfile.TemporaryDirectory(prefix="localq-torture-") as folder:
         shop = Workshop(Path(folder).resolve())
         for part in given.parts:
             torture, usual = PARTS[part]
-            failed += torture(shop, given.cases or usual, random.Random(given.seed))
+            try:
+                failed += torture(shop, given.cases or usual, random.Random(given.seed))
+            except KeyboardInterrupt:  # enough of it
+                failed += Tally.newest.end("stopped early")
     return 1 if failed else 0
 
 
