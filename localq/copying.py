@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -18,16 +19,20 @@ are seen under both names."""
 _FICLONE = 0x40049409  # linux/fs.h
 
 
-def copy_file(source: Path, target: Path, *, may_link: bool = False) -> How:
+def copy_file(
+    source: Path, target: Path, *, may_link: bool = False, before_copy: Callable[[], None] = lambda: None
+) -> How:
     """Make `target`, synced: a reflink, else, with `may_link`, a hard link, else a copy. Raises OSError.
 
-    `source` is read through links; after an error there may be a part of `target`.
+    `source` is read through links. `before_copy` is called where room is needed. After an error there may be a part of
+    `target`.
     """
     source = source.resolve()
     how: How = "reflink"
     if not _reflink(source, target):
         how = "hard link" if may_link and _link(source, target) else "copy"
     if how == "copy":
+        before_copy()
         shutil.copyfile(source, target)
     descriptor = os.open(target, os.O_RDONLY)
     try:

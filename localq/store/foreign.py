@@ -17,10 +17,12 @@ from localq.json_files import read_optional_json
 from localq.recipes import RECIPES, GgufRecipe, MlxQuantization, MlxRecipe, Recipe, parse_recipe
 from localq.reference import ModelReference
 from localq.store.layout import MANIFEST_NAME
+from localq.store.leftovers import children
 from localq.store.manifest import Manifest, read_artifact
 
 _MLX_SUFFIXES = (".json", ".safetensors", ".model", ".jinja", ".txt", ".tiktoken")
 """Of the files that mlx_lm reads from a folder."""
+_SUFFIXES = (*_MLX_SUFFIXES, ".gguf")
 
 _WORD_BITS = 32
 """`mx.quantize` packs weights into words of uint32."""
@@ -57,10 +59,11 @@ def examine(reference: ModelReference, as_recipe: str | None = None) -> ForeignA
     form = "gguf" if reference.kind == "gguf" or any(path.glob("*.gguf")) else "mlx"
     if recipe is not None and recipe.format != form:
         raise OptionError(f"{path} can't be {recipe.name}", f"leave out --as, or give a {form} format")
+    parts = [path.with_name(name) for name in part_names(path.name)] if reference.kind == "gguf" else children(path)
+    special = next((file for file in parts if file.suffix in _SUFFIXES and not file.is_file()), None)
+    if special is not None:  # opening a pipe would wait for ever
+        raise CheckpointError(f"{special} is missing, or not a file", "every file of a model must be a regular file")
     found = _examine_file(path, recipe) if reference.kind == "gguf" else _examine_folder(path, recipe)
-    special = next((file for file in found.files if not file.is_file()), None)
-    if special is not None:
-        raise CheckpointError(f"{special} is missing, or not a file")
     return found
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 
 from localq.copying import How, copy_file
@@ -66,13 +67,12 @@ def _require_free_name(store: Store, found: ForeignArtifact, reference: ModelRef
 
 
 def _take(store: Store, found: ForeignArtifact, staging: Path) -> How:
-    """Every file into the staging folder, in the same way."""
+    """Every file into the staging folder; returns what took most room."""
+    sizes = [file.stat().st_size for file in found.files]
     ways: list[How] = []
-    for file in found.files:
-        if not ways or ways[-1] == "copy":
-            left_bytes = sum(other.stat().st_size for other in found.files[len(ways) :])
-            store.check_room(left_bytes)
-        ways.append(copy_file(file, staging / file.name, may_link=True))
+    for number, file in enumerate(found.files):
+        check_room = partial(store.check_room, sum(sizes[number:]))
+        ways.append(copy_file(file, staging / file.name, may_link=True, before_copy=check_room))
     return max(ways, key=("reflink", "hard link", "copy").index)
 
 

@@ -7,6 +7,7 @@ import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import gguf
 import pytest
@@ -152,6 +153,15 @@ def test_a_name_that_no_reference_can_have_is_refused(store: Store, toys: dict[s
     assert not store.folder.exists()
 
 
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors", "a.gguf"])
+def test_a_pipe_is_not_opened(store: Store, tmp_path: Path, name: str) -> None:
+    folder = write_mlx(tmp_path / "qwen", "qwen2", 8)
+    (folder / name).unlink(missing_ok=True)
+    os.mkfifo(folder / name)
+    with pytest.raises(LocalqError, match=name):
+        import_form(folder / name if name.endswith("gguf") else folder, models_dir=store.folder)
+
+
 def test_what_can_not_be_imported_is_named_and_leaves_nothing(store: Store, tmp_path: Path) -> None:
     (tmp_path / "cut.gguf").write_bytes(write_gguf(tmp_path / "whole.gguf", "llama").read_bytes()[:50_000])
     checkpoint = Path(localq.__file__).parent / "demo" / "toy-phi"
@@ -169,6 +179,19 @@ def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iter
     if request.param == "copy":
         monkeypatch.setattr(localq.copying, "_link", lambda source, target: False)
     return request.param
+
+
+def test_only_a_copy_needs_room(
+    store: Store, toys: dict[str, Artifact], tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = shutil.copyfile(toys["gguf-q8_0"].path, tmp_path / "in.gguf")
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=0))
+    if way == "copy":
+        with pytest.raises(StoreError, match="0 MB free"):
+            import_form(file, models_dir=store.folder)
+        assert not list(store.folder.glob("*/*.gguf")) and store.artifacts() == []
+    else:
+        assert import_form(file, models_dir=store.folder).how == way
 
 
 def test_an_import_says_how_and_an_export_is_never_the_same_file(
