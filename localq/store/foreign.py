@@ -63,8 +63,7 @@ def examine(reference: ModelReference, as_recipe: str | None = None) -> ForeignA
     special = next((file for file in parts if file.suffix in _SUFFIXES and not file.is_file()), None)
     if special is not None:  # opening a pipe would wait for ever
         raise CheckpointError(f"{special} is missing, or not a file", "every file of a model must be a regular file")
-    found = _examine_file(path, recipe) if reference.kind == "gguf" else _examine_folder(path, recipe)
-    return found
+    return _examine_file(path, recipe) if reference.kind == "gguf" else _examine_folder(path, recipe)
 
 
 def _examine_file(path: Path, recipe: Recipe | None) -> ForeignArtifact:
