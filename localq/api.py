@@ -16,7 +16,7 @@ from localq.tables import format_bytes, format_html_table, format_table
 if TYPE_CHECKING:
     from localq.conversion.convert import ConversionListener
 
-_COLUMNS = ["model", "made (UTC)", "size", "bits/weight"]
+_COLUMNS = ["model", "made (UTC)", "last use (UTC)", "size", "bits/weight"]
 
 
 class ArtifactList(list[Artifact]):
@@ -33,6 +33,7 @@ class ArtifactList(list[Artifact]):
             [
                 artifact.name,
                 artifact.manifest.created.removesuffix("+00:00").replace("T", " "),
+                f"{artifact.last_used:%Y-%m-%d %H:%M}",
                 format_bytes(artifact.manifest.bytes),
                 f"{artifact.manifest.bits_per_weight:.2f}",
             ]

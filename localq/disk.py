@@ -1,11 +1,13 @@
-"""Files that are written: errors of the disk in localq's words, and files that appear whole or not at all."""
+"""What is written: errors of the disk in localq's words; files and folders that appear whole or not at all."""
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import IO
@@ -13,6 +15,10 @@ from typing import IO
 from localq.errors import ConversionError, LocalqError, OptionError, StoreError
 
 ELSEWHERE_HINT = "choose another folder with --models-dir or LOCALQ_MODELS"
+
+_MOST_TRIES = 100  # where other processes rename and delete at the same time
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2  # linux/fcntl.h, linux/fs.h
+_RENAME_SWAP = 2  # macOS, sys/stdio.h
 
 
 def reason(error: Exception) -> str:
@@ -77,6 +83,101 @@ def replacing(file: Path) -> Iterator[IO[bytes]]:
         except BaseException:
             Path(beside.name).unlink(missing_ok=True)
             raise
+
+
+def sync_folder(folder: Path) -> None:
+    """Bring the names in a folder to the disk. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # some network folders can't
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and those above it, and sync their names; does nothing where it is there. Raises OSError."""
+    if not folder.is_dir():
+        make_folder(folder.parent)
+        folder.mkdir(exist_ok=True)
+        sync_folder(folder.parent)
+
+
+def delete_tree(path: Path) -> None:
+    """Delete a folder, a file or a link, after the names beside it are on the disk: a rename is kept by a power cut.
+
+    Another process may delete the same at the same time. Raises OSError.
+    """
+    sync_folder(path.parent)
+    for _ in range(_MOST_TRIES):
+        try:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+            return
+        except FileNotFoundError:  # the other process was quicker with something inside
+            continue
+
+
+def put_in_place(folder: Path, target: Path, spare: Path) -> None:
+    """Rename `folder` to `target`, beside it, and sync that; what was at `target` is at `folder` then.
+
+    Both are exchanged in one step. Where the system or the file system can't, the old one has the name `spare` for a
+    moment. After an error all is as it was. Raises OSError.
+    """
+    _exchange_or_rename(folder, target, spare)
+    try:
+        sync_folder(target.parent)
+    except OSError:
+        with suppress(OSError):
+            if os.path.lexists(folder):
+                _exchange_or_rename(folder, target, spare)
+            else:
+                target.rename(folder)
+        raise
+
+
+def _exchange_or_rename(folder: Path, target: Path, spare: Path) -> None:
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            if not os.path.lexists(target):
+                folder.rename(target)
+            elif not exchange(folder, target):
+                _rename_in_two_steps(folder, target, spare)
+            return
+        except OSError as error:
+            came_or_went = error.errno in (errno.ENOENT, errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+            if not (came_or_went and tries_left and os.path.lexists(folder)):
+                raise
+
+
+def _rename_in_two_steps(folder: Path, target: Path, spare: Path) -> None:
+    target.rename(spare)
+    try:
+        folder.rename(target)
+    except BaseException:
+        spare.rename(target)
+        raise
+    spare.rename(folder)
+
+
+def exchange(first: Path, second: Path) -> bool:
+    """Exchange two names in one step; False where the system or the file system can't. Raises OSError."""
+    library = ctypes.CDLL(None, use_errno=True)
+    names = os.fsencode(first), os.fsencode(second)
+    if hasattr(library, "renamex_np"):  # macOS
+        failed = library.renamex_np(*names, _RENAME_SWAP)
+    elif hasattr(library, "renameat2"):  # Linux
+        failed = library.renameat2(_AT_FDCWD, names[0], _AT_FDCWD, names[1], _RENAME_EXCHANGE)
+    else:
+        return False
+    number = ctypes.get_errno()
+    if failed and number not in (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP, errno.EPERM):
+        raise OSError(number, os.strerror(number), str(first), None, str(second))
+    return not failed
 
 
 def write_text(file: Path, text: str) -> None:

@@ -29,6 +29,8 @@ _MOST_LAYERS = 4096  # arrays have a number per layer; longer ones are the vocab
 
 _TOKENS, _VOCABULARY = b"tokenizer.ggml.tokens", b"tokenizer."
 
+_ROTATION = "rope_"
+
 _STRING, _ARRAY = 8, 9
 _NUMBERS: dict[int, tuple[str, Any]] = {  # enum gguf_type: suffix of the function, type of the value
     0: ("u8", ctypes.c_uint8),
@@ -85,6 +87,10 @@ class GgufHeader:
     """Of each tensor by its name."""
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """Short lists of texts by key; nothing of the vocabulary."""
+    parameters: int = 0
+    """Numbers in all tensors but the factors of rotation, which llama.cpp's converter adds to those of the model."""
+    types: frozenset[str] = frozenset()
+    """Of the tensors, as ggml names them: `f32`, `q4_K`."""
 
     @property
     def weight_bytes(self) -> int:
@@ -130,7 +136,7 @@ def read_model_header(path: Path) -> GgufHeader:
     tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
     if not tensor_bytes:
         raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
-    return replace(header, tensor_bytes=tensor_bytes)
+    return replace(header, tensor_bytes=tensor_bytes, parameters=sum(part.parameters for part in parts))
 
 
 def require_openable(path: Path) -> None:
@@ -182,6 +188,12 @@ def _read_tried(path: Path) -> GgufHeader:
         metadata = {name.decode(errors="replace"): _value(context, key) for name, key in keys.items()}
         texts = {name.decode(errors="replace"): _texts(context, name, key) for name, key in keys.items()}
         places = dict(_place(context, tensor) for tensor in range(library.gguf_get_n_tensors(context)))
+        parameters = sum(
+            place.nbytes // library.ggml_type_size(place.type_number) * library.ggml_blck_size(place.type_number)
+            for name, place in places.items()
+            if not name.startswith(_ROTATION)
+        )
+        types = frozenset(library.ggml_type_name(place.type_number).decode() for place in places.values())
         tokens = library.gguf_find_key(context, _TOKENS)
         vocabulary_size = library.gguf_get_arr_n(context, tokens) if tokens >= 0 else 0
     finally:
@@ -194,6 +206,8 @@ def _read_tried(path: Path) -> GgufHeader:
         vocabulary_size,
         places,
         {name: values for name, values in texts.items() if values is not None},
+        parameters,
+        types,
     )
 
 
@@ -288,9 +302,9 @@ def _library() -> Any:
         "gguf_get_arr_data": pointer,
         "gguf_get_val_str": ctypes.c_char_p,
         "gguf_get_tensor_name": ctypes.c_char_p,
+        "gguf_get_tensor_type": ctypes.c_int,
         "gguf_get_tensor_size": ctypes.c_size_t,
         "gguf_get_tensor_offset": ctypes.c_size_t,
-        "gguf_get_tensor_type": ctypes.c_int,
         **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
     }
     for name, result in results.items():
@@ -302,6 +316,9 @@ def _library() -> Any:
         ctypes.c_char_p,
         [pointer, index, ctypes.c_size_t],
     )
+    libggml.ggml_type_size.restype, libggml.ggml_type_size.argtypes = ctypes.c_size_t, [ctypes.c_int]
+    libggml.ggml_type_name.restype, libggml.ggml_type_name.argtypes = ctypes.c_char_p, [ctypes.c_int]
+    libggml.ggml_blck_size.restype, libggml.ggml_blck_size.argtypes = index, [ctypes.c_int]
     libggml.gguf_find_key.restype, libggml.gguf_find_key.argtypes = index, [pointer, ctypes.c_char_p]
     libggml.gguf_free.restype, libggml.gguf_free.argtypes = None, [pointer]
     libggml.gguf_init_from_file.restype = pointer

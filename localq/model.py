@@ -259,9 +259,18 @@ def is_form(folder: Path) -> bool:
     return any(is_written_by_mlx(file) for file in sorted(folder.glob("model*.safetensors"))[:1])
 
 
-def open_form(folder: Path, options: LoadOptions) -> Model:
-    """Open an artifact's folder, or an MLX folder that localq did not make. Never converts."""
+def open_form(folder: Path, options: LoadOptions, *, counts_as_use: bool = True) -> Model:
+    """Open an artifact's folder, or an MLX folder that localq did not make. Never converts.
+
+    Notes the time as that of the artifact's last use, unless told not to.
+    """
     artifact = read_artifact(folder)
+    if artifact and counts_as_use:
+        artifact.touch()
+    if artifact and artifact.is_imported_file:
+        model = open_gguf_file(artifact.path, options)
+        model.name, model.recipe_name = artifact.manifest.model, artifact.manifest.recipe
+        return model
     form = artifact.recipe.format if artifact else "mlx"
     require_backend(form)
     config = read_config(folder)

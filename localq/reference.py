@@ -95,6 +95,17 @@ def parse_reference(reference: str | os.PathLike[str]) -> ModelReference:
     return ModelReference("repo", name, revision=match["revision"], recipe=recipe)
 
 
+def named_model(name: str) -> ModelReference:
+    """The model of a name that is given to it, `org/name` or a plain word, which becomes `local/word`.
+
+    Raises ModelReferenceError.
+    """
+    match = _REPO.fullmatch(name if "/" in name else f"local/{name}")
+    if match is None or "--" in match["org"]:
+        raise ModelReferenceError(f"{name!r} can't be the name of a model", "give org/name, or a word: my-model")
+    return ModelReference("repo", f"{match['org']}/{match['name']}", revision=match["revision"])
+
+
 def _split_recipe(text: str) -> tuple[str, Recipe | ForeignForm | None]:
     head, colon, tail = text.rpartition(":")
     if not colon or _existing_path(text) is not None:

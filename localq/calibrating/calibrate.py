@@ -43,8 +43,9 @@ from localq.memory import gguf_file_memory, require_memory
 from localq.options import LoadOptions
 from localq.recipes import parse_recipe
 from localq.reference import ModelReference, parse_reference
+from localq.store.leftovers import remove_if_empty
 from localq.store.manifest import Artifact
-from localq.store.store import Store, remove_if_empty, shown_name, source_of
+from localq.store.store import Store, shown_name, source_of
 from localq.text.tokenizer import load_tokenizer
 from localq.version import library_versions
 

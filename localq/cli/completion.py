@@ -14,7 +14,7 @@ from collections.abc import Callable
 
 import typer
 
-_OF_ARTIFACTS = ("rm", "show", "verify")
+_OF_ARTIFACTS = ("rm", "show", "verify", "export")
 """Verbs that need an artifact; the others can make one."""
 
 

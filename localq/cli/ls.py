@@ -9,12 +9,12 @@ from localq.cli.output import emit, emit_json, say
 def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
     """List converted models."""
     from localq.api import ArtifactList
-    from localq.store.store import Store
+    from localq.store.store import Store, problem_of
 
     store = Store.existing(models_dir)
     artifacts = ArtifactList(store.artifacts())
     for folder in store.damaged():
-        say(f"warning: {folder} is damaged; `localq rm` deletes it, `localq convert --force` makes it again")
+        say(f"warning: {problem_of(folder)}; `localq rm` deletes it, `localq convert --force` makes it again")
     if json:
         emit_json(
             [
@@ -26,6 +26,7 @@ def ls(models_dir: ModelsDir = None, json: Json = False) -> None:
                     "bits_per_weight": artifact.manifest.bits_per_weight,
                     "revision": artifact.manifest.revision,
                     "created": artifact.manifest.created,
+                    "last_used": artifact.last_used.isoformat(timespec="seconds"),
                 }
                 for artifact in artifacts
             ]

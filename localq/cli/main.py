@@ -6,6 +6,7 @@ import difflib
 import functools
 import importlib
 import json
+import keyword
 import os
 import signal
 import sys
@@ -48,6 +49,8 @@ VERBS = {
     "rm": "Delete converted models.",
     "verify": "Compare artifacts with the hashes in their manifests.",
     "prune": "Delete half-written files of killed conversions.",
+    "import": "Take a .gguf file or an MLX folder into the models folder.",
+    "export": "Write a plain .gguf file or MLX folder for other programs.",
     "generate": "Answer one prompt; convert the model first if needed.",
     "chat": "Talk to a model; /help lists the commands.",
     "bench": "Measure speed, load time and memory.",
@@ -104,9 +107,10 @@ def load_verb(name: str) -> Any:
     """The command of a verb."""
     from localq.cli.arguments import Verb
 
-    module = importlib.import_module(f"localq.cli.{name}")
+    python_name = f"{name}_" if keyword.iskeyword(name) else name
+    module = importlib.import_module(f"localq.cli.{python_name}")
     alone = typer.Typer(add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)
-    alone.command(name, cls=getattr(module, "ChatCommand", Verb))(_shows_errors(getattr(module, name)))
+    alone.command(name, cls=getattr(module, "ChatCommand", Verb))(_shows_errors(getattr(module, python_name)))
     return typer.main.get_command(alone)
 
 

@@ -28,6 +28,7 @@ def rm(
     where nobody can answer, --yes is needed. Checkpoints are not touched.
     """
     from localq.reference import parse_reference
+    from localq.store.leftovers import tree_bytes
     from localq.store.store import Store, shown_name
 
     store = Store.existing(models_dir)
@@ -35,15 +36,16 @@ def rm(
     folders = store.require_folders(reference)
     records: list[dict[str, Any]] = []
     for folder in folders:
-        nbytes = sum(file.stat().st_size for file in folder.iterdir())
-        records.append({"model": shown_name(folder), "recipe": folder.name, "bytes": nbytes})
+        records.append({"model": shown_name(folder), "recipe": folder.name, "bytes": tree_bytes(folder)})
     if not (yes or dry_run or _names_one(reference, folders)):
         _ask(ref, records)
     if not dry_run:
-        for folder in folders:
-            store.remove(folder)
+        gone = [not store.remove(folder) for folder in folders]  # another localq was quicker
+        records = [record for record, is_gone in zip(records, gone, strict=True) if not is_gone]
     if json:
         emit_json(records)
+    elif not records:
+        say("nothing is left to delete: another localq was quicker")
     else:
         emit("\n".join(_lines("would remove" if dry_run else "removed", records)))
 

@@ -323,6 +323,9 @@ def with_its_folder(reference: ModelReference, store: Store) -> ModelReference:
     if reference.kind != "repo" or not artifacts:
         return reference
     folder = Path(artifacts[0].manifest.source)
+    if artifacts[0].manifest.imported:
+        names = ", ".join(artifact.name for artifact in artifacts)
+        raise ModelNotFoundError(f"{reference} was imported, and its checkpoint is not here", f"what is here: {names}")
     if not folder.is_dir():
         raise ModelNotFoundError(
             f"{folder}, the checkpoint folder of {reference}, does not exist any more",

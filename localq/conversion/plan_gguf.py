@@ -231,8 +231,8 @@ def _converters_place(checkpoint: Checkpoint, tensor: GgufTensor) -> tuple[str, 
     """
     if tensor.layout is None:
         return "", ""
-    file = checkpoint.tensor(tensor.layout).files[-1].name
-    return file, max(tensor.layout.sources)
+    files = checkpoint.tensor(tensor.layout).files  # none where only shapes are known
+    return files[-1].name if files else "", max(tensor.layout.sources)
 
 
 def _silent_fallbacks(recipe: GgufRecipe, tensors: tuple[GgufTensor, ...]) -> list[Fallback]:

@@ -38,7 +38,7 @@ def form_of(artifact: Artifact) -> Form:
     return Form(
         model=manifest.model,
         recipe=manifest.recipe,
-        path=artifact.folder,
+        path=artifact.path if artifact.is_imported_file else artifact.folder,
         artifact_bytes=manifest.bytes,
         bits_per_weight=manifest.bits_per_weight,
     )

@@ -113,7 +113,7 @@ def shape_forms(
             folders = {}
             for recipe in sorted((plan.recipe for plan in found.plans.values()), key=lambda recipe: recipe.name):
                 wait = partial(on_step, f"another localq measures this shape as {recipe.name}: waiting for it")
-                folders[recipe.name] = stack.enter_context(store.writing(found.reference, recipe, wait))
+                folders[recipe.name] = stack.enter_context(store.writing(found.reference, recipe, wait, "temporary"))
             on_step(f"writing {format_bytes(needed_bytes)} of random weights in the shape of {name}")
             (folder / "config.json").write_text(json.dumps(shape), encoding="utf-8")
             _write_tokenizer(folder / "tokenizer.json", checkpoint.config.vocabulary_size)

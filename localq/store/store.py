@@ -10,22 +10,29 @@ import contextlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from localq.disk import ELSEWHERE_HINT, disk_errors, replacing
+from localq.disk import ELSEWHERE_HINT, delete_tree, disk_errors, make_folder, put_in_place, replacing, sync_folder
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import Recipe, recipe_names_among
 from localq.reference import ModelReference
 from localq.store.layout import CALIBRATION_NAME, MANIFEST_NAME, MODELS_VARIABLE, model_folder_names, models_folder
+from localq.store.leftovers import (
+    Kind,
+    abandoned,
+    children,
+    clear,
+    leftover_path,
+    leftovers_in,
+    remove_if_empty,
+)
+from localq.store.locks import Lock, free_lock, held_lock
 from localq.store.manifest import Artifact, Manifest, read_artifact, read_manifest
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 _SPARE_BYTES = 32 << 20  # for tokenizer, manifest and the file system
 _LOCKS = ".locks"
+_MOST_TRIES = 100
 
 
 class Store:
@@ -49,7 +56,7 @@ class Store:
 
     def find(self, reference: ModelReference, recipe: Recipe) -> Artifact | None:
         """The artifact of a model and recipe; None where it was not made. Raises StoreError if it is damaged."""
-        artifact = read_artifact(self.place(reference, recipe))
+        artifact = read_form(self.place(reference, recipe))
         return artifact if artifact is not None and _is_of(artifact.manifest, reference) else None
 
     def forms(self, reference: ModelReference) -> list[Artifact]:
@@ -59,11 +66,11 @@ class Store:
 
     def artifacts(self) -> list[Artifact]:
         """Every artifact, sorted by model and recipe; without the damaged ones."""
-        return [artifact for model in self._models() for artifact in self._artifacts_in(model)]
+        return [artifact for model in self.models() for artifact in self._artifacts_in(model)]
 
     def damaged(self) -> list[Path]:
-        """Folders whose manifest can't be read or does not fit the files."""
-        return [folder for model in self._models() for folder in _form_folders(model) if _is_damaged(folder)]
+        """Folders with a format's name whose manifest is lost, can't be read, or does not fit the files."""
+        return [folder for model in self.models() for folder in form_folders(model) if problem_of(folder)]
 
     def require(self, reference: ModelReference) -> list[Artifact]:
         """The artifacts that a reference means: one with a recipe, all without. ModelNotFoundError where none exists.
@@ -71,7 +78,7 @@ class Store:
         The reference may also be the path of an artifact in the store, a folder or its `.gguf` file.
         """
         folder = self._form_at(reference)
-        candidates = self.forms(reference) if folder is None else [read_artifact(folder)]
+        candidates = self.forms(reference) if folder is None else [read_form(folder)]
         forms = [form for form in candidates if form is not None and reference.recipe in (None, form.recipe)]
         if not forms:
             raise self._nothing_there(reference)
@@ -83,9 +90,9 @@ class Store:
         Those of damaged artifacts are included, and without a recipe the model's calibration.
         """
         named = self._form_at(reference)
-        folders = _form_folders(self._model_folder(reference)) if named is None else [named]
+        folders = form_folders(self._model_folder(reference)) if named is None else [named]
         wanted = [folder for folder in folders if reference.recipe is None or folder.name == reference.recipe.name]
-        own = [folder for folder in wanted if folder == named or _is_damaged(folder) or _is_form_of(folder, reference)]
+        own = [folder for folder in wanted if folder == named or _may_be_of(folder, reference)]
         calibration = self._model_folder(reference) / CALIBRATION_NAME
         if named is None and reference.recipe is None and calibration.is_dir():
             own.append(calibration)
@@ -93,18 +100,26 @@ class Store:
             raise self._nothing_there(reference)
         return own
 
-    def remove(self, folder: Path) -> None:
-        """Delete the folder of an artifact, and its model's folder when that is empty then."""
-        removed = folder.with_name(f".{folder.name}.removed-{os.getpid()}")
-        with disk_errors(self.folder):
-            folder.rename(removed)  # no reader finds it from now on, even if deleting takes long
-            shutil.rmtree(removed)
-            remove_if_empty(folder.parent)
+    def remove(self, folder: Path) -> bool:
+        """Delete the folder of an artifact, and its model's folder when that is empty then; False where it is gone."""
+        model, recipe = folder.parent, folder.name
+        with disk_errors(self.folder), free_lock(self._lock_file(model, recipe)) as lock:
+            if lock is not None:  # else another process is making it again, and clears up itself
+                for leftover in abandoned(leftovers_in(model).get(recipe, []), lock):
+                    delete_tree(leftover.path)
+            removed = leftover_path(model, recipe, "removed")
+            try:
+                folder.rename(removed)  # no reader finds it from now on, even if deleting takes long
+            except FileNotFoundError:
+                return False
+            delete_tree(removed)
+            remove_if_empty(model)
+        return True
 
     def check_room(self, needed_bytes: int) -> None:
         """Raise StoreError unless the disk has room for `needed_bytes` more; creates the models folder."""
         with disk_errors(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self.folder)
         free = shutil.disk_usage(self.folder).free
         needed_bytes += _SPARE_BYTES
         if free < needed_bytes:
@@ -114,88 +129,71 @@ class Store:
             )
 
     @contextmanager
-    def writing(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> Iterator[Path]:
+    def writing(
+        self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None], kind: Kind = "partial"
+    ) -> Iterator[Path]:
         """Hold the lock of one artifact; yields an empty folder to write it in, deleted at the end unless published.
 
-        `on_wait` is called once when another process is writing the same artifact.
+        `on_wait` is called once when another process is writing the same artifact. A `kind` of "temporary" is for what
+        is never published.
         """
-        with disk_errors(self.folder):
-            lock = self._acquire(reference, recipe, on_wait)
-        try:
-            model = self._model_folder(reference)
-            staging = model / f".{recipe.name}.partial"
+        with ExitStack() as stack:
             with disk_errors(self.folder):
-                for leftover in model.glob(f".{recipe.name}.*"):  # of a killed process: we hold its lock now
-                    shutil.rmtree(leftover, ignore_errors=True)
-                staging.mkdir(parents=True)
+                model, lock = self._acquire(stack, reference, recipe, on_wait)
+                for leftover in abandoned(leftovers_in(model).get(recipe.name, []), lock):
+                    clear(leftover)
+                staging = leftover_path(model, recipe.name, kind)
+                stack.callback(remove_if_empty, model)
+                _make_staging(staging)
             try:
                 yield staging
             finally:
-                shutil.rmtree(staging, ignore_errors=True)
-                remove_if_empty(model)
-        finally:
-            lock.release()
+                if os.path.lexists(staging):  # else it was published
+                    with contextlib.suppress(OSError):
+                        delete_tree(staging)
 
-    def is_being_written(self, model: Path, recipe_name: str) -> bool:
-        """Whether a process holds the lock of an artifact in a model's folder."""
-        import filelock
+    def lock_if_free(self, model: Path, recipe_name: str) -> AbstractContextManager[Lock | None]:
+        """Hold the lock of an artifact in a model's folder; None where another process does. Raises OSError."""
+        return free_lock(self._lock_file(model, recipe_name))
 
-        lock = self._lock(model, recipe_name)
-        try:
-            lock.acquire(blocking=False)
-        except filelock.Timeout:
-            return True
-        lock.release()
-        return False
+    def _lock_file(self, model: Path, recipe_name: str) -> Path:
+        return self.folder / _LOCKS / f"{model.name}.{recipe_name}.lock"
 
-    def _lock(self, model: Path, recipe_name: str) -> BaseFileLock:
-        import filelock
-
-        locks = self.folder / _LOCKS
-        locks.mkdir(parents=True, exist_ok=True)
-        return filelock.FileLock(locks / f"{model.name}.{recipe_name}.lock")
-
-    def _acquire(self, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]) -> BaseFileLock:
-        import filelock
-
+    def _acquire(
+        self, stack: ExitStack, reference: ModelReference, recipe: Recipe, on_wait: Callable[[], None]
+    ) -> tuple[Path, Lock]:
+        make_folder(self.folder)
         while True:
             model = self._model_folder(reference)
-            lock = self._lock(model, recipe.name)
-            try:
-                lock.acquire(blocking=False)
-            except filelock.Timeout:
-                on_wait()
-                lock.acquire()
-            if self._model_folder(reference) == model:
-                return lock
-            lock.release()  # while we waited, another checkpoint of the same name got the folder
+            with ExitStack() as attempt:
+                lock = attempt.enter_context(held_lock(self._lock_file(model, recipe.name), on_wait))
+                if self._model_folder(reference) == model:
+                    stack.push(attempt.pop_all())
+                    return model, lock
+            # While we waited, another checkpoint of the same name got the folder.
 
     def place(self, reference: ModelReference, recipe: Recipe) -> Path:
         """The folder where an artifact is, or would be."""
         return self._model_folder(reference) / recipe.name
 
     def publish(self, staging: Path, manifest: Manifest) -> Artifact:
-        """Turn a finished staging folder into the artifact; replaces an earlier one. Its files are synced already."""
-        target = staging.parent / manifest.recipe
+        """Turn a finished staging folder into the artifact; an earlier one is at `staging` then, and deleted.
+
+        Its files are synced already.
+        """
+        model, target = staging.parent, staging.with_name(manifest.recipe)
         with disk_errors(self.folder):
             with replacing(staging / MANIFEST_NAME) as stream:
                 stream.write(manifest.to_json().encode())
-            _sync_folder(staging)
-            if target.exists():
-                replaced = staging.with_name(f".{manifest.recipe}.replaced")
-                target.rename(replaced)
-                staging.rename(target)
-                shutil.rmtree(replaced, ignore_errors=True)
-            else:
-                staging.rename(target)
-            _sync_folder(target.parent)
+            sync_folder(staging)
+            put_in_place(staging, target, leftover_path(model, manifest.recipe, "replaced"))
         return Artifact(target, manifest)
 
     def _model_folder(self, reference: ModelReference) -> Path:
         """The folder with artifacts of this model, else the first name without artifacts of another one."""
         candidates = [self.folder / name for name in model_folder_names(reference)]
         owners = [
-            [manifest for folder in _form_folders(model) if (manifest := _manifest(folder))] for model in candidates
+            [manifest for folder in form_folders(model) if (manifest := _manifest(folder))] for model in candidates
         ]
         for model, manifests in zip(candidates, owners, strict=True):
             if any(_is_of(manifest, reference) for manifest in manifests):
@@ -209,9 +207,9 @@ class Store:
         if reference.path is None:
             return None
         folder = reference.path.parent if reference.kind == "gguf" else reference.path
-        if folder.parent.parent != self.folder.resolve() or folder not in _form_folders(folder.parent):
+        if folder.parent.parent != self.folder.resolve() or folder not in form_folders(folder.parent):
             return None
-        if _is_damaged(folder):
+        if problem_of(folder):
             return folder
         manifest = _manifest(folder)
         is_whole = reference.kind == "folder" or (manifest and manifest.main_file == reference.path.name)
@@ -224,15 +222,15 @@ class Store:
             missing_model=str(reference.without_recipe()),
         )
 
-    def _models(self) -> list[Path]:
-        children = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(child for child in children if child.is_dir() and not child.name.startswith("."))
+    def models(self) -> list[Path]:
+        """The folder of each model."""
+        return [child for child in children(self.folder) if child.is_dir() and not child.name.startswith(".")]
 
     def _artifacts_in(self, model: Path) -> list[Artifact]:
         artifacts = []
-        for folder in _form_folders(model):
+        for folder in form_folders(model):
             with contextlib.suppress(StoreError):
-                artifacts.append(read_artifact(folder))
+                artifacts.append(read_form(folder))
         return [artifact for artifact in artifacts if artifact is not None]
 
 
@@ -241,17 +239,36 @@ def source_of(reference: ModelReference) -> str:
     return str(reference.path) if reference.kind == "folder" else reference.name
 
 
-def _form_folders(model: Path) -> list[Path]:
-    children = model.iterdir() if model.is_dir() else ()
-    return [model / name for name in recipe_names_among(child.name for child in children if child.is_dir())]
+def form_folders(model: Path) -> list[Path]:
+    """Everything in a model's folder that is named as a format, in the order of the recipes."""
+    return [model / name for name in recipe_names_among(child.name for child in children(model) if child.is_dir())]
 
 
-def _is_damaged(folder: Path) -> bool:
+def problem_of(folder: Path) -> str | None:
+    """What is wrong with a folder that has a format's name, as far as its manifest and the sizes of files tell.
+
+    None for an artifact, and for an empty folder.
+    """
     try:
-        read_artifact(folder)
-    except StoreError:
-        return True
-    return False
+        artifact = read_form(folder)
+    except StoreError as error:
+        return error.message
+    return f"{folder} has lost its {MANIFEST_NAME}" if artifact is None and has_lost_manifest(folder) else None
+
+
+def has_lost_manifest(folder: Path) -> bool:
+    """Whether a folder holds something, and no manifest."""
+    return bool(children(folder)) and not os.path.lexists(folder / MANIFEST_NAME)
+
+
+def read_form(folder: Path) -> Artifact | None:
+    """As `read_artifact`, of a folder in the models folder, whose names must be those in the manifest."""
+    artifact = read_artifact(folder)
+    if artifact is not None and artifact.name != f"{shown_name(folder)}:{folder.name}":
+        raise StoreError(
+            f"{folder} holds another artifact: {artifact.name}", "rename the folder back, or delete it with `localq rm`"
+        )
+    return artifact
 
 
 def _manifest(folder: Path) -> Manifest | None:
@@ -261,9 +278,13 @@ def _manifest(folder: Path) -> Manifest | None:
         return None
 
 
-def _is_form_of(folder: Path, reference: ModelReference) -> bool:
-    manifest = _manifest(folder)
-    return manifest is not None and _is_of(manifest, reference)
+def _may_be_of(folder: Path, reference: ModelReference) -> bool:
+    """Whether a folder is an artifact of this model, or a damaged one, which does not say whose it is."""
+    try:
+        artifact = read_form(folder)
+    except StoreError:
+        return True
+    return has_lost_manifest(folder) if artifact is None else _is_of(artifact.manifest, reference)
 
 
 def _is_of(manifest: Manifest, reference: ModelReference) -> bool:
@@ -277,15 +298,14 @@ def shown_name(artifact_folder: Path) -> str:
     return name + at + revision.replace("--", "/")
 
 
-def remove_if_empty(folder: Path) -> None:
-    """Delete a model's folder if nothing is in it."""
-    with contextlib.suppress(OSError):  # it is not empty, or another process is writing there
-        folder.rmdir()
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _make_staging(staging: Path) -> None:
+    """Make the folder and its model's folder, which another process may delete while it is empty."""
+    for tries_left in reversed(range(_MOST_TRIES)):
+        try:
+            make_folder(staging.parent)
+            staging.mkdir()
+        except FileNotFoundError:
+            if not tries_left:
+                raise
+        else:
+            return

@@ -1,77 +1,142 @@
-"""Upkeep of the models folder: delete what killed processes left, and compare artifacts with their hashes."""
+"""Upkeep of the models folder: what killed processes left, what was not used for long, and which files changed."""
 
 from __future__ import annotations
 
 import hashlib
-import re
-import shutil
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from threading import Lock
 
-from localq.disk import disk_errors
-from localq.store.manifest import Artifact
-from localq.store.store import Store, remove_if_empty
+from localq.disk import disk_errors, reason
+from localq.errors import StoreError
+from localq.hardware import available_logical_cores
+from localq.store.leftovers import Leftover, abandoned, clear, leftovers_in, remove_if_empty, tree_bytes
+from localq.store.manifest import Artifact, FileRecord, read_artifact, read_manifest
+from localq.store.store import Store, form_folders, has_lost_manifest
 
-_LEFTOVER = re.compile(r"\.(?P<recipe>.+)\.(partial|replaced|removed-(?P<process>\d+))")
-_BLOCK_BYTES = 1 << 20
+_BUFFER_BYTES = 4 << 20
 
 Progress = Callable[[int, int], None]
 """Called with (bytes read, bytes in all)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Leftover:
-    """A folder that was half written or half deleted."""
+def find_leftovers(store: Store, *, lost: bool = False) -> list[Leftover]:
+    """What killed processes left, without what a running process is writing or deleting.
 
-    path: Path
-    bytes: int
+    With `lost` also the folders that have lost their manifest.
+    """
+    return _leftovers(store, lost, act=False)
 
 
-def find_leftovers(store: Store) -> list[Leftover]:
-    """What killed processes left, without what a running process is writing or deleting."""
-    leftovers = []
+def remove_leftovers(store: Store, *, lost: bool = False) -> list[Leftover]:
+    """Delete what `find_leftovers` finds; a whole artifact whose place is empty is put back. Returns what was found."""
+    return _leftovers(store, lost, act=True)
+
+
+def _leftovers(store: Store, lost: bool, *, act: bool) -> list[Leftover]:
+    found = []
     with disk_errors(store.folder):
-        for folder in sorted(store.folder.glob("*/.*")):
-            found = _LEFTOVER.fullmatch(folder.name)
-            if found and folder.is_dir() and not _is_in_use(found, store, folder.parent):
-                nbytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-                leftovers.append(Leftover(folder, nbytes))
-    return leftovers
+        for model in store.models():
+            without_manifest = {folder.name for folder in form_folders(model) if lost and has_lost_manifest(folder)}
+            for recipe in sorted({*leftovers_in(model), *without_manifest}):
+                with store.lock_if_free(model, recipe) as lock:
+                    if lock is not None:
+                        here = abandoned(leftovers_in(model).get(recipe, []), lock)
+                        folder = model / recipe
+                        if lost and has_lost_manifest(folder):
+                            here.append(Leftover(folder, recipe, tree_bytes(folder)))
+                        for leftover in here if act else ():
+                            clear(leftover)
+                        found += here
+            if act:
+                remove_if_empty(model)
+    return found
 
 
-def remove_leftovers(store: Store) -> list[Leftover]:
-    """Delete what `find_leftovers` finds; returns it."""
-    leftovers = find_leftovers(store)
-    with disk_errors(store.folder):
-        for leftover in leftovers:
-            shutil.rmtree(leftover.path)
-            remove_if_empty(leftover.path.parent)
-    return leftovers
+def least_recently_used(
+    artifacts: list[Artifact], older_than: timedelta | None = None, keep_bytes: int | None = None
+) -> list[Artifact]:
+    """Artifacts to delete, the one that was not used for longest first.
+
+    Those that were not used for `older_than`, and further ones until the rest has at most `keep_bytes`.
+    """
+    ordered = sorted(artifacts, key=lambda artifact: artifact.last_used)
+    left_bytes = sum(artifact.manifest.bytes for artifact in ordered)
+    limit = datetime.now(UTC) - older_than if older_than is not None else None
+    chosen = []
+    for artifact in ordered:
+        is_old = limit is not None and artifact.last_used < limit
+        if is_old or (keep_bytes is not None and left_bytes > keep_bytes):
+            chosen.append(artifact)
+            left_bytes -= artifact.manifest.bytes
+    return chosen
 
 
-def _is_in_use(found: re.Match[str], store: Store, model: Path) -> bool:
-    """Whether a process is writing it, by the lock, or deleting it, by the process id in the name."""
-    import psutil
+def sha256_of(file: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    """SHA-256 of a file's content; `on_bytes` gets the bytes of each piece. Raises OSError.
 
-    if found["process"] is not None:
-        return bool(psutil.pid_exists(int(found["process"])))
-    return store.is_being_written(model, found["recipe"])
+    A thread reads the next piece while this one is hashed: reading takes a fifth of the time.
+    """
+    size = max(1, min(_BUFFER_BYTES, file.stat().st_size))
+    digest, buffers = hashlib.sha256(), [bytearray(size), bytearray(size)]
+    with file.open("rb", buffering=0) as stream, ThreadPoolExecutor(1, thread_name_prefix="localq-read") as reader:
+        coming = reader.submit(stream.readinto, buffers[0])
+        while count := coming.result():
+            buffers.reverse()
+            coming = reader.submit(stream.readinto, buffers[0])
+            digest.update(memoryview(buffers[1])[:count])
+            on_bytes(count)
+    return digest.hexdigest()
 
 
 def changed_files(artifact: Artifact, progress: Progress) -> list[str]:
-    """Names of files that are missing or whose SHA-256 is not that of the manifest. Reads all files."""
-    total, done, changed = artifact.manifest.bytes, 0, []
-    for record in artifact.manifest.files:
-        digest = hashlib.sha256()
-        file = artifact.folder / record.name
-        with disk_errors(artifact.folder):
-            if file.is_file():
-                with file.open("rb") as stream:
-                    while block := stream.read(_BLOCK_BYTES):
-                        digest.update(block)
-                        done += len(block)
-                        progress(done, total)
-        if digest.hexdigest() != record.sha256:
-            changed.append(record.name)
-    return changed
+    """As `check_artifacts`, of one artifact."""
+    return check_artifacts([artifact], progress)[0]
+
+
+def check_artifacts(artifacts: Sequence[Artifact], progress: Progress) -> list[list[str]]:
+    """For each artifact the names of files that are missing or whose SHA-256 is not that of the manifest.
+
+    Reads all files, several at a time. An artifact that another process replaced meanwhile is checked as it is now; one
+    that was removed has no changed files. Raises StoreError for a file that can't be read.
+    """
+    total, done = sum(artifact.manifest.bytes for artifact in artifacts), 0
+    counting = Lock()
+
+    def advance(count: int) -> None:
+        nonlocal done
+        with counting:
+            done += count
+            progress(done, total)
+
+    jobs = [(artifact.folder, record) for artifact in artifacts for record in artifact.manifest.files]
+    with ThreadPoolExecutor(available_logical_cores(), thread_name_prefix="localq-verify") as pool:
+        largest_first = sorted(jobs, key=lambda job: -job[1].bytes)
+        states = {job: pool.submit(_is_unchanged, *job, advance) for job in largest_first}
+        unchanged = {job for job, state in states.items() if state.result()}
+    changed = [
+        [record.name for record in artifact.manifest.files if (artifact.folder, record) not in unchanged]
+        for artifact in artifacts
+    ]
+    return [
+        names and _changed_now(artifact, names, progress) for artifact, names in zip(artifacts, changed, strict=True)
+    ]
+
+
+def _is_unchanged(folder: Path, record: FileRecord, on_bytes: Callable[[int], None]) -> bool:
+    try:
+        return sha256_of(folder / record.name, on_bytes) == record.sha256
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        return False
+    except OSError as error:
+        raise StoreError(f"can't read {folder / record.name}: {reason(error)}") from error
+
+
+def _changed_now(artifact: Artifact, names: list[str], progress: Progress) -> list[str]:
+    """The changed files, unless the artifact itself was replaced or removed in the meantime."""
+    if read_manifest(artifact.folder) == artifact.manifest:
+        return names
+    new = read_artifact(artifact.folder)
+    return changed_files(new, progress) if new else []

@@ -74,7 +74,7 @@ def test_ls_show_and_rm_tell_of_what_is_there(tmp_path: Path) -> None:
     models = ("--models-dir", str(tmp_path))
     localq("convert", "toy-phi", "--to", "gguf-q8_0", "--to", "mlx-8bit", *models)
     (first, second) = data(localq("ls", "--json", *models))
-    assert set(first) == {"model", "recipe", "path", "bytes", "bits_per_weight", "revision", "created"}
+    assert set(first) == {"model", "recipe", "path", "bytes", "bits_per_weight", "revision", "created", "last_used"}
     assert {first["recipe"], second["recipe"]} == {"gguf-q8_0", "mlx-8bit"}
     assert "toy-phi:gguf-q8_0" in localq("ls", *models).stdout
     (shown,) = data(localq("show", "toy-phi:gguf-q8_0", "--json", *models))

@@ -200,7 +200,7 @@ def test_what_a_killed_process_left_goes_like_any_half_written_form(tmp_path: Pa
     done = subprocess.run([sys.executable, "-c", KILLED, str(tmp_path)], check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL and left_in(tmp_path) == ["llama-3"]
     (removed,) = remove_leftovers(Store(tmp_path))
-    assert removed.path.name == ".gguf-q4_0.partial" and left_in(tmp_path) == []
+    assert removed.path.name.startswith(".gguf-q4_0.temporary-") and left_in(tmp_path) == []
 
 
 def test_a_second_process_waits_for_the_first(tmp_path: Path) -> None:

@@ -19,7 +19,8 @@ from localq.errors import StoreError
 from localq.recipes import parse_recipe
 from localq.reference import parse_reference
 from localq.store.layout import MANIFEST_NAME
-from localq.store.store import Store, shown_name
+from localq.store.store import Store, problem_of, shown_name
+from localq.store.upkeep import find_leftovers, remove_leftovers
 from tests.store.conftest import Make, fail_on_wait, manifest_of, write_files
 
 Q4 = parse_recipe("gguf-q4_0")
@@ -45,11 +46,16 @@ def test_nothing_is_found_before_it_is_published(store: Store) -> None:
     ]
 
 
-def test_a_folder_without_a_manifest_does_not_exist(store: Store, make: Make) -> None:
+def test_a_form_that_has_lost_its_manifest_is_told_and_can_be_made_or_removed(store: Store, make: Make) -> None:
     made = make("org/name")
     (made.folder / MANIFEST_NAME).unlink()
     assert store.find(MODEL, Q4) is None
-    assert store.artifacts() == store.damaged() == []
+    assert store.artifacts() == []
+    assert store.damaged() == [made.folder]
+    assert problem_of(made.folder) == f"{made.folder} has lost its localq.json"
+    assert store.require_folders(MODEL) == [made.folder]
+    assert remove_leftovers(store) == find_leftovers(store) == []
+    assert [leftover.path for leftover in find_leftovers(store, lost=True)] == [made.folder]
     assert make("org/name") == made
 
 
@@ -73,6 +79,7 @@ def test_an_exception_leaves_the_earlier_artifact_as_it_was(store: Store, make: 
 KILLED = """
 import os, shutil, signal, sys
 from pathlib import Path
+import localq.disk
 from localq.recipes import parse_recipe
 from localq.reference import parse_reference
 from localq.store.store import Store, shown_name
@@ -94,10 +101,11 @@ with store.writing(reference, parse_recipe("gguf-q4_0"), fail_on_wait) as stagin
     if moment == "before the manifest":
         os.fsync = die
     if moment == "between the renames":
+        localq.disk.exchange = lambda first, second: False
         rename = Path.rename
         Path.rename = lambda path, target: die() if path == staging else rename(path, target)
     if moment == "removing the old":
-        shutil.rmtree = lambda path, **rest: die() if Path(path).exists() else None
+        shutil.rmtree = die
     store.publish(staging, manifest_of(reference, "gguf-q4_0", shown_name(staging), files))
 """
 
@@ -115,7 +123,7 @@ def test_a_killed_writer_leaves_nothing_visible_and_the_next_one_cleans_up(
 ) -> None:
     earlier = [make("org/name", content=b"old")] if with_earlier else []
     run_killed(store.folder, moment)
-    assert "org--name/.gguf-q4_0.partial" in seen(store)
+    assert [name for name in seen(store) if name.startswith("org--name/.gguf-q4_0.partial")]
     assert store.artifacts() == store.forms(MODEL) == earlier
     assert store.damaged() == []
     made = make("org/name", content=b"newer")

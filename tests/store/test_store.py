@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from localq.disk import exchange
 from localq.errors import ModelNotFoundError, StoreError
 from localq.recipes import parse_recipe
 from localq.reference import parse_reference
 from localq.store.layout import MANIFEST_NAME
 from localq.store.store import Store
+from localq.store.upkeep import remove_leftovers
 from tests.store.conftest import Make
 
 Q4 = parse_recipe("gguf-q4_0")
@@ -151,11 +153,10 @@ def test_removing_takes_the_form_and_then_the_folder(store: Store, make: Make) -
     assert not two.folder.parent.exists()
 
 
-def test_removing_what_is_gone_already_is_an_error_of_the_store(store: Store, make: Make) -> None:
+def test_removing_what_another_process_removed_does_nothing(store: Store, make: Make) -> None:
     made = make("org/name")
-    store.remove(made.folder)
-    with pytest.raises(StoreError, match="No such file"):
-        store.remove(made.folder)
+    assert store.remove(made.folder)
+    assert not store.remove(made.folder)
 
 
 @pytest.mark.parametrize("text", [*REFERENCES, "folder"])
@@ -235,7 +236,10 @@ BROKEN = {
     "text": lambda manifest: '"manifest"',
     "null": lambda manifest: "null",
     "nested without end": lambda manifest: "[" * 100_000,
-    "another format version": lambda manifest: json.dumps({**manifest, "format_version": 2}),
+    "a version that never was": lambda manifest: json.dumps({**manifest, "format_version": 0}),
+    "a version that is no number": lambda manifest: json.dumps({**manifest, "format_version": "2"}),
+    "no checksum": lambda manifest: json.dumps({k: v for k, v in manifest.items() if k != "checksum"}),
+    "another checksum": lambda manifest: json.dumps({**manifest, "checksum": "0" * 64}),
     "no format version": lambda manifest: json.dumps({k: v for k, v in manifest.items() if k != "format_version"}),
     "a key less": lambda manifest: json.dumps({k: v for k, v in manifest.items() if k != "revision"}),
     "an unknown recipe": lambda manifest: json.dumps({**manifest, "recipe": "gguf-q4"}),
@@ -265,11 +269,53 @@ def test_a_broken_manifest_is_named_with_what_helps(store: Store, make: Make, br
     assert make("org/name") == made
 
 
-def test_a_manifest_of_a_newer_localq_may_say_more(store: Store, make: Make) -> None:
+def first_version(file: Path) -> dict[str, object]:
+    """A manifest as localq wrote it before it had a checksum."""
+    stated = json.loads(file.read_text())
+    return {**{key: value for key, value in stated.items() if key not in ("checksum", "imported")}, "format_version": 1}
+
+
+def test_an_older_manifest_is_read_and_may_say_more(store: Store, make: Make) -> None:
     made = make("org/name")
     file = made.folder / MANIFEST_NAME
-    file.write_text(json.dumps({**json.loads(file.read_text()), "colour": "blue"}))
+    file.write_text(json.dumps({**first_version(file), "colour": "blue"}))
     assert store.find(parse_reference("org/name"), Q4) == made
+
+
+def test_a_newer_manifest_is_refused_by_name_and_its_artifact_stays(store: Store, make: Make) -> None:
+    made = make("org/name")
+    file = made.folder / MANIFEST_NAME
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format_version": 3}))
+    with pytest.raises(StoreError, match="newer localq: version 3 .* up to 2") as caught:
+        store.find(parse_reference("org/name"), Q4)
+    assert caught.value.hint == "update localq"
+    assert store.damaged() == [made.folder]
+    assert remove_leftovers(store, lost=True) == []
+
+
+def test_every_changed_byte_of_a_manifest_is_seen(store: Store, make: Make) -> None:
+    made = make("org/name")
+    file = made.folder / MANIFEST_NAME
+    text = file.read_bytes()
+    for place in range(len(text)):
+        changed = bytearray(text)
+        changed[place] ^= 1 << place % 8
+        file.write_bytes(changed)
+        assert store.damaged() == [made.folder], changed
+        file.write_bytes(text[:place])
+        assert store.damaged() == [made.folder], place
+    file.write_bytes(text)
+    assert store.artifacts() == [made]
+
+
+@pytest.mark.parametrize("other", ["org/name:gguf-q8_0", "org/other:gguf-q4_0"])
+def test_artifacts_with_exchanged_folders_are_damaged(store: Store, make: Make, other: str) -> None:
+    model, _, recipe = other.partition(":")
+    first, second = make("org/name").folder, make(model, recipe).folder
+    assert exchange(first, second)
+    assert set(store.damaged()) == {first, second}
+    with pytest.raises(StoreError, match="holds another artifact: " + other):
+        store.find(parse_reference("org/name"), Q4)
 
 
 def test_other_folders_and_files_are_left_out(store: Store, make: Make) -> None:
