@@ -23,7 +23,7 @@ def show(ref: Reference, models_dir: ModelsDir = None, json: Json = False) -> No
 
     Without a format also what `localq calibrate` measured, with the most and the least sensitive tensors.
     """
-    from localq.cli.calibrate import calibration_record, calibration_text
+    from localq.cli.calibration import calibration_record, calibration_text
     from localq.reference import parse_reference
     from localq.store.store import Store
 

@@ -52,6 +52,7 @@ def test_convert_makes_both_default_forms_and_finds_them_again(tmp_path: Path) -
     assert [item["recipe"] for item in first] == ["mlx-4bit", "gguf-q4_k_m"]
     assert [item["reused"] for item in first] == [False, False]
     keys = {"model", "recipe", "path", "bytes", "parameters", "bits_per_weight", "seconds", "reused", "fallbacks"}
+    keys |= {"predicted_kl_divergence", "predictions"}
     assert all(set(item) == keys for item in first)
     assert Path(first[0]["path"]).is_dir() and first[1]["path"].endswith(".gguf")
     result = localq("convert", "toy-llama", "--models-dir", str(tmp_path), "--json")
@@ -223,8 +224,9 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
         *(
             (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", bias], ["--logit-bias", bias, "15043=-inf"])
-            for bias in ("5", "5:1", "five=1", "5=", "5=x", "=1", "-1=3", "5 =1", "9" * 5000 + "=1")
+            for bias in ("5", "5:1", "five=1", "5=", "5=x", "=1", "-1=3", "5 =1")
         ),
+        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9" * 5000 + "=1"], ["--logit-bias", "15043=-inf"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "99999=1"], ["logit_bias", "99999", "512"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9=inf"], ["logit_bias", "-inf"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "2"], ["--logprobs", "--json"]),

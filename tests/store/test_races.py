@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,15 +147,15 @@ def test_of_two_whole_artifacts_out_of_place_one_is_put_back_and_what_was_remove
 def test_what_can_not_be_read_now_is_not_deleted(store: Store, make: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     made = make("org/name")
     away = made.folder.with_name(".gguf-q4_0.replaced")
-    for method in ("read_bytes", "stat"):
+    for owner, name in ((os, "open"), (Path, "stat")):
         made.folder.rename(away)
         with monkeypatch.context() as patch:
-            plain = getattr(Path, method)
-            patch.setattr(
-                Path,
-                method,
-                lambda path, plain=plain, **rest: failing(errno.EIO)() if path.parent == away else plain(path),
-            )
+            plain = getattr(owner, name)
+
+            def read(path: Path, *rest: object, plain: Any = plain, **named: object) -> object:
+                return failing(errno.EIO)() if Path(path).parent == away else plain(path, *rest, **named)
+
+            patch.setattr(owner, name, read)
             assert remove_leftovers(store) == []
         assert [found.is_artifact for found in remove_leftovers(store)] == [True]
         assert store.artifacts() == [made]
@@ -324,7 +325,7 @@ def test_prune_leaves_the_calibration_and_a_model_without_forms(store: Store, ma
     store.remove(calibration.with_name("gguf-q4_0"))
     assert remove_leftovers(store, lost=True) == []
     assert (calibration / "calibration.json").exists()
-    store.remove_calibration(calibration.parent)
+    store.remove(calibration)
     assert not calibration.parent.exists()
 
 
