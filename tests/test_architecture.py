@@ -22,14 +22,14 @@ LAYERS = [
     {"cli"},
     {"chat"},
     {"api", "api_measuring", "doctor"},
-    {"measure", "conversation"},
+    {"measure", "conversation", "batching"},
     {"model"},
     {"conversion"},
     {"store"},
     {"generation", "memory", "context_length"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
-    {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook"},
+    {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook", "engine_thread"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""

@@ -56,6 +56,28 @@ class EngineState:
     """In the engine's own layout."""
 
 
+class Constraint(Protocol):
+    """What a reply may be, token by token: the state of one reply, such as the place in a grammar.
+
+    Each method may raise an error of the tree: it ends this reply and no other one.
+    """
+
+    def mask(self) -> NDArray[np.bool_] | NDArray[np.int32] | None:
+        """Which tokens may come next: a bool for each id, or 32 of them in each number, lowest bit first.
+
+        None allows all. Ids beyond the end are not allowed. At least one is, such as an end token.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """A token was generated, one that the mask allowed or a forced one."""
+
+    def forced(self) -> Sequence[int]:
+        """Ids that must come next, in this order; empty where there is a choice.
+
+        They may become part of the reply without being drawn. Each one is accepted afterwards.
+        """
+
+
 class Engine(Protocol):
     """One opened model. Not safe for use by several threads at once; `Model` serializes its callers."""
 
