@@ -15,6 +15,7 @@
       PromptTooLongError            prompt_tokens and context_length attached
       UnsupportedOptionError        an option that this engine does not have
       EngineError                   the engine failed while loading or generating
+        NotEnoughMemoryError        a model that does not fit in the free memory
 
 Foreign errors are translated where the foreign library is called, with `raise ... from`. They are shown
 in one place, `localq.cli.main`: message and hint on stderr, exit 1.
@@ -104,3 +105,7 @@ class UnsupportedOptionError(LocalqError):
 
 class EngineError(LocalqError):
     """The engine failed while it loaded a model or generated."""
+
+
+class NotEnoughMemoryError(EngineError):
+    """A model that does not fit in the free memory."""

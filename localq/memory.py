@@ -14,7 +14,7 @@ from typing import Any
 
 from localq.checkpoint.safetensors_header import read_header
 from localq.engines.base import PREFILL_CHUNK_TOKENS
-from localq.errors import EngineError
+from localq.errors import NotEnoughMemoryError
 from localq.gguf_file import GgufHeader
 from localq.hardware import llama_cpp_has_gpu, mlx_runs_on_gpu
 from localq.options import KvCacheType, LoadOptions
@@ -164,7 +164,7 @@ def require_memory(name: str, form: str, use: MemoryUse, context_length: int, ot
     advice = f"-c {longest // _LEAST_CONTEXT_TOKENS * _LEAST_CONTEXT_TOKENS} would fit"
     if longest < _LEAST_CONTEXT_TOKENS:
         advice = "use a smaller format, or close other programs"
-    raise EngineError(
+    raise NotEnoughMemoryError(
         f"{name} with a context of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
         f"({format_bytes(use.weight_bytes)} for weights, {format_bytes(context_bytes)} for the context); "
         f"{format_bytes(free_bytes)} are free{beside}",

@@ -20,7 +20,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
-    {"chat"},
+    {"chat", "serve"},
     {"api", "api_measuring", "doctor"},
     {"measure", "conversation", "batching"},
     {"model"},

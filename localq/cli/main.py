@@ -49,6 +49,7 @@ VERBS = {
     "prune": "Delete half-written files of killed conversions.",
     "generate": "Answer one prompt; convert the model first if needed.",
     "chat": "Talk to a model; /help lists the commands.",
+    "serve": "Serve models to programs, with OpenAI's protocol.",
     "bench": "Measure speed, load time and memory.",
     "eval": "Measure what quantization costs in quality.",
     "report": "Measure speed and quality, and show which format to take.",
