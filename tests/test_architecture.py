@@ -54,6 +54,8 @@ HEAVY = {
     "prompt_toolkit",
     "tqdm",
     "pygments",
+    "starlette",
+    "uvicorn",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6
 
@@ -136,6 +138,12 @@ def test_every_part_of_the_house_has_a_layer() -> None:
 def test_only_the_hub_client_imports_huggingface_hub(file: Path) -> None:
     imported = {name.split(".")[0] for name in imports(tree_of(file))}
     assert "huggingface_hub" not in imported or parts_of(file) in HUB_CLIENT
+
+
+@pytest.mark.parametrize("file", LIBRARY)
+def test_only_the_server_imports_starlette_and_uvicorn(file: Path) -> None:
+    imported = {name.split(".")[0] for name in imports(tree_of(file))}
+    assert not imported & {"starlette", "uvicorn"} or parts_of(file)[0] == "serve"
 
 
 @pytest.mark.parametrize("file", LIBRARY)

@@ -10,7 +10,6 @@ import typer
 from localq.cli import arguments as flags
 from localq.cli.completion import complete_reference
 from localq.cli.output import say
-from localq.errors import NotEnoughMemoryError
 from localq.options import MOST_BATCH_TOKENS, LoadOptions
 
 KEY_VARIABLE = "LOCALQ_API_KEY"
@@ -18,7 +17,7 @@ KEY_VARIABLE = "LOCALQ_API_KEY"
 _References = Annotated[
     list[str] | None,
     typer.Argument(
-        metavar="[REF]...",
+        metavar="REF",
         help="Models to make ready and to open first; all converted models are offered too.",
         autocompletion=complete_reference,
     ),
@@ -68,35 +67,26 @@ def serve(
 ) -> None:
     """Serve models to programs, with OpenAI's protocol.
 
-    The base URL for clients is http://127.0.0.1:8080/v1. Besides OpenAI's chat
-    completions, completions and responses there are Anthropic's messages.
-    A model that a request names is opened when it is needed, from the models
-    that were converted; a request downloads and converts nothing.
+    Clients take http://127.0.0.1:8080/v1 as their base URL, without /v1 those
+    of Anthropic. A converted model is opened when a request names it; requests
+    download and convert nothing. Ctrl-C lets running replies finish.
     """
     from localq.cli.progress import ByteBar, TerminalListener
-    from localq.serve.app import PATHS, make_app
-    from localq.serve.core import Core
+    from localq.serve.app import Settings, make_server
     from localq.serve.door import Access, origins, require_key
-    from localq.serve.listening import bind
-    from localq.serve.listening import serve as listen
-    from localq.serve.models import Catalogue, Models, make_offer
-    from localq.serve.tally import Tally
+    from localq.serve.listening import bind, run
+    from localq.serve.models import make_offer
 
     options = LoadOptions(**flags.load_options(locals()))
     access = Access(host, api_key or os.environ.get(KEY_VARIABLE) or None, origins(cors or ()))
     require_key(access)
-    bound = bind(host, port)
-    with ByteBar() as bar:
-        listener = TerminalListener(bar, tell_reused=False)
-        offers = [make_offer(reference, models_dir, listener) for reference in refs or ()]
-    models = Models(Catalogue(models_dir, offers), options, keep_alive, say)
-    for offer in offers:
-        try:
-            models.open_now(offer)
-        except NotEnoughMemoryError:
-            if not models.opened():
-                raise
-    core = Core(models, Tally(say, PATHS), sequences, log_prompts)
-    name = f"[{host}]" if ":" in host else host
-    say(f"serving at http://{name}:{bound.getsockname()[1]}/v1; Ctrl-C ends")
-    listen(make_app(core, access), bound)
+    with bind(host, port) as bound:
+        with ByteBar() as bar:
+            listener = TerminalListener(bar, tell_reused=False)
+            offers = [make_offer(reference, models_dir, listener) for reference in refs or ()]
+        app, models = make_server(Settings(models_dir, options, access, keep_alive, say, log_prompts), offers)
+        models.open_now(offers)
+        bound.listen()  # clients that come from now on are heard, in a moment
+        name = f"[{host}]" if ":" in host else host
+        say(f"serving at http://{name}:{bound.getsockname()[1]}/v1; Ctrl-C ends")
+        run(app, bound)

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
 from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
+from localq.options import LoadOptions
 from localq.serve.chat_completions import CHAT
 from localq.serve.completions import COMPLETIONS
 from localq.serve.core import Core, Replies
 from localq.serve.door import Access, App, Door
 from localq.serve.intake import ClientGone, Receive, check, parse_json
 from localq.serve.messages import MESSAGES, CountRequest, count_wanted
-from localq.serve.models import Models, Offer
+from localq.serve.models import Catalogue, Models, Offer
 from localq.serve.openapi import describe
 from localq.serve.protocols import Protocol
 from localq.serve.refusals import Refusal
@@ -154,8 +157,28 @@ def _model(offer: Offer) -> dict[str, Any]:
     return {**own, "type": "model", "display_name": offer.id, "created_at": created}
 
 
-def make_app(core: Core, access: Access) -> App:
-    """The whole server as an ASGI application."""
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a server is set up."""
+
+    models_dir: Path | None
+    options: LoadOptions
+    access: Access
+    keep_alive: float
+    """Seconds after which an idle model is closed; below 0 never."""
+    log: Callable[[str], None]
+    log_prompts: bool = False
+
+
+def make_server(settings: Settings, offers: Sequence[Offer]) -> tuple[App, Models]:
+    """The whole server as an ASGI application, and its models; `offers` are those of the command line."""
+    catalogue = Catalogue(settings.models_dir, offers)
+    models = Models(catalogue, settings.options, settings.keep_alive, settings.log)
+    core = Core(models, Tally(settings.log, PATHS), settings.options.sequences, settings.log_prompts)
+    return _make_app(core, settings.access), models
+
+
+def _make_app(core: Core, access: Access) -> App:
     endpoints = Endpoints(core, core.models, core.tally)
     routes = [Route(path, endpoints.of(protocol), methods=["POST"]) for path, protocol in PROTOCOLS.items()]
     routes.append(Route(COUNT_PATH, endpoints.count, methods=["POST"]))

@@ -12,13 +12,13 @@ from typing import Any
 
 from localq.batching import ReplyRequest, Ticket
 from localq.engines.base import check_bias, check_prompt
-from localq.errors import ChatTemplateError, LocalqError
+from localq.errors import ChatTemplateError, EngineError, LocalqError, OptionError
 from localq.generation import Chunk, GenerationStatistics, TokenLogprobs
 from localq.model import Model
 from localq.options import GenerationOptions
 from localq.serve.models import Models, Opened
 from localq.serve.refusals import as_refusal, try_later
-from localq.serve.tally import Record, Tally
+from localq.serve.tally import CLIENT_GONE, Record, Tally
 
 MOST_WAITING = 128
 """Replies that may wait for their turn, of all requests together."""
@@ -140,6 +140,8 @@ class Replies:
         """Stop what still runs and let the model go."""
         if not self._closed:
             self._closed = True
+            if any(reply.finish_reason is None for reply in self.replies) and not self.record.failure:
+                self.record.status = CLIENT_GONE
             for ticket in self._tickets:
                 ticket.cancel()
             self.opened.release()
@@ -210,7 +212,10 @@ def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
     requests = []
     for prompt in wanted.prompts:
         ids = tuple(prompt_ids(model, prompt))
-        check_prompt((*ids, *begun), model.engine.vocabulary_size, model.context_length)
+        try:
+            check_prompt((*ids, *begun), model.engine.vocabulary_size, model.context_length)
+        except EngineError as error:  # it is empty, or has ids that the model does not have
+            raise OptionError(error.message) from error
         room = model.context_length - len(ids) - len(begun)
         limited = replace(options, max_tokens=min(wanted.max_tokens or room, room))
         for number in range(wanted.count):

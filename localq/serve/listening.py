@@ -108,17 +108,22 @@ def bind(host: str, port: int) -> socket.socket:
     Raises LocalqError for an address that is not of this machine, or that is in use.
     """
     try:
-        family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        bound = socket.socket(family, socket.SOCK_STREAM)
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = places[0]
+        bound = socket.socket(family, kind, protocol)  # asyncio sends at once only where the protocol says TCP
         bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        bound.bind(address)
+        try:
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
     except OSError as error:
         hint = "another program may use the port: give another one with --port, or 0 for any that is free"
         raise LocalqError(f"can't listen at {host}:{port}: {error.strerror}", hint) from error
     return bound
 
 
-def make_server(app: App) -> uvicorn.Server:
+def uvicorn_of(app: App) -> uvicorn.Server:
     """uvicorn with the limits of this module."""
     config = uvicorn.Config(
         app,
@@ -136,10 +141,10 @@ def make_server(app: App) -> uvicorn.Server:
     return uvicorn.Server(config)
 
 
-def serve(app: App, bound: socket.socket) -> None:
+def run(app: App, bound: socket.socket) -> None:
     """Serve until SIGTERM, which returns, or Ctrl-C, which raises KeyboardInterrupt; running requests may finish."""
     # uvicorn repeats the signal that ended it, and localq's own handler raises then.
     try:
-        make_server(app).run(sockets=[bound])
+        uvicorn_of(app).run(sockets=[bound])
     except SystemExit:
         return

@@ -151,9 +151,14 @@ class Models:
         opened.users += 1
         return opened
 
-    def open_now(self, offer: Offer) -> None:
-        """Open a model before the server runs. Raises errors of the tree."""
-        self._opened[offer.id] = self._load(offer)
+    def open_now(self, offers: Sequence[Offer]) -> None:
+        """Before the server runs, open as many as fit, at least one. Raises errors of the tree."""
+        for offer in offers:
+            try:
+                self._opened[offer.id] = self._load(offer)
+            except NotEnoughMemoryError:
+                if not self._opened:
+                    raise
 
     async def _open(self, offer: Offer) -> None:
         async with self._turn:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections.abc import AsyncIterator, Sequence
 from typing import Annotated, Any, Literal
@@ -75,101 +76,87 @@ def _wanted(asked: ResponsesRequest) -> Wanted:
     return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_output_tokens, options=asked.options())
 
 
-class _Response:
-    """The answer, at every stage: it is sent whole at the beginning and at the end."""
-
-    def __init__(self, asked: ResponsesRequest, replies: Replies) -> None:
-        self._replies = replies
-        self.item_id = new_id("msg_")
-        self._fields: dict[str, Any] = {
-            "id": new_id("resp_"),
-            "object": "response",
-            "created_at": int(time.time()),
-            "background": False,
-            "error": None,
-            "instructions": asked.instructions,
-            "max_output_tokens": asked.max_output_tokens,
-            "max_tool_calls": None,
-            "metadata": asked.metadata or {},
-            "model": replies.opened.offer.id,
-            "parallel_tool_calls": asked.parallel_tool_calls is not False,
-            "previous_response_id": None,
-            "reasoning": {"effort": None, "summary": None},
-            "service_tier": "default",
-            "store": False,
-            "temperature": 1.0 if asked.temperature is None else asked.temperature,
-            "text": {"format": {"type": "text"}, "verbosity": "medium"},
-            "tool_choice": asked.tool_choice or "auto",
-            "tools": [],
-            "top_logprobs": 0,
-            "top_p": 1.0 if asked.top_p is None else asked.top_p,
-            "truncation": "disabled",
-            "user": asked.user,
-        }
-
-    def begun(self) -> dict[str, Any]:
-        """Before there is anything."""
-        stage: dict[str, Any] = {"status": "in_progress", "incomplete_details": None, "output": [], "usage": None}
-        return {**self._fields, **stage, "completed_at": None}
-
-    def ended(self, reply: Reply) -> dict[str, Any]:
-        """With the reply."""
-        prompt, cached, generated = self._replies.usage(1)
-        cut = reply.finish_reason == "length"
-        return {
-            **self._fields,
-            "status": _status(reply),
-            "completed_at": None if cut else int(time.time()),
-            "incomplete_details": {"reason": "max_output_tokens"} if cut else None,
-            "output": [self.item([self.part(reply.text)], _status(reply))],
-            "usage": {
-                "input_tokens": prompt,
-                "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
-                "output_tokens": generated,
-                "output_tokens_details": {"reasoning_tokens": 0},
-                "total_tokens": prompt + generated,
-            },
-        }
-
-    def item(self, content: list[Any], status: str) -> dict[str, Any]:
-        """The message among the outputs."""
-        return {"id": self.item_id, "type": "message", "status": status, "role": "assistant", "content": content}
-
-    def part(self, text: str) -> dict[str, Any]:
-        """The text of the message."""
-        return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], item: Any = None) -> dict[str, Any]:
+    """The answer: before there is anything, or with the item of the reply at its end."""
+    status = item["status"] if item else "in_progress"
+    return {
+        **head,
+        "status": status,
+        "completed_at": int(time.time()) if status == "completed" else None,
+        "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
+        "output": [item] if item else [],
+        "usage": _usage(replies) if item else None,
+        "background": False,
+        "error": None,
+        "instructions": asked.instructions,
+        "max_output_tokens": asked.max_output_tokens,
+        "metadata": asked.metadata or {},
+        "model": replies.opened.offer.id,
+        "parallel_tool_calls": asked.parallel_tool_calls is not False,
+        "previous_response_id": None,
+        "reasoning": {"effort": None, "summary": None},
+        "service_tier": "default",
+        "store": False,
+        "temperature": 1.0 if asked.temperature is None else asked.temperature,
+        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "tool_choice": asked.tool_choice or "auto",
+        "tools": [],
+        "top_p": 1.0 if asked.top_p is None else asked.top_p,
+        "truncation": "disabled",
+        "user": asked.user,
+    }
 
 
-def _status(reply: Reply) -> str:
-    return "incomplete" if reply.finish_reason == "length" else "completed"
+def _head() -> dict[str, Any]:
+    return {"id": new_id("resp_"), "object": "response", "created_at": int(time.time())}
+
+
+def _usage(replies: Replies) -> dict[str, Any]:
+    prompt, cached, generated = replies.usage(1)
+    return {
+        "input_tokens": prompt,
+        "input_tokens_details": {"cached_tokens": cached, "cache_write_tokens": 0},
+        "output_tokens": generated,
+        "output_tokens_details": {"reasoning_tokens": 0},
+        "total_tokens": prompt + generated,
+    }
+
+
+def _item(item_id: str, reply: Reply | None = None) -> dict[str, Any]:
+    """The message among the outputs: empty, or with the reply at its end."""
+    status = "in_progress" if reply is None else "incomplete" if reply.finish_reason == "length" else "completed"
+    content = [] if reply is None else [_part(reply.text)]
+    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def _part(text: str) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
 
 
 def _answer(asked: ResponsesRequest, replies: Replies, whole: Sequence[Reply]) -> dict[str, Any]:
-    return _Response(asked, replies).ended(whole[0])
+    return _response(asked, replies, _head(), _item(new_id("msg_"), whole[0]))
 
 
 async def _events(asked: ResponsesRequest, replies: Replies) -> AsyncIterator[bytes]:
-    response, number = _Response(asked, replies), -1
-    place = {"item_id": response.item_id, "output_index": 0, "content_index": 0}
+    head, item_id, numbers = _head(), new_id("msg_"), itertools.count()
+    place = {"item_id": item_id, "output_index": 0, "content_index": 0}
 
     def named(kind: str, **fields: Any) -> bytes:
-        nonlocal number
-        number += 1
-        return event({"type": f"response.{kind}", "sequence_number": number, **fields}, f"response.{kind}")
+        kind = f"response.{kind}"
+        return event({"type": kind, "sequence_number": next(numbers), **fields}, kind)
 
-    yield named("created", response=response.begun())
-    yield named("in_progress", response=response.begun())
-    yield named("output_item.added", output_index=0, item=response.item([], "in_progress"))
-    yield named("content_part.added", **place, part=response.part(""))
+    yield named("created", response=_response(asked, replies, head))
+    yield named("in_progress", response=_response(asked, replies, head))
+    yield named("output_item.added", output_index=0, item=_item(item_id))
+    yield named("content_part.added", **place, part=_part(""))
     async for piece in replies.pieces():
         if piece.text:
             yield named("output_text.delta", **place, delta=piece.text, logprobs=[])
-    reply = replies.replies[0]
-    yield named("output_text.done", **place, text=reply.text, logprobs=[])
-    yield named("content_part.done", **place, part=response.part(reply.text))
-    item = response.item([response.part(reply.text)], _status(reply))
+    item = _item(item_id, replies.replies[0])
+    yield named("output_text.done", **place, text=replies.replies[0].text, logprobs=[])
+    yield named("content_part.done", **place, part=item["content"][0])
     yield named("output_item.done", output_index=0, item=item)
-    yield named(_status(reply), response=response.ended(reply))
+    yield named(item["status"], response=_response(asked, replies, head, item))
 
 
 def _failed(refusal: Refusal) -> bytes:

@@ -11,7 +11,6 @@ from datetime import datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from localq.generation import GenerationStatistics
     from localq.serve.core import Reply
     from localq.serve.models import Models
 
@@ -30,46 +29,26 @@ class Record:
     status: int = CLIENT_GONE
     model: str = ""
     form: str = ""
-    prompt_tokens: int = 0
-    cached_tokens: int = 0
-    generated_tokens: int = 0
-    first: GenerationStatistics | None = None
-    """Of the first reply: its rates are shown."""
+    replies: list[str] = field(default_factory=list)
+    """Tokens, rates and times of each one."""
     failure: str = ""
     """For the log only: it may name files."""
     prompts: list[str] = field(default_factory=list)
 
     def line(self) -> str:
-        """`time id method path status key=value ...`"""
+        """`time id method path status seconds model=... form=... reply="..." error="..." prompt="..."`"""
         now = datetime.now().astimezone().isoformat(timespec="seconds")
-        words = [now, self.id, self.method, _quoted(self.path), str(self.status)]
-        if self.model:
-            words += [f"model={_quoted(self.model)}", f"form={self.form}"]
-        if self.prompt_tokens:
-            tokens = (("prompt", self.prompt_tokens), ("cached", self.cached_tokens), ("new", self.generated_tokens))
-            words += [f"{name}_tokens={count}" for name, count in tokens]
-        if self.first is not None:
-            words += _rates(self.first)
-        words.append(f"seconds={time.perf_counter() - self.started:.3f}")
-        words += [f"error={_quoted(self.failure)}"] if self.failure else []
-        words += [f"prompt={json.dumps(prompt, ensure_ascii=False)}" for prompt in self.prompts]
-        return " ".join(words)
-
-
-def _rates(statistics: GenerationStatistics) -> list[str]:
-    rates = {
-        "prompt_tokens_per_second": statistics.prompt_tokens_per_second,
-        "new_tokens_per_second": statistics.generated_tokens_per_second,
-    }
-    shown = [f"{name}={rate:.1f}" for name, rate in rates.items() if rate is not None]
-    first = statistics.time_to_first_token_seconds
-    return [*shown, *([f"first_token_seconds={first:.3f}"] if first is not None else [])]
+        took = f"{time.perf_counter() - self.started:.3f}s"
+        words = [now, self.id, self.method, _quoted(self.path), str(self.status), took]
+        named = [("model", self.model), ("form", self.form), ("error", self.failure)]
+        named += [("reply", reply) for reply in self.replies] + [("prompt", prompt) for prompt in self.prompts]
+        return " ".join([*words, *(f"{name}={_quoted(value)}" for name, value in named if value)])
 
 
 def _quoted(text: str) -> str:
     """Without spaces and line breaks, which would forge words and lines of the log."""
     plain = text.isascii() and text.isprintable() and not {" ", '"'} & set(text)
-    return text if plain else json.dumps(text)
+    return text if plain else json.dumps(text, ensure_ascii=False)
 
 
 class Tally:
@@ -80,24 +59,22 @@ class Tally:
         self._log, self._paths = log, paths
         self._requests: Counter[tuple[str, int]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
-        self._seconds: Counter[str] = Counter()
+        self._seconds = {"prompt": 0.0, "decode": 0.0}
         self.queued = 0
         """Replies that are wanted and not at their end."""
 
     def count(self, record: Record, model: str, replies: Sequence[Reply]) -> None:
         """Count the tokens of the replies to one request."""
         for reply in replies:
-            statistics = reply.statistics
-            record.generated_tokens += len(reply.token_ids)
-            record.prompt_tokens += len(reply.prompt)
-            if statistics is not None:
-                record.first = record.first or statistics
-                record.cached_tokens += statistics.cached_prompt_tokens
-                self._seconds["prompt"] += statistics.prompt_seconds  # type: ignore[assignment]
-                self._seconds["decode"] += statistics.decode_seconds  # type: ignore[assignment]
-        self._tokens[model, "prompt"] += record.prompt_tokens
-        self._tokens[model, "cached"] += record.cached_tokens
-        self._tokens[model, "generated"] += record.generated_tokens
+            self._tokens[model, "prompt"] += len(reply.prompt)
+            self._tokens[model, "generated"] += len(reply.token_ids)
+            if reply.statistics is None:
+                record.replies.append(f"{len(reply.prompt)} prompt tokens, {len(reply.token_ids)} generated, cut off")
+                continue
+            record.replies.append(str(reply.statistics))
+            self._tokens[model, "cached"] += reply.statistics.cached_prompt_tokens
+            self._seconds["prompt"] += reply.statistics.prompt_seconds
+            self._seconds["decode"] += reply.statistics.decode_seconds
 
     def finish(self, record: Record) -> None:
         """Write the line of a request and count it."""
@@ -115,8 +92,8 @@ class Tally:
         for (model, kind), count in sorted(self._tokens.items()):
             lines.append(f'localq_tokens_total{{model="{model}",kind="{kind}"}} {count}')
         lines.append("# TYPE localq_compute_seconds_total counter")
-        for phase in ("prompt", "decode"):
-            lines.append(f'localq_compute_seconds_total{{phase="{phase}"}} {self._seconds[phase]:.6f}')
+        for phase, seconds in self._seconds.items():
+            lines.append(f'localq_compute_seconds_total{{phase="{phase}"}} {seconds:.6f}')
         gauges = {
             "replies_queued": self.queued,
             "replies_running": sum(one.batcher.running for one in opened),

@@ -17,12 +17,10 @@ import pytest
 import localq
 from localq.conversion.convert import ConversionListener
 from localq.options import LoadOptions
-from localq.serve.app import PATHS, make_app
-from localq.serve.core import Core
+from localq.serve.app import Settings, make_server
 from localq.serve.door import Access
-from localq.serve.listening import bind, make_server
-from localq.serve.models import Catalogue, Models, make_offer
-from localq.serve.tally import Tally
+from localq.serve.listening import bind, uvicorn_of
+from localq.serve.models import Models, make_offer
 
 GGUF, MLX, PHI = "toy-llama:gguf-q4_k_m", "toy-llama:mlx-4bit", "toy-phi:gguf-q8_0"
 
@@ -79,10 +77,9 @@ def running(
     """A server that runs in a thread of this process."""
     log: list[str] = []
     offers = [make_offer(name, models_dir, ConversionListener()) for name in named]
-    models = Models(Catalogue(models_dir, offers), options, keep_alive, log.append)
-    core = Core(models, Tally(log.append, PATHS), options.sequences, log_prompts)
+    app, models = make_server(Settings(models_dir, options, access, keep_alive, log.append, log_prompts), offers)
     bound = bind("127.0.0.1", 0)
-    server = make_server(make_app(core, access))
+    server = uvicorn_of(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     port = bound.getsockname()[1]
     thread.start()

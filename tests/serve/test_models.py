@@ -1,0 +1,177 @@
+"""Models opened on demand and closed when idle, clients that go away, a queue with an end."""
+
+from __future__ import annotations
+
+import json
+import random
+import re
+import socket
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import localq
+from localq import memory
+from localq.errors import NotEnoughMemoryError
+from localq.serve import core
+from tests.serve.conftest import GGUF, PHI, Server, events_of, running
+
+CHAT = "/v1/chat/completions"
+BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
+
+
+def endless(model: localq.Model, name: str) -> dict[str, Any]:
+    """A request whose reply lasts until the context is full: no end token is allowed."""
+    return {**BODY, "model": name, "logit_bias": {str(token): -100 for token in model.end_tokens}}
+
+
+def opened(server: Server) -> set[str]:
+    return {one.offer.id for one in server.models.opened()}
+
+
+def wait_until(holds: Any) -> None:
+    deadline = time.monotonic() + 20
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_a_model_is_opened_when_it_is_named_and_closed_when_it_is_idle(models_dir: Path) -> None:
+    localq.convert("toy-llama", ["gguf-q4_k_m"], models_dir=models_dir)
+    with running(models_dir, keep_alive=0.5) as server:
+        assert opened(server) == set()
+        assert server.ask(CHAT, {**BODY, "model": "toy-llama"})[0] == 200
+        assert opened(server) == {GGUF}
+        wait_until(lambda: opened(server) == set())
+        assert server.ask(CHAT, {**BODY, "model": "toy-llama"})[0] == 200
+
+
+def test_where_memory_ends_idle_models_make_room_and_busy_ones_stay(
+    models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with running(models_dir, GGUF, PHI) as server:
+
+        def only_one(*_: Any) -> None:
+            if server.models.opened():
+                raise NotEnoughMemoryError("it does not fit")
+
+        monkeypatch.setattr("localq.model.require_memory", only_one)
+        assert memory.require_memory is not only_one
+        for name in (GGUF, PHI, GGUF):
+            assert server.ask(CHAT, {**BODY, "model": name})[0] == 200
+            assert opened(server) == {name}
+        busy = server.models.opened()[0]
+        busy.users += 1  # as a request does that it is answering
+        status, answer = server.ask(CHAT, {**BODY, "model": PHI})
+        assert (status, answer["error"]["code"]) == (503, "not_enough_memory")
+        assert opened(server) == {GGUF}
+        busy.release()
+        assert server.ask(CHAT, {**BODY, "model": PHI})[0] == 200
+
+
+def test_a_model_that_can_not_be_opened_is_the_servers_failure_and_tells_no_path(
+    models_dir: Path, tmp_path: Path
+) -> None:
+    localq.convert("toy-llama", ["gguf-q8_0"], models_dir=tmp_path)
+    (file,) = tmp_path.rglob("*.gguf")
+    data = file.read_bytes()
+    file.write_bytes(b"JUNK" + data[4:])
+    with running(tmp_path) as server:
+        status, answer = server.ask(CHAT, {**BODY, "model": "toy-llama:q8_0"})
+        assert status == 500 and str(tmp_path) not in json.dumps(answer)
+        assert any(str(tmp_path) in line for line in server.log)
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_goes_away_frees_its_sequence(
+    server: Server, models: dict[str, localq.Model], stream: bool
+) -> None:
+    body = json.dumps({**endless(models[GGUF], GGUF), "stream": stream}).encode()
+    draw = random.Random(1)
+    server.log.clear()
+    for _ in range(25):
+        with socket.create_connection(("127.0.0.1", server.port)) as connection:
+            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
+            connection.sendall(head + body)
+            time.sleep(draw.random() * 0.05)
+    server.wait_until_idle()
+    wait_until(lambda: sum(f"POST {CHAT}" in line for line in server.log) == 25)
+    gone = [line for line in server.log if f"{CHAT} 499" in line]
+    assert len(gone) >= 20
+    assert all(one.users == 0 for one in server.models.opened())
+    assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
+
+
+def test_beyond_the_queue_clients_are_told_to_come_again(
+    models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "MOST_WAITING", 1)
+    body = endless(models[GGUF], GGUF)
+    with running(models_dir, GGUF) as server, ThreadPoolExecutor(8) as clients:
+        answers = list(clients.map(lambda _: server.ask(CHAT, body), range(8)))
+        statuses = sorted(status for status, _ in answers)
+        assert statuses[0] == 200 and statuses[-1] == 429 and set(statuses) == {200, 429}
+        assert server.ask(CHAT, {**BODY, "model": GGUF, "n": 100})[0] == 429
+        assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
+
+
+def test_replies_in_company_are_those_of_runs_alone(server: Server) -> None:
+    bodies = [
+        {**BODY, "model": (GGUF, PHI)[number % 2], "temperature": 1.2, "seed": number, "stream": number % 3 == 0}
+        for number in range(16)
+    ]
+
+    def text(body: dict[str, Any]) -> str:
+        answer = server.ask(CHAT, body)[1]
+        if isinstance(answer, str):
+            return "".join(one["choices"][0]["delta"].get("content", "") for one in events_of(answer)[:-1])
+        return str(answer["choices"][0]["message"]["content"])
+
+    alone = [text(body) for body in bodies]
+    with ThreadPoolExecutor(16) as clients:
+        assert list(clients.map(text, bodies)) == alone
+
+
+def test_the_loop_answers_while_a_model_replies(server: Server, models: dict[str, localq.Model]) -> None:
+    body = endless(models[GGUF], GGUF)
+    with ThreadPoolExecutor(4) as clients:
+        replies = [
+            clients.submit(server.ask, CHAT, {**body, "logprobs": True, "top_logprobs": 20, "max_tokens": 150})
+            for _ in range(4)
+        ]
+        answered = 0
+        while not all(reply.done() for reply in replies):
+            assert server.ask("/health")[0] == 200
+            answered += 1
+    assert answered >= 3
+
+
+def test_the_log_has_a_line_for_each_request_and_prompts_only_when_asked(models_dir: Path) -> None:
+    with running(models_dir, GGUF) as server:
+        server.ask(CHAT, {**BODY, "model": GGUF, "temperature": 0})
+        server.ask("/v1/models/a%0Ab")
+        wait_until(lambda: len([line for line in server.log if " req_" in line]) == 2)
+        chat, model = (line for line in server.log if " req_" in line)
+        assert re.search(
+            r' 200 \S+s model=toy-llama form=gguf-q4_k_m reply="29 prompt tokens at .* t/s, 13 generated at', chat
+        )
+        assert "France" not in "".join(server.log)
+        assert '"/v1/models/a\\nb" 404' in model
+    with running(models_dir, GGUF, log_prompts=True) as server:
+        server.ask(CHAT, {**BODY, "model": GGUF})
+        wait_until(lambda: any("France" in line for line in server.log))
+
+
+def test_figures_count_requests_and_tokens(models_dir: Path) -> None:
+    with running(models_dir, GGUF) as server:
+        server.ask(CHAT, {**BODY, "model": GGUF, "temperature": 0})
+        server.ask("/v1/" + "x" * 50)
+        figures = server.ask("/metrics")[1]
+    assert 'localq_requests_total{path="/v1/chat/completions",status="200"} 1\n' in figures
+    assert 'localq_requests_total{path="other",status="404"} 1\n' in figures
+    assert f'localq_tokens_total{{model="{GGUF}",kind="generated"}} 13\n' in figures
+    assert threading.active_count() < 100
