@@ -153,7 +153,7 @@ def stream(
     cached = engine.prefill(prompt, on_progress)
     meter.prompt_is_computed()
     reply = ReplyState(rules, options)
-    with closing(engine.generate(options)) as ids:
+    with closing(engine.generate(options, rules.constraint)) as ids:
         for token in meter.timed(ids):
             yield reply.push(token, None if options.logprobs is None else engine.logits())
             if reply.is_over:
@@ -253,12 +253,16 @@ class Meter:
             came = time.perf_counter()
             if token is None:
                 return
-            if self._generated_tokens == 0:
-                self._first_token_seconds = came - self._start
-            else:
-                self._decode_seconds += came - asked
-            self._generated_tokens += 1
+            self.count(asked, came)
             yield token
+
+    def count(self, asked: float, came: float) -> None:
+        """An id came that was asked for at that time."""
+        if self._generated_tokens == 0:
+            self._first_token_seconds = came - self._start
+        else:
+            self._decode_seconds += came - asked
+        self._generated_tokens += 1
 
     def statistics(self, prompt_tokens: int, cached_prompt_tokens: int) -> GenerationStatistics:
         """What was counted until now."""

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -68,6 +68,8 @@ class GgufHeader:
     """The smallest size that the complete file can have."""
     vocabulary_size: int = 0
     """Tokens of the vocabulary; 0 where the file has none."""
+    tensor_types: Mapping[str, int] = field(default_factory=dict)
+    """ggml's number for the type of each tensor."""
 
     @property
     def weight_bytes(self) -> int:
@@ -113,7 +115,8 @@ def read_model_header(path: Path) -> GgufHeader:
     tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
     if not tensor_bytes:
         raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
-    return replace(header, tensor_bytes=tensor_bytes)
+    tensor_types = {name: kind for part in parts for name, kind in part.tensor_types.items()}
+    return replace(header, tensor_bytes=tensor_bytes, tensor_types=tensor_types)
 
 
 def model_name(path: Path) -> str:
@@ -148,6 +151,7 @@ def read_header(path: Path) -> GgufHeader:
         tensors = range(library.gguf_get_n_tensors(context))
         names = [library.gguf_get_tensor_name(context, tensor).decode(errors="replace") for tensor in tensors]
         sizes = [library.gguf_get_tensor_size(context, tensor) for tensor in tensors]
+        types = [library.gguf_get_tensor_type(context, tensor) for tensor in tensors]
         ends = [library.gguf_get_tensor_offset(context, tensor) + sizes[tensor] for tensor in tensors]
         file_bytes = library.gguf_get_data_offset(context) + max(ends, default=0)
         tokens = library.gguf_find_key(context, _TOKENS)
@@ -156,7 +160,8 @@ def read_header(path: Path) -> GgufHeader:
         library.gguf_free(context)
     metadata = {key: value for key, value in values.items() if value is not None}
     tensor_bytes = dict(zip(names, sizes, strict=True))
-    return GgufHeader(path, metadata, tensor_bytes, file_bytes if sizes else 0, vocabulary_size)
+    tensor_types = dict(zip(names, types, strict=True))
+    return GgufHeader(path, metadata, tensor_bytes, file_bytes if sizes else 0, vocabulary_size, tensor_types)
 
 
 def _require_model(header: GgufHeader) -> None:
@@ -235,6 +240,7 @@ def _library() -> Any:
         "gguf_get_tensor_name": ctypes.c_char_p,
         "gguf_get_tensor_size": ctypes.c_size_t,
         "gguf_get_tensor_offset": ctypes.c_size_t,
+        "gguf_get_tensor_type": ctypes.c_int,
         **{f"gguf_get_val_{suffix}": kind for suffix, kind in _NUMBERS.values()},
     }
     for name, result in results.items():

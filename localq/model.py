@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -176,6 +177,10 @@ class Model:
         # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
         strip = self.tokenizer.strips_leading_space and not raw
         return TextRules(self.tokenizer, self.end_tokens, strip)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """For a `with` block that uses the engine: replies of other threads wait."""
+        return self._turns.turn()
 
     def close(self) -> None:
         """Free the engine's memory; waits for a reply that another thread is reading."""

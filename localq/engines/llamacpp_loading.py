@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import re
 import signal
 import threading
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
-from localq.gguf_file import read_header
+from localq.gguf_file import read_header, read_model_header
 from localq.hardware import available_cores
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
 
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 """For `llama_model_params.devices`: a list of devices that ends with NULL, here an empty one."""
+_CONTEXT_STEP_TOKENS = 256
 _VALUE_BYTES = 64
 """Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
 
@@ -39,6 +41,8 @@ class LoadedContext:
     context: Any
     state_settings: Mapping[str, str | bool]
     """See `Engine.state_settings`."""
+    rows_are_independent: bool
+    """Whether a sequence gets the same numbers in a pass with others as in one of its own."""
 
 
 def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
@@ -52,6 +56,7 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
     model = context = None
     try:
         parameters = _model_parameters(api, path)
+        parameters.use_extra_bufts = not options.reproducible  # repacked weights have other kernels for four rows
         with captured_llama_log() as log:
             with _interruptible() as keeps_loading:
                 callback = api.llama_progress_callback(keeps_loading)
@@ -72,7 +77,43 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
         "kv_cache_type": options.kv_cache_type or ("f32" if parameters.type_k == api.GGML_TYPE_F32 else "f16"),
         "long_context": context_length > _original_context_length(api, model, context_length),
     }
-    return LoadedContext(model, context, settings)
+    return LoadedContext(model, context, settings, options.reproducible and _rows_are_independent(api, path))
+
+
+_INDEPENDENT_TYPES = frozenset({2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 23})
+"""ggml's numbers of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and IQ4_XS, without repacking and tiling on x86.
+Measured in passes of 1 and of 16 rows. Float32, float16, bfloat16 and IQ4_NL have other kernels for one row."""
+_VECTORS = ("norm.weight", ".bias", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Ends of names: tensors that no matrix product uses."""
+
+
+def _rows_are_independent(api: Any, path: Path) -> bool:
+    """Whether llama.cpp computes each row of a matrix product with this file's weights by itself.
+
+    Only known for the CPU, of x86, without its tiled kernels, which begin at eight rows.
+    """
+    if api.llama_supports_gpu_offload() or platform.machine() not in ("x86_64", "AMD64") or not _leave_tiling_out():
+        return False
+    types = read_model_header(path).tensor_types
+    return all(kind in _INDEPENDENT_TYPES or name.endswith(_VECTORS) for name, kind in types.items())
+
+
+def _leave_tiling_out() -> bool:
+    """Switch the tiled kernels off for this process. ggml reads the variable in its first pass: False if it is over."""
+    if _first_pass_is_over:
+        return False
+    os.environ[_TILING] = "0"
+    return True
+
+
+_TILING = "GGML_CPU_TILED_MM"
+_first_pass_is_over = False
+
+
+def note_pass() -> None:
+    """A model computes now."""
+    global _first_pass_is_over
+    _first_pass_is_over = _first_pass_is_over or os.environ.get(_TILING) != "0"
 
 
 @functools.cache
@@ -193,14 +234,18 @@ def _default_threads(api: Any, model: Any) -> int:
 
 def _context_parameters(api: Any, model: Any, options: LoadOptions, context_length: int) -> Any:
     parameters = api.llama_context_default_params()
-    parameters.n_ctx = context_length
-    parameters.n_batch = parameters.n_ubatch = options.batch_tokens
+    parameters.n_ctx = _padded(context_length) * options.sequences  # divided among the sequences, a stream for each
+    parameters.n_seq_max = options.sequences
+    parameters.n_batch = parameters.n_ubatch = max(options.batch_tokens, options.sequences)
     parameters.n_threads = parameters.n_threads_batch = options.threads or _default_threads(api, model)
     cache_type, flash_attention = api.GGML_TYPE_F16, options.flash_attention
     if api.llama_model_ftype(model) == api.LLAMA_FTYPE_ALL_F32 and options.kv_cache_type is None:
         # Others are compared with a float32 model. Flash attention computes in float16 on the CPU, whatever the
         # cache's type: with random weights its KL divergence is 3e-6; without flash attention it is 1e-11.
         cache_type, flash_attention = api.GGML_TYPE_F32, bool(flash_attention)
+    if options.reproducible:
+        # With several threads it divides a pass of one token among them by the number of cells.
+        flash_attention = False
     if options.kv_cache_type is not None:
         cache_type = getattr(api, f"GGML_TYPE_{options.kv_cache_type.upper()}")
     parameters.type_k = parameters.type_v = cache_type
@@ -213,6 +258,11 @@ def _context_parameters(api: Any, model: Any, options: LoadOptions, context_leng
     parameters.swa_full = True
     parameters.no_perf = True
     return parameters
+
+
+def _padded(context_length: int) -> int:
+    """llama.cpp makes room for a multiple of 256 tokens; what is lacking would be taken from the last sequences."""
+    return -(-context_length // _CONTEXT_STEP_TOKENS) * _CONTEXT_STEP_TOKENS
 
 
 def _context_error(path: Path, options: LoadOptions, context_length: int, cause: str) -> LocalqError:
