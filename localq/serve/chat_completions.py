@@ -11,7 +11,18 @@ from localq.generation import TokenLogprobs
 from localq.serve.choices import Choices, ChoicesRequest
 from localq.serve.core import Piece, Replies, Wanted
 from localq.serve.intake import Strict
-from localq.serve.protocols import Absent, AbsentList, Content, Count, Protocol, Text, finite, joined, token_text
+from localq.serve.protocols import (
+    WHOLE,
+    Absent,
+    AbsentList,
+    Content,
+    Count,
+    Protocol,
+    Text,
+    finite,
+    joined,
+    token_text,
+)
 from localq.serve.refusals import Refusal
 
 
@@ -49,7 +60,7 @@ class ChatRequest(ChoicesRequest):
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
-    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     response_format: TextFormat | None = None
     modalities: list[Literal["text"]] | None = None
     tools: AbsentList = None

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from localq.serve.core import Piece, Replies, Reply
-from localq.serve.protocols import NotNegative, OpenAiRequest, Probability, StopStrings, event, new_id
+from localq.serve.protocols import WHOLE, NotNegative, OpenAiRequest, Probability, StopStrings, event, new_id
 from localq.serve.refusals import Refusal
 from localq.version import __version__
 
@@ -26,7 +26,7 @@ class ChoicesRequest(OpenAiRequest):
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[_Token, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stop: Annotated[str, Field(min_length=1)] | StopStrings | None = None
-    n: Annotated[int, Field(ge=1, le=MOST_CHOICES)] | None = None
+    n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     top_k: NotNegative | None = None
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, cast
+from typing import Annotated, Any, cast
 
 from pydantic import Field
 
 from localq.generation import TokenLogprobs
 from localq.serve.choices import MOST_CHOICES, Choices, ChoicesRequest
 from localq.serve.core import Piece, Prompt, Replies, Wanted
-from localq.serve.protocols import Absent, Count, Protocol, finite, token_text
+from localq.serve.protocols import WHOLE, Absent, Count, Protocol, finite, token_text
 from localq.serve.refusals import Refusal
 from localq.text.tokenizer import decode_tokens
 
 _DEFAULT_MAX_TOKENS = 16  # the protocol's own
 
-_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+_Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31), WHOLE]], Field(min_length=1)]
 _Several = Field(min_length=1, max_length=MOST_CHOICES)
 
 
@@ -25,9 +25,9 @@ class CompletionRequest(ChoicesRequest):
 
     prompt: str | _Ids | Annotated[list[str], _Several] | Annotated[list[_Ids], _Several]
     max_tokens: Count | None = None
-    logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     echo: bool | None = None
-    best_of: Literal[1] | None = None
+    best_of: Annotated[int, Field(ge=1, le=1), WHOLE] | None = None
     suffix: Absent = None
 
     @property

@@ -177,8 +177,9 @@ class Core:
             if replies is not None:
                 replies.close()
             if isinstance(error, LocalqError):
-                record.failure = error.message
-                raise as_refusal(error) from error
+                refusal = as_refusal(error)
+                record.failure = error.message if refusal.status >= 500 else ""  # the client's own may quote a prompt
+                raise refusal from error
             raise
         return replies
 

@@ -88,10 +88,8 @@ def count_wanted(asked: CountRequest) -> Wanted:
 
 def _wanted(asked: MessagesRequest) -> Wanted:
     messages, begun = asked.conversation(), ""
-    if messages[-1]["role"] == "assistant":
+    if messages[-1]["role"] == "assistant" and len(messages) > 1:
         begun = messages.pop()["content"]
-    if not any(message["role"] == "user" for message in messages):
-        raise Refusal(400, "messages has no message of the user", "messages", "invalid_messages")
     options = asked.options(stop=asked.stop_sequences)
     return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_tokens, options=options, begun=begun)
 

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from localq.serve.core import Replies, Reply, Wanted
 from localq.serve.intake import Strict
@@ -21,14 +21,28 @@ AbsentList = Annotated[list[Any], Field(max_length=0)] | None
 """Of a field that clients also send as an empty list."""
 Text = Annotated[str, Field(max_length=512)]
 Probability = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1)]
+WHOLE = BeforeValidator(lambda value: int(value) if _is_whole(value) else value)
+"""16.0 is an integer too, as in JSON Schema."""
+Count = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
+NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
+Off = Annotated[bool, AfterValidator(lambda value: _only_false(value)), Field(json_schema_extra={"const": False})]
+"""False; `Literal[False]` would take 0 too."""
 StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 _OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
 _LEAST_TOP_P = 1e-9
 _SEEDS = 2**32 - 1
 _LEAST_LOGPROB = -9999.0  # what OpenAI sends in the place of minus infinity, which JSON does not have
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _only_false(value: bool) -> bool:
+    if value:
+        raise ValueError("it can only be false")
+    return value
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,11 +96,11 @@ class StreamOptions(Strict):
 class OpenAiRequest(Drawn):
     """What OpenAI's requests share. Most of it says something about the client, and changes nothing."""
 
-    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63), WHOLE] | None = None
     stream_options: StreamOptions | None = None
     user: Text | None = None
     metadata: dict[Text, Text] | None = None
-    store: Literal[False] | None = None
+    store: Off | None = None
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None

@@ -13,10 +13,12 @@ from localq.serve.chat_completions import TextFormat
 from localq.serve.core import Replies, Reply, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
+    WHOLE,
     Absent,
     AbsentList,
     Content,
     Count,
+    Off,
     OpenAiRequest,
     Protocol,
     Text,
@@ -53,13 +55,13 @@ class ResponsesRequest(OpenAiRequest):
     max_output_tokens: Count | None = None
     text: TextConfig | None = None
     truncation: Literal["disabled"] | None = None
-    background: Literal[False] | None = None
+    background: Off | None = None
     tools: AbsentList = None
     tool_choice: Literal["none", "auto"] | None = None
     max_tool_calls: Absent = None
     include: AbsentList = None
     reasoning: Absent = None
-    top_logprobs: Literal[0] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
     previous_response_id: Absent = None
     conversation: Absent = None
     prompt: Absent = None

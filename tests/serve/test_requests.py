@@ -63,6 +63,8 @@ REFUSED = [
     (TEXT, {"prompt": [99_999_999]}, None),
     (TEXT, {"prompt": [-1]}, "prompt[0]"),
     (TEXT, {"best_of": 2}, "best_of"),
+    (TEXT, {"store": 0}, "store"),
+    (TEXT, {"best_of": True}, "best_of"),
     (TEXT, {"suffix": "end"}, "suffix"),
     (TEXT, {"echo": True, "logprobs": 1}, "echo"),
     (TEXT, {"top_logprobs": 1}, "top_logprobs"),
@@ -74,7 +76,6 @@ REFUSED = [
     (MESSAGES, {"stop": "x"}, None),
     (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1}}, None),
     (MESSAGES, {"messages": [{"role": "system", "content": "x"}]}, None),
-    (MESSAGES, {"messages": [{"role": "assistant", "content": "x"}]}, None),
 ]
 
 
@@ -102,7 +103,7 @@ def test_a_missing_field_is_named(server: Server, path: str) -> None:
 ROUTINE = [
     (CHAT, {"user": "me", "metadata": {"a": "b"}, "store": False, "service_tier": "auto", "n": None}),
     (CHAT, {"tools": [], "tool_choice": "none", "parallel_tool_calls": True, "response_format": {"type": "text"}}),
-    (CHAT, {"top_p": 0, "seed": -(2**63), "stop": None, "logit_bias": {}, "modalities": ["text"]}),
+    (CHAT, {"top_p": 0, "seed": -(2**63), "n": 1.0, "stop": None, "logit_bias": {}, "modalities": ["text"]}),
     (CHAT, {"messages": [{"role": "developer", "content": [{"type": "text", "text": "Be short."}]}, *USER]}),
     (CHAT, {"messages": [*USER, {"role": "assistant", "content": "A", "refusal": None, "tool_calls": None}, *USER]}),
     (TEXT, {"best_of": 1, "suffix": None, "user": "me", "logprobs": None, "echo": False}),
