@@ -6,6 +6,7 @@ most one chunk of a prompt. Knows no protocol and no chat template: prompts are 
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import deque
@@ -83,6 +84,8 @@ class Batcher:
         self._held_tokens = [0] * self._sequences
         self._thread = borrow_engine_thread()
         self._done = self._thread.start(self._serve)
+        # A process that ends frees its models, and must not do so while they compute.
+        atexit.register(self.close)
 
     @property
     def running(self) -> int:
@@ -115,6 +118,7 @@ class Batcher:
             was_closed, self._closed = self._closed, True
             self._changed.notify()
         self._done.result()
+        atexit.unregister(self.close)
         if not was_closed:
             return_engine_thread(self._thread)
 

@@ -19,7 +19,7 @@ from localq.serve.chat_completions import CHAT
 from localq.serve.completions import COMPLETIONS
 from localq.serve.core import Core, Replies
 from localq.serve.door import Access, App, Door
-from localq.serve.intake import ClientGone, Receive, check, parse_json
+from localq.serve.intake import ClientGone, Receive, Strict, check, parse_json
 from localq.serve.messages import MESSAGES, CountRequest, count_wanted
 from localq.serve.models import Catalogue, Models, Offer
 from localq.serve.openapi import describe
@@ -36,6 +36,8 @@ PROTOCOLS = {
 }
 COUNT_PATH = "/v1/messages/count_tokens"
 PATHS = frozenset({*PROTOCOLS, COUNT_PATH, "/v1/models", "/health", "/metrics", "/openapi.json", "/"})
+
+_LARGE_BODY_BYTES = 100_000  # takes a millisecond or more to read
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><title>localq</title>
@@ -95,7 +97,7 @@ class Endpoints:
         """The endpoint of a protocol."""
 
         async def answer(request: Request) -> Response:
-            asked = check(protocol.request, _json(request))
+            asked = await _asked(protocol.request, request)
             wanted, record = protocol.wanted(asked), request.scope["localq.record"]
             replies = await _unless_gone(request.receive, self._core.begin(wanted, record))
             if asked.stream:
@@ -110,7 +112,7 @@ class Endpoints:
 
     async def count(self, request: Request) -> Response:
         """The tokens of a request to Anthropic's protocol."""
-        wanted = count_wanted(check(CountRequest, _json(request)))
+        wanted = count_wanted(await _asked(CountRequest, request))
         return JSONResponse({"input_tokens": await self._core.count(wanted)})
 
     async def models(self, request: Request) -> Response:
@@ -143,11 +145,14 @@ class Endpoints:
         return HTMLResponse(_PAGE, headers={"content-security-policy": "default-src 'none'"})
 
 
-def _json(request: Request) -> Any:
-    kind = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
-    if kind != "application/json":
+async def _asked(kind: type[Strict], request: Request) -> Any:
+    content = request.headers.get("content-type", "application/json").partition(";")[0].strip().lower()
+    if content != "application/json":
         raise Refusal(415, "the body must be JSON, with Content-Type: application/json")
-    return parse_json(request.scope["localq.body"])
+    body = request.scope["localq.body"]
+    if len(body) < _LARGE_BODY_BYTES:
+        return check(kind, parse_json(body))
+    return await asyncio.to_thread(lambda: check(kind, parse_json(body)))
 
 
 def _model(offer: Offer) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from localq.generation import Chunk, GenerationStatistics, TokenLogprobs
 from localq.model import Model
 from localq.options import GenerationOptions
 from localq.serve.models import Models, Opened
-from localq.serve.refusals import as_refusal, try_later
+from localq.serve.refusals import Refusal, as_refusal, try_later
 from localq.serve.tally import CLIENT_GONE, Record, Tally
 
 MOST_WAITING = 128
@@ -160,6 +160,8 @@ class Core:
     async def begin(self, wanted: Wanted, record: Record) -> Replies:
         """Open the model, make the prompts and queue the replies. Raises Refusal."""
         count = len(wanted.prompts) * wanted.count
+        if count > self._most_queued:
+            raise Refusal(400, f"{count} replies are more than {self._most_queued}, the most at a time", "n")
         if self.tally.queued + count > self._most_queued:
             raise try_later(429, f"{self.tally.queued} replies are wanted already", "queue_full")
         self.tally.queued += count  # before anything is awaited: many requests may come at once

@@ -56,8 +56,10 @@ class Access:
         name = match[1].strip("[]").lower()
         if _is_address(name):
             return not self.is_local or ipaddress.ip_address(name).is_loopback
-        own = socket.gethostname().lower()
-        return name == "localhost" or (not self.is_local and name in {self.host.lower(), own, f"{own}.local"})
+        own = socket.gethostname().lower().partition(".")[0]
+        return name == "localhost" or (
+            not self.is_local and (name == self.host.lower() or name.partition(".")[0] == own)
+        )
 
     def allows_origin(self, origin: str, host: str) -> bool:
         """Whether a page may send requests: the server's own, or one that was named."""

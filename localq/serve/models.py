@@ -140,7 +140,8 @@ class Models:
 
     async def use(self, name: str) -> Opened:
         """The model of a name, opened if it was not, with one user more. Raises Refusal."""
-        offer = await asyncio.to_thread(self.catalogue.find, name)
+        known = self._opened.get(name)
+        offer = known.offer if known else await asyncio.to_thread(self.catalogue.find, name)
         while offer.id not in self._opened:
             if offer.id not in self._opening:
                 task = self._opening[offer.id] = asyncio.create_task(self._open(offer))

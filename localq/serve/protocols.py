@@ -69,7 +69,7 @@ class Named(Strict):
 class Drawn(Named):
     """A request for replies."""
 
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = Field(default=None, description="1 if not given.")
     top_p: Probability | None = None
     stream: bool | None = None
 

@@ -72,7 +72,7 @@ def running(
     access: Access = Access("127.0.0.1"),  # noqa: B008
     keep_alive: float = -1,
     log_prompts: bool = False,
-    options: LoadOptions = LoadOptions(),  # noqa: B008
+    options: LoadOptions = LoadOptions(sequences=4),  # noqa: B008
 ) -> Iterator[Server]:
     """A server that runs in a thread of this process."""
     log: list[str] = []

@@ -1,9 +1,9 @@
 """Hostile requests to a server: each must get a well-formed answer, an error no other than the client's.
 
-    python -m tests.serve.fuzz --requests 100000 [--seed 1]
+    python -m tests.serve.fuzz --requests 100000 --disconnects 1000 [--seed 1]
 
 starts a server of its own with the toys and prints how many answers of each status there were, and the memory that the
-process takes after every tenth.
+process takes after every tenth. Then clients go away at random moments; at the end no sequence may be in use.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import random
 import socket
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -70,6 +71,18 @@ def run(port: int, requests: int, seed: int, each: Callable[[int], None] = lambd
                 if not goes_on or counts.total() == requests:
                     break
     return counts
+
+
+def go_away(port: int, body: dict[str, Any], times: int, seed: int) -> None:
+    """Ask, and close the connection at some moment of the next 50 milliseconds."""
+    draw, data = random.Random(seed), json.dumps(body).encode()
+    request = (
+        f"POST /v1/chat/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: {len(data)}\r\n\r\n".encode() + data
+    )
+    for _ in range(times):
+        with socket.create_connection(("127.0.0.1", port)) as connection:
+            connection.sendall(request)
+            time.sleep(draw.random() * 0.05)
 
 
 def _request(draw: random.Random) -> tuple[bytes, str]:
@@ -150,15 +163,22 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--requests", type=int, default=100_000)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--disconnects", type=int, default=1000)
     given = arguments.parse_args()
 
     def each(done: int) -> None:
         if done % max(given.requests // 10, 1) == 0:
             sys.stdout.write(f"{done:,} requests, {psutil.Process().memory_info().rss / 1e6:.0f} MB\n")
             sys.stdout.flush()
+            server.log.clear()
 
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), MODELS[0], MODELS[2]) as server:
         counts = run(server.port, given.requests, given.seed, each)
+        for stream in (True, False):
+            bias = {str(token): -100 for token in range(5)}
+            body = {"model": MODELS[0], "messages": [USER], "stream": stream, "logit_bias": bias}
+            go_away(server.port, body, given.disconnects // 2, given.seed)
+        server.wait_until_idle()
     sys.stdout.write(", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) + "\n")
 
 

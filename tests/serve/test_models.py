@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import http.client
 import json
-import random
 import re
-import socket
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -17,8 +16,10 @@ import pytest
 import localq
 from localq import memory
 from localq.errors import NotEnoughMemoryError
-from localq.serve import core
-from tests.serve.conftest import GGUF, PHI, Server, events_of, running
+from localq.options import LoadOptions
+from localq.serve import core, listening
+from tests.serve.conftest import GGUF, MLX, PHI, Server, events_of, running
+from tests.serve.fuzz import go_away
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"messages": [{"role": "user", "content": "What is the capital of France?"}]}
@@ -90,14 +91,8 @@ def test_a_model_that_can_not_be_opened_is_the_servers_failure_and_tells_no_path
 def test_a_client_that_goes_away_frees_its_sequence(
     server: Server, models: dict[str, localq.Model], stream: bool
 ) -> None:
-    body = json.dumps({**endless(models[GGUF], GGUF), "stream": stream}).encode()
-    draw = random.Random(1)
     server.log.clear()
-    for _ in range(25):
-        with socket.create_connection(("127.0.0.1", server.port)) as connection:
-            head = b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: %d\r\n\r\n" % len(body)
-            connection.sendall(head + body)
-            time.sleep(draw.random() * 0.05)
+    go_away(server.port, {**endless(models[GGUF], GGUF), "stream": stream}, times=25, seed=1)
     server.wait_until_idle()
     wait_until(lambda: sum(f"POST {CHAT}" in line for line in server.log) == 25)
     gone = [line for line in server.log if f"{CHAT} 499" in line]
@@ -115,25 +110,51 @@ def test_beyond_the_queue_clients_are_told_to_come_again(
         answers = list(clients.map(lambda _: server.ask(CHAT, body), range(8)))
         statuses = sorted(status for status, _ in answers)
         assert statuses[0] == 200 and statuses[-1] == 429 and set(statuses) == {200, 429}
-        assert server.ask(CHAT, {**BODY, "model": GGUF, "n": 100})[0] == 429
+        assert server.ask(CHAT, {**BODY, "model": GGUF, "n": 100})[0] == 400
         assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
 
 
-def test_replies_in_company_are_those_of_runs_alone(server: Server) -> None:
+@pytest.mark.parametrize("name", [GGUF, MLX])
+def test_replies_in_company_are_those_of_runs_alone(models_dir: Path, name: str) -> None:
+    questions = ["What is the capital of France?", "Hi", "Where is the cat?", "Count to ten."]
     bodies = [
-        {**BODY, "model": (GGUF, PHI)[number % 2], "temperature": 1.2, "seed": number, "stream": number % 3 == 0}
-        for number in range(16)
+        {
+            "model": name,
+            "messages": [{"role": "user", "content": questions[number % 4]}],
+            "temperature": 1.2,
+            "seed": number,
+            "max_tokens": 10 + number,
+            "stream": number % 3 == 0,
+        }
+        for number in range(64 if name == GGUF else 24)  # MLX is ten times as slow here
     ]
 
-    def text(body: dict[str, Any]) -> str:
-        answer = server.ask(CHAT, body)[1]
-        if isinstance(answer, str):
-            return "".join(one["choices"][0]["delta"].get("content", "") for one in events_of(answer)[:-1])
-        return str(answer["choices"][0]["message"]["content"])
+    with running(models_dir, name, options=LoadOptions(sequences=16, reproducible=True)) as server:
 
-    alone = [text(body) for body in bodies]
-    with ThreadPoolExecutor(16) as clients:
-        assert list(clients.map(text, bodies)) == alone
+        def text(body: dict[str, Any]) -> str:
+            answer = server.ask(CHAT, body)[1]
+            if isinstance(answer, str):
+                return "".join(one["choices"][0]["delta"].get("content", "") for one in events_of(answer)[:-1])
+            return str(answer["choices"][0]["message"]["content"])
+
+        alone = [text(body) for body in bodies]
+        with ThreadPoolExecutor(len(bodies)) as clients:
+            assert list(clients.map(text, bodies)) == alone
+        assert len(set(alone)) > len(bodies) // 2
+
+
+def test_after_its_time_the_server_ends_though_replies_run(
+    models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listening, "FINISHING_SECONDS", 0.2)
+    body = {**endless(models[GGUF], GGUF), "n": 100, "logprobs": True, "top_logprobs": 20, "stream": True}
+    with ThreadPoolExecutor(1) as client:
+        with running(models_dir, GGUF) as server:
+            reply = client.submit(server.ask, CHAT, body)
+            wait_until(lambda: server.models.opened()[0].batcher.running)
+            started = time.monotonic()
+        assert time.monotonic() - started < 10
+        assert isinstance(reply.exception(), http.client.IncompleteRead)
 
 
 def test_the_loop_answers_while_a_model_replies(server: Server, models: dict[str, localq.Model]) -> None:
