@@ -7,7 +7,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -44,10 +44,10 @@ class Server:
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         data = json.dumps(body) if body is not None and not isinstance(body, bytes) else body
         kind = {"content-type": "application/json"} if body is not None else {}
-        connection.request(method or ("GET" if body is None else "POST"), path, data, {**kind, **(headers or {})})
-        answer = connection.getresponse()
-        text = answer.read().decode()
-        connection.close()
+        with closing(connection):
+            connection.request(method or ("GET" if body is None else "POST"), path, data, {**kind, **(headers or {})})
+            with connection.getresponse() as answer:
+                text = answer.read().decode()
         is_json = answer.getheader("content-type", "").startswith("application/json")
         return answer.status, json.loads(text) if is_json else text
 
