@@ -89,4 +89,4 @@ def serve(
         bound.listen()  # clients that come from now on are heard, in a moment
         name = f"[{host}]" if ":" in host else host
         say(f"serving at http://{name}:{bound.getsockname()[1]}/v1; Ctrl-C ends")
-        run(app, bound)
+        run(app, bound, say)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
+from collections.abc import Callable
 from typing import Any
 
 import h11
@@ -123,8 +124,21 @@ def bind(host: str, port: int) -> socket.socket:
     return bound
 
 
-def uvicorn_of(app: App) -> uvicorn.Server:
-    """uvicorn with the limits of this module."""
+class _Server(uvicorn.Server):
+    """Says why it does not end at once."""
+
+    def __init__(self, config: uvicorn.Config, log: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._log = log
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.tasks:
+            self._log(f"running replies may take {FINISHING_SECONDS:g} seconds more; Ctrl-C ends them at once")
+        await super().shutdown(sockets)
+
+
+def uvicorn_of(app: App, log: Callable[[str], None]) -> uvicorn.Server:
+    """uvicorn with the limits of this module; `log` writes a line."""
     config = uvicorn.Config(
         app,
         http=Connection,
@@ -138,13 +152,13 @@ def uvicorn_of(app: App) -> uvicorn.Server:
         timeout_graceful_shutdown=FINISHING_SECONDS,
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
     )
-    return uvicorn.Server(config)
+    return _Server(config, log)
 
 
-def run(app: App, bound: socket.socket) -> None:
+def run(app: App, bound: socket.socket, log: Callable[[str], None]) -> None:
     """Serve until SIGTERM, which returns, or Ctrl-C, which raises KeyboardInterrupt; running requests may finish."""
     # uvicorn repeats the signal that ended it, and localq's own handler raises then.
     try:
-        uvicorn_of(app).run(sockets=[bound])
+        uvicorn_of(app, log).run(sockets=[bound])
     except SystemExit:
         return

@@ -79,7 +79,7 @@ def running(
     offers = [make_offer(name, models_dir, ConversionListener()) for name in named]
     app, models = make_server(Settings(models_dir, options, access, keep_alive, log.append, log_prompts), offers)
     bound = bind("127.0.0.1", 0)
-    server = uvicorn_of(app)
+    server = uvicorn_of(app, log.append)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
     port = bound.getsockname()[1]
     thread.start()

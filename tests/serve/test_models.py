@@ -154,6 +154,7 @@ def test_after_its_time_the_server_ends_though_replies_run(
             wait_until(lambda: any(one.batcher.running for one in server.models.opened()))
             started = time.monotonic()
         assert time.monotonic() - started < 10
+        assert any("running replies" in line for line in server.log)
         assert isinstance(reply.exception(), http.client.IncompleteRead)
 
 
