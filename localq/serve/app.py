@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from starlette.requests import Request
-from starlette.responses import HTMLResponse, JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
 from localq.options import LoadOptions
@@ -23,6 +23,7 @@ from localq.serve.intake import ClientGone, Receive, Strict, check, parse_json
 from localq.serve.messages import MESSAGES, CountRequest, count_wanted
 from localq.serve.models import Catalogue, Models, Offer
 from localq.serve.openapi import describe
+from localq.serve.page import make_page
 from localq.serve.protocols import Protocol
 from localq.serve.refusals import Refusal
 from localq.serve.responses import RESPONSES
@@ -38,12 +39,6 @@ COUNT_PATH = "/v1/messages/count_tokens"
 PATHS = frozenset({*PROTOCOLS, COUNT_PATH, "/v1/models", "/health", "/metrics", "/openapi.json", "/"})
 
 _LARGE_BODY_BYTES = 100_000  # takes a millisecond or more to read
-
-_PAGE = """<!doctype html>
-<html lang="en"><meta charset="utf-8"><title>localq</title>
-<h1>localq</h1><p>This server speaks OpenAI's protocol; the base URL ends in <code>/v1</code>.
-<a href="/openapi.json">Its description</a>.</html>
-"""
 
 _Result = TypeVar("_Result")
 
@@ -92,6 +87,7 @@ class Endpoints:
 
     def __init__(self, core: Core, models: Models, tally: Tally) -> None:
         self._core, self._models, self._tally = core, models, tally
+        self._page = make_page()
 
     def of(self, protocol: Protocol) -> Callable[[Request], Awaitable[Response]]:
         """The endpoint of a protocol."""
@@ -142,7 +138,7 @@ class Endpoints:
 
     async def page(self, request: Request) -> Response:
         """For a browser."""
-        return HTMLResponse(_PAGE, headers={"content-security-policy": "default-src 'none'"})
+        return self._page
 
 
 async def _asked(kind: type[Strict], request: Request) -> Any:
