@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -65,9 +64,14 @@ class Browser:
         """The answer to a command; events that come before it are kept."""
         self._number += 1
         session = {"sessionId": self._session} if self._session else {}
-        os.write(self._out, json.dumps({"id": self._number, "method": method, "params": parameters, **session}).encode() + b"\0")
+        command = {"id": self._number, "method": method, "params": parameters, **session}
+        data = json.dumps(command).encode() + b"\0"
+        while data:
+            data = data[os.write(self._out, data) :]
         while True:
             while b"\0" not in self._rest:
+                ready, _, _ = select.select([self._in], [], [], 2 * SECONDS)
+                assert ready, f"no answer to {method}"
                 piece = os.read(self._in, 1 << 20)
                 assert piece, "Chromium ended"
                 self._rest += piece
@@ -117,10 +121,3 @@ class Browser:
         given = {"key": key, "code": key, "windowsVirtualKeyCode": codes[key], "modifiers": 8 if shift else 0}
         self.call("Input.dispatchKeyEvent", type="keyDown", **given, **text)
         self.call("Input.dispatchKeyEvent", type="keyUp", **given)
-
-
-@contextmanager
-def browser(folder: Path) -> Iterator[Browser]:
-    """A tab that is closed at the end."""
-    with Browser(folder) as tab:
-        yield tab
