@@ -9,16 +9,17 @@ from __future__ import annotations
 import math
 import reprlib
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
-from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
+from localq.conversion.naming import add_naming
+from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary
 from localq.disk import temporary_folder
 from localq.errors import CheckpointError, ConversionError
-from localq.families.base import TensorLayout
+from localq.families.base import FILE_TYPE, MetadataValue, TensorLayout
 from localq.recipes import GgufRecipe
 from localq.store.manifest import Fallback
 
@@ -33,6 +34,9 @@ GGUF_ALIGNMENT_BYTES = 32
 _UINT32, _STRING, _ARRAY = 4, 8, 9  # `enum gguf_type` in gguf.h
 _FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata pairs
+
+_UNQUANTIZED = (0, 1, 32)  # file types that the converter itself writes: F32, F16, BF16
+_BEFORE_TYPE = ".rope.scaling.attn_factor"  # the converter writes it with the tensors
 
 _OUTPUT_NAMES = ("output.weight", "token_embd.weight")
 _K_BLOCK = 256  # weights per block of the types that have a fallback
@@ -68,10 +72,16 @@ class GgufTensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufMetadata:
-    """The bytes of all metadata pairs except `general.file_type`, the only one that differs between formats."""
+    """The bytes of all metadata pairs by key, in the order of llama.cpp's converter; `general.file_type` is empty."""
 
-    count: int
-    data: bytes
+    pairs: dict[str, bytes]
+
+    def with_file_type(self, number: int) -> list[bytes]:
+        """All pairs for one format. llama.cpp's quantizer moves two of them to the end."""
+        pairs = {**self.pairs, FILE_TYPE: _text(FILE_TYPE) + struct.pack("<II", _UINT32, number)}
+        if number not in _UNQUANTIZED:
+            pairs |= {key: pairs.pop(key) for key in ("general.quantization_version", FILE_TYPE)}
+        return list(pairs.values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,10 @@ def plan_gguf(checkpoint: Checkpoint, recipe: GgufRecipe) -> GgufPlan:
             f"llama.cpp's plan does not cover the model's tensors: {', '.join(differing[:3])}",
             "localq can't read the log of this version of llama-cpp-python: please report the version",
         )
-    tensors = tuple(replace(unquantized[name], type_name=kind) for name, kind in planned.types.items())
+    names: Iterable[str] = planned.types
+    if recipe.file_type_number in _UNQUANTIZED:
+        names = sorted(names, key=lambda name: _converters_place(checkpoint, unquantized[name]))
+    tensors = tuple(replace(unquantized[name], type_name=planned.types[name]) for name in names)
     fallbacks = tuple(Fallback(name, wanted, used) for name, (wanted, used) in planned.fallbacks.items())
     return GgufPlan(recipe, tensors, (*_silent_fallbacks(recipe, tensors), *fallbacks))
 
@@ -124,20 +137,24 @@ def gguf_metadata(
     from gguf import GGML_QUANT_VERSION, GGUFWriter
 
     writer = GGUFWriter(None, checkpoint.family.gguf_architecture())
+    hyperparameters = checkpoint.family.gguf_metadata(checkpoint.config)
+    for key in [key for key in hyperparameters if key.endswith(_BEFORE_TYPE)]:
+        _add(writer, key, hyperparameters.pop(key))
     writer.add_type("model")
-    _add_hyperparameters(writer, checkpoint)
+    if tokenizer is not None:
+        add_naming(writer, checkpoint, tokenizer)
+    for key, value in hyperparameters.items():
+        _add(writer, key, value)
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if tokenizer is not None:
-        writer.add_name(name_for_llama_cpp(checkpoint.name.rpartition("/")[2], tokenizer))
         add_vocabulary(writer, tokenizer, checkpoint.config.vocabulary_size, pre_tokenizer)
-    pairs = writer.kv_data[0]
-    return GgufMetadata(len(pairs), b"".join(_pair(key, pair) for key, pair in pairs.items()))
+    return GgufMetadata({key: _pair(key, pair) for key, pair in writer.kv_data[0].items()})
 
 
 def header(metadata: GgufMetadata, file_type_number: int, tensors: Sequence[GgufTensor]) -> bytes:
     """The bytes before the first tensor, padded to its alignment."""
-    file_type = _text("general.file_type") + struct.pack("<II", _UINT32, file_type_number)
-    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), metadata.count + 1), metadata.data, file_type]
+    pairs = metadata.with_file_type(file_type_number)
+    parts = [_FIXED.pack(b"GGUF", 3, len(tensors), len(pairs)), *pairs]
     offset = 0
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))  # GGUF counts from the fastest dimension
@@ -163,6 +180,17 @@ def _unquantized(checkpoint: Checkpoint) -> list[GgufTensor]:
     for name, values in checkpoint.family.gguf_extra_tensors(checkpoint.config).items():
         tensors.append(GgufTensor(name, values.shape, "f32", values=values))
     return tensors
+
+
+def _converters_place(checkpoint: Checkpoint, tensor: GgufTensor) -> tuple[str, str]:
+    """Sorts tensors as llama.cpp's converter writes them: computed ones, then by file and by name within it.
+
+    The quantizer has another order.
+    """
+    if tensor.layout is None:
+        return "", ""
+    file = checkpoint.tensor(tensor.layout).files[-1].name
+    return file, max(tensor.layout.sources)
 
 
 def _silent_fallbacks(recipe: GgufRecipe, tensors: tuple[GgufTensor, ...]) -> list[Fallback]:
@@ -211,13 +239,12 @@ def _elements(kind: int, values: Sequence[Any]) -> bytes:
     return struct.pack(f"<{len(values)}{_FORMATS[kind]}", *values)
 
 
-def _add_hyperparameters(writer: GGUFWriter, checkpoint: Checkpoint) -> None:
-    for key, value in checkpoint.family.gguf_metadata(checkpoint.config).items():
-        if isinstance(value, bool):
-            writer.add_bool(key, value)
-        elif isinstance(value, int):
-            writer.add_uint32(key, value)
-        elif isinstance(value, float):
-            writer.add_float32(key, value)
-        else:
-            writer.add_string(key, value)
+def _add(writer: GGUFWriter, key: str, value: MetadataValue) -> None:
+    if isinstance(value, bool):
+        writer.add_bool(key, value)
+    elif isinstance(value, int):
+        writer.add_uint32(key, value)
+    elif isinstance(value, float):
+        writer.add_float32(key, value)
+    else:
+        writer.add_string(key, value)

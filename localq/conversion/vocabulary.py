@@ -307,7 +307,10 @@ def _add_special_tokens(writer: GGUFWriter, tokenizer: TokenizerFolder, table: T
     special = _special_vocabulary(tokenizer, table.size)
     around = _tokens_around_a_text(tokenizer.json)
     special.special_token_ids |= around
-    special.add_special_token = {"bos": "bos" in around, "eos": "eos" in around, "sep": False}
+    # In the order in which llama.cpp's converter learns of them.
+    is_sep_last = "eos" in around or '"ByteLevel"' in json.dumps(tokenizer.json.get("post_processor"))
+    names = ("bos", "eos", "sep") if is_sep_last else ("bos", "sep", "eos")
+    special.add_special_token = {name: name in around and name != "sep" for name in names}
     end_of_text_id, end_of_text = _CODE_LLAMA_END_OF_TEXT
     if table.size == _CODE_LLAMA_SIZE and table.matches_whole(end_of_text_id, end_of_text):
         special.special_token_ids["eot"] = end_of_text_id

@@ -21,6 +21,10 @@ MetadataValue = str | bool | int | float
 """A value of GGUF metadata: str, bool, uint32 and float32 in the file."""
 
 
+FILE_TYPE = "general.file_type"
+"""Among the hyperparameters it marks a place; each format has a value of its own."""
+
+
 @dataclass(frozen=True, slots=True)
 class TensorLayout:
     """One tensor of a model: its name in the checkpoint and in a GGUF file, and its shape."""
@@ -68,7 +72,7 @@ class Family(Protocol):
         """`general.architecture`."""
 
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
-        """Hyperparameters under their full GGUF keys."""
+        """Hyperparameters under their full GGUF keys, in the order of llama.cpp's converter, with FILE_TYPE."""
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:
         """Tensors that GGUF needs and the checkpoint does not have, such as rotary frequency factors."""
@@ -146,8 +150,15 @@ def outer_layouts(config: ModelConfig, *, norm: str = "model.norm", biased: bool
     return [embedding, *layouts_of(modules, biased=biased)]
 
 
+def phi_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, MetadataValue]:
+    """The same as `common_gguf_metadata`, in the order that llama.cpp's converter has for the Phi families."""
+    common = common_gguf_metadata(architecture, config)
+    first = ("context_length", "embedding_length", "feed_forward_length", "block_count")
+    return {f"{architecture}.{name}": common[f"{architecture}.{name}"] for name in first} | common
+
+
 def common_gguf_metadata(architecture: str, config: ModelConfig) -> dict[str, MetadataValue]:
-    """Hyperparameters that every family writes in the same way."""
+    """Hyperparameters that every family writes, in the order of llama.cpp's converter for Llama."""
     return {
         f"{architecture}.block_count": config.layer_count,
         f"{architecture}.context_length": config.max_position_embeddings,

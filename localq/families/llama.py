@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.families.base import (
+    FILE_TYPE,
     Family,
     MetadataValue,
     Module,
@@ -93,18 +94,19 @@ class Llama(Family):
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """As llama.cpp's converter writes them (conversion/llama.py)."""
         metadata = common_gguf_metadata("llama", config)
-        metadata["llama.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
-        metadata["llama.rope.freq_base"] = config.rope.theta
-        metadata["llama.vocab_size"] = config.vocabulary_size
-        metadata["llama.rope.dimension_count"] = config.head_dim
-        metadata["llama.attention.key_length"] = config.head_dim
-        metadata["llama.attention.value_length"] = config.head_dim
         if config.rope.type in ("linear", "yarn"):
             metadata["llama.rope.scaling.type"] = config.rope.type
             metadata["llama.rope.scaling.factor"] = float(config.rope.parameters["factor"])
         if config.rope.type == "yarn":
             metadata["llama.rope.scaling.original_context_length"] = config.original_context_length
             metadata |= _stated_yarn_settings(config)
+        metadata["llama.rope.freq_base"] = config.rope.theta
+        metadata["llama.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
+        metadata["llama.attention.key_length"] = config.head_dim
+        metadata["llama.attention.value_length"] = config.head_dim
+        metadata[FILE_TYPE] = 0
+        metadata["llama.vocab_size"] = config.vocabulary_size
+        metadata["llama.rope.dimension_count"] = config.head_dim
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from localq.families.base import (
+    FILE_TYPE,
     Family,
     MetadataValue,
     Module,
     TensorLayout,
     Traits,
     check_traits,
-    common_gguf_metadata,
     layouts_of,
     outer_layouts,
+    phi_gguf_metadata,
     refuse_unless,
 )
 from localq.families.config import ModelConfig
@@ -59,9 +60,11 @@ class Phi(Family):
         The runtime reads the inner width, the key-value heads and the rotary base; the converter assumes 4 times the
         width, one for each head and 10,000, as in all of Microsoft's models.
         """
-        metadata = common_gguf_metadata("phi2", config)
+        metadata = phi_gguf_metadata("phi2", config)
         metadata["phi2.attention.layer_norm_epsilon"] = config.norm_epsilon
         metadata["phi2.rope.dimension_count"] = config.rotated_width
+        metadata[FILE_TYPE] = 0
+        metadata["tokenizer.ggml.add_bos_token"] = False
         if config.rope.theta != _LLAMA_CPP_THETA:
             metadata["phi2.rope.freq_base"] = config.rope.theta
         return metadata

@@ -5,16 +5,17 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from localq.families.base import (
+    FILE_TYPE,
     Family,
     MetadataValue,
     Module,
     TensorLayout,
     Traits,
     check_traits,
-    common_gguf_metadata,
     common_mlx_config,
     layouts_of,
     outer_layouts,
+    phi_gguf_metadata,
 )
 from localq.families.config import ModelConfig, positive_integer
 from localq.families.longrope import attention_factor, check_longrope, factor_tensors, longrope_caveats
@@ -70,15 +71,18 @@ class Phi3(Family):
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """As llama.cpp's converter writes them (conversion/phi.py)."""
         architecture = self.gguf_architecture()
-        metadata = common_gguf_metadata(architecture, config)
-        metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
-        metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
-        metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
-        metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
-        # Zero means no sliding window, as in Phi-4; the runtime always attends to all tokens.
-        metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
+        metadata: dict[str, MetadataValue] = {}
         if config.rope.type == "longrope":
             metadata[f"{architecture}.rope.scaling.attn_factor"] = attention_factor(config)
+        metadata[f"{architecture}.context_length"] = config.max_position_embeddings
+        metadata[f"{architecture}.rope.scaling.original_context_length"] = config.original_context_length
+        metadata |= phi_gguf_metadata(architecture, config)
+        metadata[f"{architecture}.attention.layer_norm_rms_epsilon"] = config.norm_epsilon
+        metadata[f"{architecture}.rope.dimension_count"] = config.rotated_width
+        metadata[f"{architecture}.rope.freq_base"] = config.rope.theta
+        metadata[FILE_TYPE] = 0
+        # Zero means no sliding window, as in Phi-4; the runtime always attends to all tokens.
+        metadata[f"{architecture}.attention.sliding_window"] = config.raw.get("sliding_window") or 0
         return metadata
 
     def gguf_extra_tensors(self, config: ModelConfig) -> dict[str, NDArray[np.float32]]:

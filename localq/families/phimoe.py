@@ -72,8 +72,8 @@ class PhiMoe(Phi3):
     def gguf_metadata(self, config: ModelConfig) -> dict[str, MetadataValue]:
         """Phi-3's, and the number of experts."""
         metadata = super().gguf_metadata(config)
-        metadata["phimoe.expert_count"] = _expert_count(config)
         metadata["phimoe.expert_used_count"] = _EXPERTS_PER_TOKEN
+        metadata["phimoe.expert_count"] = _expert_count(config)
         return metadata
 
 

@@ -27,14 +27,7 @@ DTYPES = {"llama-3": "F16", "phi-4": "F32"}
 """Checkpoints in another precision than bfloat16."""
 
 _TOYS = ("toy-llama", "toy-phi")
-_IGNORED_METADATA = (
-    "GGUF.",
-    "general.basename",
-    "general.finetune",
-    "general.name",
-    "general.size_label",
-    "general.version",
-)
+_IGNORED_METADATA = "GGUF."
 
 
 def digest(data: bytes) -> str:
@@ -43,7 +36,7 @@ def digest(data: bytes) -> str:
 
 
 def describe(file: Path) -> dict[str, Any]:
-    """Tensors (type, shape, digest) and metadata of a GGUF file; long lists as digests."""
+    """Tensors (type, shape, digest) and metadata of a GGUF file, in its order; long lists as digests."""
     from gguf import GGUFReader
 
     reader = GGUFReader(file)
@@ -56,7 +49,7 @@ def describe(file: Path) -> dict[str, Any]:
         if not key.startswith(_IGNORED_METADATA):
             value = field.contents()
             metadata[key] = digest(json.dumps(value).encode()) if isinstance(value, list) else value
-    return {"tensors": dict(sorted(tensors.items())), "metadata": dict(sorted(metadata.items()))}
+    return {"tensors": tensors, "metadata": metadata}
 
 
 def _convert(folder: Path, target: Path, with_vocabulary: bool) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import ctypes
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +50,22 @@ def test_unquantized_file_equals_what_llama_cpps_converter_writes(name: str, tmp
     dtype = DTYPES.get(name, "BF16")
     folder = write_checkpoint(tmp_path / name, name, dtype=dtype)
     made = describe(make(folder, SOURCE_RECIPES[dtype], tmp_path / "models"))
-    assert made["tensors"] == DIGESTS[name]["tensors"]
-    hyperparameters = {key: value for key, value in made["metadata"].items() if not key.startswith("tokenizer.")}
-    assert hyperparameters == DIGESTS[name]["metadata"]
+    assert list(made["tensors"].items()) == list(DIGESTS[name]["tensors"].items())
+    described = [(key, value) for key, value in made["metadata"].items() if not key.startswith("tokenizer.")]
+    assert without_phi_3_mark(described) == list(DIGESTS[name]["metadata"].items())
 
 
 @pytest.mark.parametrize("name", ["toy-llama", "toy-phi"])
 def test_metadata_of_the_toys_equals_what_llama_cpps_converter_writes(name: str, tmp_path: Path) -> None:
     made = describe(make(Path(name), "gguf-bf16", tmp_path))
-    assert made["tensors"] == DIGESTS[name]["tensors"]
-    assert made["metadata"] == DIGESTS[name]["metadata"]
+    assert list(made["tensors"].items()) == list(DIGESTS[name]["tensors"].items())
+    assert without_phi_3_mark(made["metadata"].items()) == list(DIGESTS[name]["metadata"].items())
+
+
+def without_phi_3_mark(metadata: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The only difference from the converter, which loses this trait of the tokenizer: see `name_for_llama_cpp`."""
+    marked = re.compile(r" \(Phi-3\)$")
+    return [(key, marked.sub("", value) if key == "general.name" else value) for key, value in metadata]
 
 
 def assert_equal_to_llama_quantizes(
@@ -68,10 +75,9 @@ def assert_equal_to_llama_quantizes(
     made = {artifact.recipe.name: artifact for artifact in convert(str(folder), recipes, models_dir=scratch)}
     for recipe in recipes:
         quantize(source, scratch / "expected.gguf", recipe.file_type_number)
-        expected = tensor_data(scratch / "expected.gguf")
-        tensors = tensor_data(made[recipe.name].path)
-        assert tensors == expected, recipe.name
-        assert list(tensors) == list(expected), recipe.name
+        assert tensor_data(made[recipe.name].path) == tensor_data(scratch / "expected.gguf"), recipe.name
+        if recipe.name not in SOURCE_RECIPES.values():  # those are the converter's, in its order
+            assert made[recipe.name].path.read_bytes() == (scratch / "expected.gguf").read_bytes(), recipe.name
     return made
 
 
