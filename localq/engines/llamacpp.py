@@ -188,8 +188,9 @@ class LlamaCppEngine:
                 taken = self._api.llama_state_seq_set_data(self._context, _pointer(buffer), buffer.size, stream)
         newest = self._api.llama_memory_seq_pos_max(self._memory, stream)
         if not taken or newest + 1 != len(state.tokens):
-            # A damaged state may leave cells that no position finds again.
-            self._clear(with_data=True)
+            self._keep(0, sequence)
+            if self.sequences == 1:  # a damaged state may leave cells that no position finds again
+                self._clear(with_data=True)
             raise EngineError(f"llama.cpp could not restore {len(state.tokens)} computed tokens: {reason(log)}")
         cached = self._cached[sequence]
         cached.ids, cached.repeatable = list(state.tokens), state.repeatable_tokens
