@@ -68,8 +68,9 @@ def serve(
     """Serve models to programs, with OpenAI's protocol.
 
     Clients take http://127.0.0.1:8080/v1 as their base URL, without /v1 those
-    of Anthropic. A converted model is opened when a request names it; requests
-    download and convert nothing. Ctrl-C lets running replies finish.
+    of Anthropic; a browser finds a chat page at http://127.0.0.1:8080. A
+    converted model is opened when a request names it; requests download and
+    convert nothing. Ctrl-C lets running replies finish.
     """
     from localq.cli.progress import ByteBar, TerminalListener
     from localq.serve.app import Settings, make_server
@@ -88,5 +89,6 @@ def serve(
         models.open_now(offers)
         bound.listen()  # clients that come from now on are heard, in a moment
         name = f"[{host}]" if ":" in host else host
-        say(f"serving at http://{name}:{bound.getsockname()[1]}/v1; Ctrl-C ends")
+        address = f"http://{name}:{bound.getsockname()[1]}"
+        say(f"serving at {address}/v1, with a chat page at {address}/; Ctrl-C ends")
         run(app, bound, say)

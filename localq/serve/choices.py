@@ -9,7 +9,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from localq.serve.core import Piece, Replies, Reply
-from localq.serve.protocols import WHOLE, NotNegative, OpenAiRequest, Probability, StopStrings, event, new_id
+from localq.serve.protocols import (
+    WHOLE,
+    NotNegative,
+    OpenAiRequest,
+    Probability,
+    StopStrings,
+    StreamOptions,
+    event,
+    new_id,
+)
 from localq.serve.refusals import Refusal
 from localq.version import __version__
 
@@ -19,9 +28,16 @@ _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Token = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
+class ChoicesStreamOptions(StreamOptions):
+    """With what is not OpenAI's."""
+
+    include_timings: bool | None = Field(default=None, description="Rates of each choice, beside the usage.")
+
+
 class ChoicesRequest(OpenAiRequest):
     """A request for replies. The last three fields are not OpenAI's."""
 
+    stream_options: ChoicesStreamOptions | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
     logit_bias: dict[_Token, Annotated[float, Field(ge=-100, le=100)]] | None = None
@@ -31,10 +47,24 @@ class ChoicesRequest(OpenAiRequest):
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
 
+    @property
+    def with_usage(self) -> bool:
+        """Whether the last chunk counts tokens."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    @property
+    def with_timings(self) -> bool:
+        """Whether the last chunk has rates too."""
+        return bool(self.stream_options and self.stream_options.include_timings)
+
     def check_stream_options(self) -> None:
         """Raise Refusal for options of a stream that is not wanted."""
         if self.stream_options is not None and not self.stream:
             raise Refusal(400, "stream_options needs stream: true", "stream_options", "invalid_value")
+        if self.with_timings and not self.with_usage:
+            raise Refusal(
+                400, "stream_options: include_timings needs include_usage: true", "stream_options", "invalid_value"
+            )
 
 
 class Choices:
@@ -68,7 +98,7 @@ class Choices:
 
     async def events(self, asked: Any, replies: Replies) -> AsyncIterator[bytes]:
         """See Protocol."""
-        with_usage = asked.stream_options is not None and asked.stream_options.include_usage
+        with_usage = asked.with_usage
         head = self._head(replies, self.chunk_kind)
 
         def chunk(index: int, said: dict[str, Any], reason: str | None = None) -> bytes:
@@ -85,7 +115,8 @@ class Choices:
                 nothing = Piece(piece.index, "")
                 yield chunk(piece.index, self.part(asked, replies, nothing) | {"logprobs": None}, piece.finish_reason)
         if with_usage:
-            yield event({**head, "choices": [], "usage": self._usage(asked, replies)})
+            timings = {"timings": [_timings(reply) for reply in replies.replies]} if asked.with_timings else {}
+            yield event({**head, "choices": [], "usage": self._usage(asked, replies), **timings})
         yield b"data: [DONE]\n\n"
 
     def failed(self, refusal: Refusal) -> bytes:
@@ -110,3 +141,9 @@ class Choices:
             "prompt_tokens_details": {"cached_tokens": cached, "audio_tokens": 0},
             "completion_tokens_details": {"reasoning_tokens": 0, "audio_tokens": 0},
         }
+
+
+def _timings(reply: Reply) -> dict[str, float | None]:
+    """As GenerationStatistics has them; None where there is no rate."""
+    names = ("time_to_first_token_seconds", "prompt_tokens_per_second", "generated_tokens_per_second")
+    return {name: getattr(reply.statistics, name, None) for name in names}

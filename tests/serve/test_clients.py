@@ -56,6 +56,18 @@ def test_a_streamed_chat_has_openais_chunks(client: openai.OpenAI, server: Serve
     assert not any("usage" in chunk for chunk in without[:-1])
 
 
+def test_a_stream_tells_its_rates_where_that_is_asked_for(server: Server) -> None:
+    options = {"include_usage": True, "include_timings": True}
+    body = {"model": GGUF, "messages": MESSAGES, "temperature": 0, "stream": True, "n": 2, "stream_options": options}
+    *_, last, _ = events_of(server.ask("/v1/chat/completions", body)[1])
+    assert [set(one) for one in last["timings"]] == [
+        {"time_to_first_token_seconds", "prompt_tokens_per_second", "generated_tokens_per_second"}
+    ] * 2
+    assert all(one["generated_tokens_per_second"] > 0 for one in last["timings"])
+    body["stream_options"] = {"include_usage": True}
+    assert not any("timings" in one for one in events_of(server.ask("/v1/chat/completions", body)[1])[:-1])
+
+
 def test_seeded_choices_are_drawn_apart_and_can_be_repeated(client: openai.OpenAI) -> None:
     def ask(n: int, seed: int) -> list[str | None]:
         answer = client.completions.create(

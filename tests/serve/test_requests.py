@@ -47,6 +47,7 @@ REFUSED = [
     (CHAT, {"top_logprobs": 2}, "top_logprobs"),
     (CHAT, {"logprobs": True, "top_logprobs": 21}, "top_logprobs"),
     (CHAT, {"stream_options": {"include_usage": True}}, "stream_options"),
+    (CHAT, {"stream": True, "stream_options": {"include_timings": True}}, "stream_options"),
     (CHAT, {"max_tokens": 0}, "max_tokens"),
     (CHAT, {"max_tokens": 1, "max_completion_tokens": 2}, "max_tokens"),
     (CHAT, {"store": True}, "store"),
