@@ -16,6 +16,7 @@
       PromptTooLongError            prompt_tokens and context_length attached
       UnsupportedOptionError        an option that this engine does not have
       EngineError                   the engine failed while loading or generating
+        NotEnoughMemoryError        a model that does not fit in the free memory
       ModelFileError                a file that would end or block the process that opens it
 
 Foreign errors are translated where the foreign library is called, with `raise ... from`. They are shown
@@ -138,6 +139,10 @@ class UnsupportedOptionError(LocalqError):
 
 class EngineError(LocalqError):
     """The engine failed while it loaded a model or generated."""
+
+
+class NotEnoughMemoryError(EngineError):
+    """A model that does not fit in the free memory."""
 
 
 class ModelFileError(LocalqError):

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from localq.engines.base import Engine, PrefillProgress
+    from localq.engines.base import Constraint, Engine, PrefillProgress
     from localq.options import GenerationOptions
     from localq.text.tokenizer import Tokenizer
 
@@ -40,6 +40,8 @@ class TextRules:
     """Drop one space at the beginning of the text; see `Tokenizer.strips_leading_space`."""
     begun: tuple[int, ...] = ()
     """Ids at the end of the prompt that begin the reply. Their text is known: only what follows is released."""
+    constraint: Constraint | None = None
+    """What the reply may be; a new one for each reply. None: anything."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,26 +149,51 @@ def stream(
     logit bias that does not fit the vocabulary, and whatever `on_progress` raises.
     """
     check_bias(options, engine.vocabulary_size)  # as `generate` does, but before a long prompt is computed
-    meter = _Meter()
+    meter = Meter()
     cached = engine.prefill(prompt, on_progress)
     meter.prompt_is_computed()
-    text = TextStream(rules.tokenizer, options.stop, rules.strip_leading_space)
-    text.begin_with(rules.begun)
-    finish_reason: FinishReason = "length"
-    with closing(engine.generate(options)) as ids:
+    reply = ReplyState(rules, options)
+    with closing(engine.generate(options, rules.constraint)) as ids:
         for token in meter.timed(ids):
-            is_end = token in rules.end_tokens
-            logprobs = None if options.logprobs is None else _logprobs(engine.logits(), token, options.logprobs)
-            yield Chunk("" if is_end else text.push(token), (token,), logprobs=logprobs)
-            if is_end or text.stopped:
-                finish_reason = "stop"
+            yield reply.push(token, None if options.logprobs is None else engine.logits())
+            if reply.is_over:
                 break
             if is_stopped():
-                finish_reason = "interrupted"
+                reply.finish_reason = "interrupted"
                 break
-    rest = text.finish()
-    # The incomplete character at the end, now U+FFFD, may complete a stop string.
-    yield Chunk(rest, (), "stop" if text.stopped else finish_reason, meter.statistics(len(prompt), cached))
+    yield reply.finish(meter.statistics(len(prompt), cached))
+
+
+class ReplyState:
+    """One reply in push form: it is given ids and gives the chunks. It knows no engine and no clock."""
+
+    def __init__(self, rules: TextRules, options: GenerationOptions) -> None:
+        self._end_tokens = rules.end_tokens
+        self._logprobs = options.logprobs
+        self._text = TextStream(rules.tokenizer, options.stop, rules.strip_leading_space)
+        self._text.begin_with(rules.begun)
+        self.finish_reason: FinishReason = "length"
+        """Of a reply that gets no more ids."""
+
+    @property
+    def is_over(self) -> bool:
+        """Whether an end token or a stop string has come: no more ids are wanted."""
+        return self.finish_reason == "stop"
+
+    def push(self, token: int, logits: NDArray[np.float32] | None) -> Chunk:
+        """The next id; `logits`, the row that it was drawn from, are needed only with the option `logprobs`."""
+        is_end = token in self._end_tokens
+        logprobs = None if self._logprobs is None or logits is None else _logprobs(logits, token, self._logprobs)
+        chunk = Chunk("" if is_end else self._text.push(token), (token,), logprobs=logprobs)
+        if is_end or self._text.stopped:
+            self.finish_reason = "stop"
+        return chunk
+
+    def finish(self, statistics: GenerationStatistics) -> Chunk:
+        """The last chunk; call it once."""
+        rest = self._text.finish()
+        # The incomplete character at the end, now U+FFFD, may complete a stop string.
+        return Chunk(rest, (), "stop" if self._text.stopped else self.finish_reason, statistics)
 
 
 def complete(
@@ -204,7 +231,7 @@ def _logprobs(logits: NDArray[np.float32], token: int, count: int) -> TokenLogpr
     return TokenLogprobs(token, float(row[token]), tuple((alternative, -less) for less, alternative in ordered))
 
 
-class _Meter:
+class Meter:
     """Times one reply; the clock starts with it."""
 
     def __init__(self) -> None:
@@ -215,6 +242,7 @@ class _Meter:
         self._generated_tokens = 0
 
     def prompt_is_computed(self) -> None:
+        """The logits of the last prompt token are there."""
         self._prompt_seconds = time.perf_counter() - self._start
 
     def timed(self, ids: Iterator[int]) -> Iterator[int]:
@@ -225,14 +253,19 @@ class _Meter:
             came = time.perf_counter()
             if token is None:
                 return
-            if self._generated_tokens == 0:
-                self._first_token_seconds = came - self._start
-            else:
-                self._decode_seconds += came - asked
-            self._generated_tokens += 1
+            self.count(asked, came)
             yield token
 
+    def count(self, asked: float, came: float) -> None:
+        """An id came that was asked for at that time."""
+        if self._generated_tokens == 0:
+            self._first_token_seconds = came - self._start
+        else:
+            self._decode_seconds += came - asked
+        self._generated_tokens += 1
+
     def statistics(self, prompt_tokens: int, cached_prompt_tokens: int) -> GenerationStatistics:
+        """What was counted until now."""
         return GenerationStatistics(
             prompt_tokens=prompt_tokens,
             cached_prompt_tokens=cached_prompt_tokens,

@@ -89,8 +89,13 @@ class GgufHeader:
     """Short lists of texts by key; nothing of the vocabulary."""
     parameters: int = 0
     """Numbers in all tensors but the factors of rotation, which llama.cpp's converter adds to those of the model."""
-    types: frozenset[str] = frozenset()
-    """Of the tensors, as ggml names them: `f32`, `q4_K`."""
+    tensor_types: Mapping[str, int] = field(default_factory=dict)
+    """ggml's number for the type of each tensor."""
+
+    @property
+    def types(self) -> frozenset[str]:
+        """Of the tensors, as ggml names them: `f32`, `q4_K`."""
+        return frozenset(_library().ggml_type_name(kind).decode() for kind in self.tensor_types.values())
 
     @property
     def weight_bytes(self) -> int:
@@ -136,7 +141,9 @@ def read_model_header(path: Path) -> GgufHeader:
     tensor_bytes = {name: nbytes for part in parts for name, nbytes in part.tensor_bytes.items()}
     if not tensor_bytes:
         raise CheckpointError(f"{path} has a vocabulary and no weights", "give the .gguf file of the model itself")
-    return replace(header, tensor_bytes=tensor_bytes, parameters=sum(part.parameters for part in parts))
+    tensor_types = {name: kind for part in parts for name, kind in part.tensor_types.items()}
+    parameters = sum(part.parameters for part in parts)
+    return replace(header, tensor_bytes=tensor_bytes, tensor_types=tensor_types, parameters=parameters)
 
 
 def require_openable(path: Path) -> None:
@@ -193,7 +200,6 @@ def _read_tried(path: Path) -> GgufHeader:
             for name, place in places.items()
             if not name.startswith(_ROTATION)
         )
-        types = frozenset(library.ggml_type_name(place.type_number).decode() for place in places.values())
         tokens = library.gguf_find_key(context, _TOKENS)
         vocabulary_size = library.gguf_get_arr_n(context, tokens) if tokens >= 0 else 0
     finally:
@@ -207,7 +213,7 @@ def _read_tried(path: Path) -> GgufHeader:
         places,
         {name: values for name, values in texts.items() if values is not None},
         parameters,
-        types,
+        {name: place.type_number for name, place in places.items()},
     )
 
 

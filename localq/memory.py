@@ -14,7 +14,7 @@ from typing import Any
 
 from localq.checkpoint.safetensors_header import read_header
 from localq.engines.base import PREFILL_CHUNK_TOKENS
-from localq.errors import EngineError
+from localq.errors import NotEnoughMemoryError
 from localq.gguf_file import GgufHeader
 from localq.hardware import llama_cpp_has_gpu, mlx_runs_on_gpu
 from localq.options import KvCacheType, LoadOptions
@@ -46,9 +46,10 @@ class KvShape:
     """Heads of queries in a layer."""
 
     def bytes_per_token(self, number_bytes: int, options: LoadOptions) -> int:
-        """With `number_bytes` for each number, where `options` have no other type."""
+        """With `number_bytes` for each number, where `options` have no other type; of all sequences together."""
         wanted = options.kv_cache_type
-        return int(self.numbers_per_token * (_KV_NUMBER_BYTES[wanted] if wanted else number_bytes))
+        of_one = int(self.numbers_per_token * (_KV_NUMBER_BYTES[wanted] if wanted else number_bytes))
+        return of_one * options.sequences
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +61,8 @@ class MemoryUse:
     loading_bytes: int
     """In addition to the weights, until they are loaded; the context is allocated later."""
     context_bytes_per_token: int
+    """For one token in each of the sequences."""
+    sequences: int = 1
 
     def needed_bytes(self, context_tokens: int) -> int:
         """With a context: weights + RUNTIME_BYTES + the larger of what the context and what loading takes."""
@@ -84,8 +87,10 @@ def gguf_memory(weight_bytes: int, kv: KvShape, is_float32: bool, options: LoadO
     """
     number_bytes = _FLOAT32_BYTES if is_float32 else _FLOAT16_BYTES
     has_flash_attention = not is_float32 if options.flash_attention is None else options.flash_attention
+    has_flash_attention = has_flash_attention and not options.reproducible
     rows = _FLOAT16_BYTES if has_flash_attention else _FLOAT32_BYTES * (kv.head_count + 1)
-    return MemoryUse(weight_bytes, 0, kv.bytes_per_token(number_bytes, options) + PREFILL_CHUNK_TOKENS * rows)
+    per_token = kv.bytes_per_token(number_bytes, options) + PREFILL_CHUNK_TOKENS * rows
+    return MemoryUse(weight_bytes, 0, per_token, options.sequences)
 
 
 def mlx_memory(
@@ -100,10 +105,11 @@ def mlx_memory(
     weight_bytes = sum(nbytes for _, nbytes in stored)
     if on_gpu:
         number_bytes = _FLOAT16_BYTES if halves else _FLOAT32_BYTES
-        return MemoryUse(weight_bytes, 0, kv.bytes_per_token(number_bytes, options))
+        return MemoryUse(weight_bytes, 0, kv.bytes_per_token(number_bytes, options), options.sequences)
     widened_bytes = sum(halves) * (_FLOAT32_BYTES - _FLOAT16_BYTES) // _FLOAT16_BYTES
     loading_bytes = max(halves, default=0)
-    return MemoryUse(weight_bytes + widened_bytes, loading_bytes, kv.bytes_per_token(_FLOAT32_BYTES, options))
+    per_token = kv.bytes_per_token(_FLOAT32_BYTES, options)
+    return MemoryUse(weight_bytes + widened_bytes, loading_bytes, per_token, options.sequences)
 
 
 def gguf_file_memory(header: GgufHeader, options: LoadOptions = DEFAULTS) -> MemoryUse:
@@ -164,8 +170,9 @@ def require_memory(name: str, form: str, use: MemoryUse, context_length: int, ot
     advice = f"-c {longest // _LEAST_CONTEXT_TOKENS * _LEAST_CONTEXT_TOKENS} would fit"
     if longest < _LEAST_CONTEXT_TOKENS:
         advice = "use a smaller format, or close other programs"
-    raise EngineError(
-        f"{name} with a context of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
+    contexts = "a context" if use.sequences == 1 else f"{use.sequences} contexts"
+    raise NotEnoughMemoryError(
+        f"{name} with {contexts} of {context_length:,} tokens needs about {format_bytes(needed_bytes)} of memory "
         f"({format_bytes(use.weight_bytes)} for weights, {format_bytes(context_bytes)} for the context); "
         f"{format_bytes(free_bytes)} are free{beside}",
         f"{advice}; {IGNORE_VARIABLE}=1 loads it anyway",

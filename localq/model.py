@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
@@ -21,7 +22,7 @@ from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_m
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
 from localq.conversion.plan import Request
-from localq.engines.base import Engine
+from localq.engines.base import Constraint, Engine
 from localq.engines.prompt_cache import load_prompt_cache, save_prompt_cache, weights_fingerprint
 from localq.errors import CheckpointError, OptionError
 from localq.generation import Chunk, Completion, TextRules, complete, stream
@@ -122,7 +123,7 @@ class Model:
         chosen = chosen_options(options, changes)
         ids = self.prompt_token_ids(prompt, raw=raw)
         with self._turns.turn():
-            return complete(self.engine, self._rules(raw), ids, chosen)
+            return complete(self.engine, self.text_rules(raw=raw), ids, chosen)
 
     @named_options(GenerationOptions)
     def stream(
@@ -142,10 +143,19 @@ class Model:
         return self.stream_ids(self.prompt_token_ids(prompt, raw=raw), chosen, raw=raw)
 
     def stream_ids(
-        self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
+        self,
+        ids: Sequence[int],
+        options: GenerationOptions,
+        *,
+        begun: Sequence[int] = (),
+        raw: bool = False,
+        constraint: Constraint | None = None,
     ) -> ReplyStream:
-        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt."""
-        rules = replace(self._rules(raw), begun=tuple(begun))
+        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt.
+
+        A new `constraint` is needed for each reply.
+        """
+        rules = replace(self.text_rules(raw=raw), begun=tuple(begun), constraint=constraint)
         whole = [*ids, *begun]
 
         def start(require_wanted: StopCheck, is_stopped: Callable[[], bool]) -> Generator[Chunk, None, None]:
@@ -163,10 +173,15 @@ class Model:
         with self._turns.turn():
             save_prompt_cache(self.engine, Path(file), self.fingerprint)
 
-    def _rules(self, raw: bool) -> TextRules:
+    def text_rules(self, *, raw: bool = False) -> TextRules:
+        """How the ids of a reply become text; `raw` where it continues a plain text."""
         # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
         strip = self.tokenizer.strips_leading_space and not raw
         return TextRules(self.tokenizer, self.end_tokens, strip)
+
+    def turn(self) -> AbstractContextManager[None]:
+        """For a `with` block that uses the engine: replies of other threads wait."""
+        return self._turns.turn()
 
     def close(self) -> None:
         """Free the engine's memory; waits for a reply that another thread is reading."""

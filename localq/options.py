@@ -21,6 +21,9 @@ DEFAULT_CONTEXT_LENGTH_TOKENS = 8192
 MOST_BATCH_TOKENS = 512
 """Most prompt tokens computed between two chances to cancel a reply."""
 
+MOST_SEQUENCES = 256
+"""Most sequences of one open model (llama.cpp's LLAMA_MAX_SEQ)."""
+
 PENALTY_WINDOW_TOKENS = 64
 """How many of the newest tokens, prompt included, the three penalties apply to (llama.cpp's default)."""
 
@@ -168,6 +171,9 @@ class LoadOptions:
     flash_attention: Whether llama.cpp uses it; None lets llama.cpp choose, except that it is off for a model in
         float32. MLX has one kind of attention and refuses a choice.
     batch_tokens: Most prompt tokens computed in one pass, and between two chances to cancel.
+    sequences: Replies that can be computed at the same time (`localq.batching`); each has a context of its own.
+    reproducible: Compute every reply as if it were alone: the same seed gives the same bytes in any company. It costs
+        nothing for one reply, and up to half of the speed where many are computed together (benchmarks/README.md).
     """
 
     context_length: int | None = None
@@ -175,6 +181,8 @@ class LoadOptions:
     kv_cache_type: KvCacheType | None = None
     flash_attention: bool | None = None
     batch_tokens: int = MOST_BATCH_TOKENS
+    sequences: int = 1
+    reproducible: bool = False
 
     def __post_init__(self) -> None:
         length, threads = self.context_length, self.threads
@@ -185,18 +193,29 @@ class LoadOptions:
         _require(self.kv_cache_type in (None, *types), "kv_cache_type", self.kv_cache_type, " or ".join(types))
         flash = self.flash_attention
         _require(flash is None or isinstance(flash, bool), "flash_attention", flash, "True, False or None")
+        _require(not (self.reproducible and flash), "flash_attention", flash, "False or None with reproducible")
         fits = _is_integer(self.batch_tokens) and 1 <= self.batch_tokens <= MOST_BATCH_TOKENS
         _require(fits, "batch_tokens", self.batch_tokens, f"a whole number between 1 and {MOST_BATCH_TOKENS}")
+        fits = _is_integer(self.sequences) and 1 <= self.sequences <= MOST_SEQUENCES
+        _require(fits, "sequences", self.sequences, f"a whole number between 1 and {MOST_SEQUENCES}")
+        _require(isinstance(self.reproducible, bool), "reproducible", self.reproducible, "True or False")
 
 
-class LoadKeywords(TypedDict, total=False):
-    """The fields of `LoadOptions`, for type checkers and editors."""
+class SingleReplyKeywords(TypedDict, total=False):
+    """Those fields of `LoadOptions` that matter where one reply is computed after the other."""
 
     context_length: int | None
     threads: int | None
     kv_cache_type: KvCacheType | None
     flash_attention: bool | None
     batch_tokens: int
+
+
+class LoadKeywords(SingleReplyKeywords, total=False):
+    """The fields of `LoadOptions`, for type checkers and editors."""
+
+    sequences: int
+    reproducible: bool
 
 
 def _is_integer(value: object) -> bool:

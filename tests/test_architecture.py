@@ -20,10 +20,10 @@ ROOT = Path(__file__).parents[1]
 LAYERS = [
     {"__init__", "__main__"},
     {"cli"},
-    {"chat"},
+    {"chat", "serve"},
     {"api", "api_measuring", "doctor"},
     {"calibrating"},
-    {"measure", "conversation", "importing"},
+    {"measure", "conversation", "importing", "batching"},
     {"model"},
     {"conversion"},
     {"calibration"},
@@ -33,6 +33,7 @@ LAYERS = [
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
     {"trial"},
     {"recipes", "llama_log", "child_process", "disk", "copying", "hardware", "keywords", "notebook", "regular_files"},
+    {"engine_thread"},
     {"errors", "version"},
 ]
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""
@@ -57,6 +58,8 @@ HEAVY = {
     "prompt_toolkit",
     "tqdm",
     "pygments",
+    "starlette",
+    "uvicorn",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6
 
@@ -139,6 +142,12 @@ def test_every_part_of_the_house_has_a_layer() -> None:
 def test_only_the_hub_client_imports_huggingface_hub(file: Path) -> None:
     imported = {name.split(".")[0] for name in imports(tree_of(file))}
     assert "huggingface_hub" not in imported or parts_of(file) in HUB_CLIENT
+
+
+@pytest.mark.parametrize("file", LIBRARY)
+def test_only_the_server_imports_starlette_and_uvicorn(file: Path) -> None:
+    imported = {name.split(".")[0] for name in imports(tree_of(file))}
+    assert not imported & {"starlette", "uvicorn"} or parts_of(file)[0] == "serve"
 
 
 @pytest.mark.parametrize("file", LIBRARY)

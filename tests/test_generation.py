@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 
 import localq.generation
-from localq.engines.base import PrefillProgress
+from localq.engines.base import Constraint, PrefillProgress
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.generation import Completion, GenerationStatistics, TextRules, complete, stream
 from localq.options import GenerationOptions
@@ -206,10 +206,10 @@ class WatchedEngine(ScriptedEngine):
 
     closed_after: int | None = None
 
-    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
+    def generate(self, options: GenerationOptions, constraint: Constraint | None = None) -> Generator[int, None, None]:
         given = 0
         try:
-            for token in super().generate(options):
+            for token in super().generate(options, constraint):
                 given += 1
                 yield token
         finally:
@@ -264,8 +264,8 @@ class SlowEngine(ScriptedEngine):
         self._clock.seconds += 4
         return super().prefill(prompt, on_progress)
 
-    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
-        for token in super().generate(options):
+    def generate(self, options: GenerationOptions, constraint: Constraint | None = None) -> Generator[int, None, None]:
+        for token in super().generate(options, constraint):
             self._clock.seconds += 2
             yield token
 

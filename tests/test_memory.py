@@ -71,6 +71,28 @@ def test_quantized_keys_and_values_take_less(kv_cache_type: KvCacheType, tmp_pat
     assert estimated[1] < gguf_file_memory(header).context_bytes_per_token * 131072
 
 
+@pytest.mark.parametrize("reproducible", [False, True])
+def test_every_sequence_takes_a_context_of_its_own(reproducible: bool, tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "model.gguf", "qwen2", {"general.file_type": 1})
+    header = read_model_header(path)
+    for sequences in (1, 4):
+        options = [LoadOptions(length, sequences=sequences, reproducible=reproducible) for length in (32768, 65536)]
+        few, many = (reserved_bytes(path, each) for each in options)
+        estimated = gguf_file_memory(header, options[0]).context_bytes_per_token * 32768
+        assert many - few == pytest.approx(estimated, abs=80_000)
+
+
+def test_too_many_sequences_are_refused_before_the_model_is_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (artifact,) = convert(write_checkpoint(tmp_path / "model", "code-llama"), "gguf-q8_0", models_dir=tmp_path / "made")
+    use = gguf_file_memory(read_model_header(artifact.path), LoadOptions(sequences=2))
+    set_free_memory(monkeypatch, RUNTIME_BYTES + use.weight_bytes + 512 * use.context_bytes_per_token)
+    load(str(artifact.folder), context_length=512, sequences=2).close()
+    with pytest.raises(EngineError, match=r"with 3 contexts of 512 tokens needs about .* for the context"):
+        load(str(artifact.folder), context_length=512, sequences=3)
+
+
 def reserved_bytes(path: Path, options: LoadOptions) -> float:
     """The sizes of the buffers for a context, from llama.cpp's log."""
     from localq.engines.llamacpp import open_engine

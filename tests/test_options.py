@@ -42,6 +42,8 @@ ACCEPTED: list[tuple[type, str, Any]] = [
     (LoadOptions, "threads", None),
     (LoadOptions, "threads", 1),
     (LoadOptions, "threads", 512),
+    (LoadOptions, "sequences", 256),
+    (LoadOptions, "reproducible", True),
 ]
 REFUSED: list[tuple[type, str, Any]] = [
     *((GenerationOptions, "max_tokens", value) for value in (0, -1, 1.5, NAN, "5", None, True)),
@@ -58,6 +60,8 @@ REFUSED: list[tuple[type, str, Any]] = [
     *((GenerationOptions, "logprobs", value) for value in (-1, 1.0, "5", True)),
     *((GenerationOptions, "seed", value) for value in (-1, 2**32 - 1, 2**64, 1.0, NAN, "1", True)),
     *((GenerationOptions, "stop", value) for value in (("",), ("a", ""), "end", ("a", 5), ("a", None), None, 5)),
+    *((LoadOptions, "sequences", value) for value in (0, 257, 1.0, None, True)),
+    *((LoadOptions, "reproducible", value) for value in (1, None, "yes")),
     *((LoadOptions, "context_length", value) for value in (0, -1, 512.0, NAN, "512", True)),
     *((LoadOptions, "threads", value) for value in (0, -4, 513, 2.0, "4", True)),
 ]

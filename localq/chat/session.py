@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from localq.backends import BACKENDS
 from localq.chat.commands import complete, run_command
-from localq.chat.engine_thread import EngineThread
+from localq.chat.engine_thread import ReplyThread
 from localq.chat.markdown_flow import MarkdownFlow
 from localq.chat.prompt import PipedPrompt, TerminalPrompt
 from localq.chat.terminal import HeldKeys
@@ -57,7 +57,7 @@ class ChatSettings:
 class Session:
     """What the commands work with."""
 
-    def __init__(self, engine: EngineThread, load: Load, settings: ChatSettings, *, interactive: bool) -> None:
+    def __init__(self, engine: ReplyThread, load: Load, settings: ChatSettings, *, interactive: bool) -> None:
         self.settings = settings
         self.files = list(settings.files)
         self.models_dir = settings.models_dir

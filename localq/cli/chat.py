@@ -95,7 +95,7 @@ def chat(
 
 def _prepare(given: Mapping[str, Any]) -> tuple[Session, str]:
     """Check the flags and begin to load the model."""
-    from localq.chat.engine_thread import EngineThread
+    from localq.chat.engine_thread import ReplyThread
     from localq.chat.session import Session
     from localq.reference import parse_reference
 
@@ -103,7 +103,7 @@ def _prepare(given: Mapping[str, Any]) -> tuple[Session, str]:
     reference = given["ref"] or _resumed_reference(settings) or _choose(given["models_dir"])
     parse_reference(reference)
     LoadOptions(**flags.load_options(given))  # names a value that no engine takes
-    session = Session(EngineThread(), _loader(given), settings, interactive=is_interactive())
+    session = Session(ReplyThread(), _loader(given), settings, interactive=is_interactive())
     session.open(reference)
     say(f"{reference}; /help lists the commands, Ctrl-D leaves")
     return session, reference

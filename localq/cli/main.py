@@ -53,6 +53,7 @@ VERBS = {
     "export": "Write a plain .gguf file or MLX folder for other programs.",
     "generate": "Answer one prompt; convert the model first if needed.",
     "chat": "Talk to a model; /help lists the commands.",
+    "serve": "Serve models to programs, with OpenAI's protocol.",
     "bench": "Measure speed, load time and memory.",
     "eval": "Measure what quantization costs in quality.",
     "report": "Measure speed and quality, and show which format to take.",

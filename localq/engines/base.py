@@ -15,6 +15,9 @@ To write a new engine:
 4. Only for a new format: a recipe in `localq/recipes.py`, its conversion in `localq/conversion/`, and `open_form` in
    `localq/model.py`.
 
+Of an engine that holds a single sequence, `sequences` is 1 and `step` takes one feed at a time: it may be a loop over
+what `prefill` and `generate` do. `LoadOptions.sequences` above 1 is then an UnsupportedOptionError.
+
 `tests/scripted_engine.py` is the smallest engine, to copy from. Import heavy libraries inside functions.
 """
 
@@ -22,8 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol
 
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.options import MOST_BATCH_TOKENS
@@ -54,10 +57,70 @@ class EngineState:
     tokens: tuple[int, ...]
     arrays: tuple[NDArray[np.uint8], ...]
     """In the engine's own layout."""
+    repeatable_tokens: int = 0
+    """See `SequenceTokens`; 0 where it is not known."""
+
+
+class SequenceSampler(Protocol):
+    """Draws the ids of one reply by its options, with its own random numbers. Each engine has its own kind."""
+
+    def accept(self, token_id: int) -> None:
+        """A token came that was not drawn: the penalties apply to it too."""
+
+    def close(self) -> None:
+        """Free it. Calling it twice is harmless."""
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What one sequence gets in a step."""
+
+    sequence: int
+    tokens: Sequence[int]
+    """At least one; at most `Engine.chunk_tokens`."""
+    sampler: Any = None
+    """What `Engine.sampler` gave: draws the token that follows. None: nothing is drawn."""
+    mask: NDArray[np.bool_] | None = None
+    """Shape (vocabulary_size,): the tokens that may be drawn. None: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """What a step drew for a sequence."""
+
+    token_id: int
+    logits: NDArray[np.float32] | None
+    """The row that it was drawn from, before the mask; None without the option `logprobs`."""
+
+
+class Constraint(Protocol):
+    """What a reply may be, token by token: the state of one reply, such as the place in a grammar.
+
+    Each method may raise an error of the tree: it ends this reply and no other one.
+    """
+
+    def mask(self) -> NDArray[np.bool_] | NDArray[np.int32] | None:
+        """Which tokens may come next: a bool for each id, or 32 of them in each number, lowest bit first.
+
+        None allows all. Ids beyond the end are not allowed. At least one is, such as an end token.
+        """
+
+    def accept(self, token_id: int) -> None:
+        """A token was generated, one that the mask allowed or a forced one."""
+
+    def forced(self) -> Sequence[int]:
+        """Ids that must come next, in this order; empty where there is a choice.
+
+        They may become part of the reply without being drawn. Each one is accepted afterwards.
+        """
 
 
 class Engine(Protocol):
-    """One opened model. Not safe for use by several threads at once; `Model` serializes its callers."""
+    """One opened model. Not safe for use by several threads at once; `Model` serializes its callers.
+
+    It holds `sequences`. A single reply uses number 0, with `prefill`, `generate`, `logits` and `logits_in_chunks`.
+    Several are computed together by `begin` and `step`.
+    """
 
     @property
     def context_length(self) -> int:
@@ -66,6 +129,14 @@ class Engine(Protocol):
     @property
     def vocabulary_size(self) -> int:
         """Number of logits per token."""
+
+    @property
+    def sequences(self) -> int:
+        """How many sequences of tokens it holds, each with a context of its own. They are numbered from 0."""
+
+    @property
+    def chunk_tokens(self) -> int:
+        """Most tokens of a prompt in a step. Reproducible engines want all of them whole, but the last one."""
 
     @property
     def state_settings(self) -> Mapping[str, str | bool]:
@@ -80,12 +151,13 @@ class Engine(Protocol):
         empty or has an id outside the vocabulary.
         """
 
-    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
+    def generate(self, options: GenerationOptions, constraint: Constraint | None = None) -> Generator[int, None, None]:
         """Continue the prefilled prompt: ids one by one, at most `options.max_tokens`, until the context is full.
 
         The first id is drawn from the logits that `prefill` computed; each further one takes one forward pass.
         The caller stops early by closing the generator. Ids include end tokens: the engine does not know them.
-        With `options.logprobs`, `logits` gives the row that an id was drawn from until the next id is requested.
+        With `options.logprobs`, `logits` gives the row that an id was drawn from until the next id is requested;
+        without, tokens that the constraint forces are not drawn.
         Raises EngineError when no prefill was completed before; OptionError as `check_bias`.
         """
 
@@ -103,16 +175,35 @@ class Engine(Protocol):
         be called. Raises PromptTooLongError or EngineError when the first chunk is requested.
         """
 
-    def state(self) -> EngineState:
+    def sampler(self, options: GenerationOptions, context: Sequence[int]) -> SequenceSampler:
+        """For one reply after the tokens `context`. Raises OptionError as `check_bias`."""
+
+    def reusable(self, sequence: int, prompt: Sequence[int]) -> int:
+        """How many leading tokens of `prompt` need not be computed if it begins in this sequence."""
+
+    def begin(self, sequence: int, prompt: Sequence[int]) -> int:
+        """Prepare a sequence for a prompt: keep `reusable` tokens and cut off the others; returns their number.
+
+        Raises as `prefill`.
+        """
+
+    def step(self, feeds: Sequence[Feed]) -> list[Drawn | None]:
+        """Append tokens to sequences, each of them at most once, and draw what follows where a sampler is given.
+
+        A sequence must have been begun. Where the engine is reproducible, a sequence gets the same as if it were fed
+        alone. There are no `logits` afterwards. Raises EngineError; then all sequences are empty.
+        """
+
+    def state(self, sequence: int = 0) -> EngineState:
         """A copy of what the cache holds; a prefill must come before more is generated.
 
         Raises UnsupportedOptionError for a network whose cache can't be copied.
         """
 
-    def restore(self, state: EngineState) -> None:
-        """Replace what the cache holds by a state, as if its tokens had been computed; there are no logits yet.
+    def restore(self, state: EngineState, sequence: int = 0) -> None:
+        """Replace what the cache of a sequence holds by a state, as if its tokens had been computed.
 
-        Raises EngineError when it does not fit this engine; then the cache is empty.
+        There are no logits yet. Raises EngineError when it does not fit this engine; then the cache is empty.
         """
 
     def close(self) -> None:
@@ -158,6 +249,73 @@ def check_bias(options: GenerationOptions, vocabulary_size: int) -> None:
         )
     if list(options.logit_bias.values()).count(-math.inf) == vocabulary_size:
         raise OptionError(f"logit_bias bans all {vocabulary_size} tokens of the vocabulary", "leave at least one")
+
+
+class Guide:
+    """A constraint, or none, as an engine needs it."""
+
+    def __init__(self, constraint: Constraint | None, options: GenerationOptions, vocabulary_size: int) -> None:
+        self._constraint = constraint
+        self._takes_forced = options.logprobs is None  # each id has a row of logits otherwise
+        self._vocabulary_size = vocabulary_size
+
+    def mask(self) -> NDArray[np.bool_] | None:
+        """The tokens that may be drawn, shape (vocabulary_size,); None: all. Raises EngineError where none may be."""
+        import numpy as np
+
+        given = None if self._constraint is None else self._constraint.mask()
+        if given is None:
+            return None
+        if given.dtype != np.bool_:
+            given = np.unpackbits(given.view(np.uint8), bitorder="little").view(np.bool_)
+        allowed = np.zeros(self._vocabulary_size, dtype=np.bool_)
+        known = given[: self._vocabulary_size]
+        allowed[: len(known)] = known
+        if not allowed.any():
+            raise EngineError("the constraint of this reply allows no token at all")
+        return allowed
+
+    def follow(self, token_id: int) -> list[int]:
+        """A token was drawn; returns it with those that must come next."""
+        if self._constraint is None:
+            return [token_id]
+        self._constraint.accept(token_id)
+        forced = list(self._constraint.forced()) if self._takes_forced else []
+        for following in forced:
+            self._constraint.accept(following)
+        return [token_id, *forced]
+
+
+@dataclass(slots=True)
+class SequenceTokens:
+    """The tokens that the cache of a sequence certainly holds. After an interruption it may hold more, never less.
+
+    Where replies must be repeatable, only tokens at its beginning that were computed in whole chunks are used again:
+    the numbers in the cache depend on how many tokens a pass has, in the last digit.
+    """
+
+    chunk_tokens: int | None = None
+    """Of a reproducible engine; None where all tokens may be used again."""
+    ids: list[int] = field(default_factory=list)
+    repeatable: int = 0
+
+    def append(self, tokens: Sequence[int]) -> None:
+        """Tokens that were computed in one pass."""
+        if len(tokens) == self.chunk_tokens and self.repeatable == len(self.ids):
+            self.repeatable += len(tokens)
+        self.ids.extend(tokens)
+
+    def cut(self, token_count: int) -> None:
+        """Only the first tokens are left."""
+        del self.ids[token_count:]
+        self.repeatable = min(self.repeatable, token_count)
+
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """See `Engine.reusable`."""
+        shared = shared_prefix_tokens(self.ids, prompt)
+        if self.chunk_tokens is None:
+            return shared
+        return min(shared, self.repeatable) // self.chunk_tokens * self.chunk_tokens
 
 
 def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:

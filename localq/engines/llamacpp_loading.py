@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 import os
+import platform
 import re
 import signal
 import threading
@@ -15,13 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
-from localq.gguf_file import read_header, require_openable
+from localq.gguf_file import read_header, read_model_header, require_openable
 from localq.hardware import available_cores
 from localq.llama_log import captured_llama_log
 from localq.options import LoadOptions
 
 _NO_DEVICES = (ctypes.c_void_p * 1)()
 """For `llama_model_params.devices`: a list of devices that ends with NULL, here an empty one."""
+_CONTEXT_STEP_TOKENS = 256
 _VALUE_BYTES = 64
 """Room for a metadata value that is a number or the name of an architecture, as text with a NUL."""
 
@@ -39,6 +41,8 @@ class LoadedContext:
     context: Any
     state_settings: Mapping[str, str | bool]
     """See `Engine.state_settings`."""
+    shared_rows: int
+    """How many sequences may have a token in one pass; where it must be reproducible, each as in a pass of its own."""
 
 
 def load_context(path: Path, options: LoadOptions, context_length: int, eval_callback: Any = None) -> LoadedContext:
@@ -56,6 +60,7 @@ def load_context(path: Path, options: LoadOptions, context_length: int, eval_cal
     model = context = None
     try:
         parameters = _model_parameters(api, path)
+        parameters.use_extra_bufts = not options.reproducible  # repacked weights have other kernels for four rows
         with captured_llama_log() as log:
             with interruptible() as keeps_loading:
                 callback = api.llama_progress_callback(keeps_loading)
@@ -80,7 +85,26 @@ def load_context(path: Path, options: LoadOptions, context_length: int, eval_cal
         "kv_cache_type": options.kv_cache_type or ("f32" if parameters.type_k == api.GGML_TYPE_F32 else "f16"),
         "long_context": context_length > _original_context_length(api, model, context_length),
     }
-    return LoadedContext(model, context, settings)
+    shared_rows = min(_independent_rows(api, path), options.sequences) if options.reproducible else options.sequences
+    return LoadedContext(model, context, settings, shared_rows)
+
+
+_INDEPENDENT_ROWS = 7
+"""From eight rows on, llama.cpp's tiled kernels compute them in another way."""
+_INDEPENDENT_TYPES = frozenset({2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 23})
+"""ggml's numbers of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and IQ4_XS, without repacking on x86.
+Measured bit by bit. Float32, float16, bfloat16 and IQ4_NL have other kernels for one row than for two."""
+_VECTORS = ("norm.weight", ".bias", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
+"""Ends of names: tensors that no matrix product uses."""
+
+
+def _independent_rows(api: Any, path: Path) -> int:
+    """How many rows llama.cpp computes in one matrix product with this file's weights exactly as each by itself."""
+    if api.llama_supports_gpu_offload() or platform.machine() not in ("x86_64", "AMD64"):
+        return 1  # not measured there
+    types = read_model_header(path).tensor_types
+    known = all(kind in _INDEPENDENT_TYPES or name.endswith(_VECTORS) for name, kind in types.items())
+    return _INDEPENDENT_ROWS if known else 1
 
 
 @functools.cache
@@ -201,14 +225,18 @@ def _default_threads(api: Any, model: Any) -> int:
 
 def _context_parameters(api: Any, model: Any, options: LoadOptions, context_length: int) -> Any:
     parameters = api.llama_context_default_params()
-    parameters.n_ctx = context_length
-    parameters.n_batch = parameters.n_ubatch = options.batch_tokens
+    parameters.n_ctx = _padded(context_length) * options.sequences  # divided among the sequences, a stream for each
+    parameters.n_seq_max = options.sequences
+    parameters.n_batch = parameters.n_ubatch = max(options.batch_tokens, options.sequences)
     parameters.n_threads = parameters.n_threads_batch = options.threads or _default_threads(api, model)
     cache_type, flash_attention = api.GGML_TYPE_F16, options.flash_attention
     if api.llama_model_ftype(model) == api.LLAMA_FTYPE_ALL_F32 and options.kv_cache_type is None:
         # Others are compared with a float32 model. Flash attention computes in float16 on the CPU, whatever the
         # cache's type: with random weights its KL divergence is 3e-6; without flash attention it is 1e-11.
         cache_type, flash_attention = api.GGML_TYPE_F32, bool(flash_attention)
+    if options.reproducible:
+        # With several threads it divides a pass of one token among them by the number of cells.
+        flash_attention = False
     if options.kv_cache_type is not None:
         cache_type = getattr(api, f"GGML_TYPE_{options.kv_cache_type.upper()}")
     parameters.type_k = parameters.type_v = cache_type
@@ -221,6 +249,11 @@ def _context_parameters(api: Any, model: Any, options: LoadOptions, context_leng
     parameters.swa_full = True
     parameters.no_perf = True
     return parameters
+
+
+def _padded(context_length: int) -> int:
+    """llama.cpp makes room for a multiple of 256 tokens; what is lacking would be taken from the last sequences."""
+    return -(-context_length // _CONTEXT_STEP_TOKENS) * _CONTEXT_STEP_TOKENS
 
 
 def _context_error(path: Path, options: LoadOptions, context_length: int, cause: str) -> LocalqError:

@@ -119,7 +119,7 @@ class ObservedEngine(LlamaCppEngine):
         self._goes_on: Callable[[float, Any], bool] = lambda _progress, _user_data: True
         self._callback = api.ggml_backend_sched_eval_callback(self._evaluated)  # must outlive the context
         loaded = load_context(path, options, context_length, self._callback)
-        super().__init__(loaded, context_length, options.batch_tokens)
+        super().__init__(loaded, context_length, options)
 
     @contextmanager
     def observed(self, observer: Observer) -> Iterator[None]:

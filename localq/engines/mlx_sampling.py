@@ -14,6 +14,8 @@ from localq.options import PENALTY_WINDOW_TOKENS, GenerationOptions
 
 if TYPE_CHECKING:
     import mlx.core as mx
+    import numpy as np
+    from numpy.typing import NDArray
 
 _SEED_BITS = 32
 _ROUNDS_TO_ONE = 1 - 2**-25
@@ -33,30 +35,46 @@ class Sampler:
         import mlx.core as mx
 
         self._options = options
+        self.keeps_logits = options.logprobs is not None
         self._biased = mx.array(list(options.logit_bias.keys()), dtype=mx.int32)
         self._biases = mx.array(list(options.logit_bias.values()), dtype=mx.float32)
         self._recent = mx.array(list(context[-PENALTY_WINDOW_TOKENS:]), dtype=mx.int32)
         self._key = mx.random.key(secrets.randbits(_SEED_BITS) if options.seed is None else options.seed)
         mx.eval(self._biased, self._biases, self._recent, self._key)
 
-    def draw(self, logits: mx.array) -> mx.array:
+    def draw(self, logits: mx.array, mask: NDArray[np.bool_] | None = None) -> mx.array:
         """The next token's id, shape (1,). Its evaluation, and that of the logits, has begun.
 
-        It can be given to the next forward pass at once.
+        It can be given to the next forward pass at once. `mask` says which tokens may be drawn.
         """
         import mlx.core as mx
 
-        logits = self.filtered(logits)
+        logits = self.filtered(logits if mask is None else mx.where(mx.array(mask), logits, -math.inf))
         if self._options.greedy:
             token = mx.argmax(logits, keepdims=True)
         else:
             self._key, key = mx.random.split(self._key)
             token = mx.random.categorical(logits, shape=(1,), key=key)
         token = token.astype(mx.int32)
-        if self._options.penalizes:
-            self._recent = mx.concatenate([self._recent, token])[-PENALTY_WINDOW_TOKENS:]
+        self._note(token)
         mx.async_eval(token, self._key, self._recent)  # type: ignore[no-untyped-call, unused-ignore]
         return token
+
+    def accept(self, token_id: int) -> None:
+        """See `SequenceSampler.accept`."""
+        import mlx.core as mx
+
+        self._note(mx.array([token_id], dtype=mx.int32))
+        mx.eval(self._recent)
+
+    def close(self) -> None:
+        """See `SequenceSampler.close`."""
+
+    def _note(self, token: mx.array) -> None:
+        import mlx.core as mx
+
+        if self._options.penalizes:
+            self._recent = mx.concatenate([self._recent, token])[-PENALTY_WINDOW_TOKENS:]
 
     def filtered(self, logits: mx.array) -> mx.array:
         """Logits to draw from: after all stages of the options that change something, in their order."""

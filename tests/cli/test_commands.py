@@ -226,7 +226,10 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
             (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", bias], ["--logit-bias", bias, "15043=-inf"])
             for bias in ("5", "5:1", "five=1", "5=", "5=x", "=1", "-1=3", "5 =1")
         ),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9" * 5000 + "=1"], ["--logit-bias", "15043=-inf"]),
+        (
+            ["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9" * 5000 + "=1"],
+            ["--logit-bias", "15043=-inf"],
+        ),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "99999=1"], ["logit_bias", "99999", "512"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9=inf"], ["logit_bias", "-inf"]),
         (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "2"], ["--logprobs", "--json"]),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,12 @@ class TinyModel:
     mlx_folder: Path
     gguf_file: Path
 
-    def open(self, name: str, context_length: int) -> Engine:
+    def open(self, name: str, context_length: int, sequences: int = 1, reproducible: bool = False) -> Engine:
+        options = LoadOptions(sequences=sequences, reproducible=reproducible)
         if name == "mlx":
             pytest.importorskip("mlx_lm")  # not on every platform
-            return mlx.open_engine(self.mlx_folder, LoadOptions(), context_length)
-        return llamacpp.open_engine(self.gguf_file, LoadOptions(threads=1), context_length)
+            return mlx.open_engine(self.mlx_folder, options, context_length)
+        return llamacpp.open_engine(self.gguf_file, replace(options, threads=1), context_length)
 
 
 class _RandomWeights:
@@ -235,6 +236,18 @@ def make_engine(request: pytest.FixtureRequest) -> Iterator[EngineMaker]:
     yield make
     for engine in opened:
         engine.close()
+
+
+@pytest.fixture(params=["scripted", "llamacpp", "llamacpp reproducible", "mlx", "mlx reproducible"])
+def four_sequences(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    """An engine of each kind and mode with four sequences of 128 tokens; every script counts up from 7."""
+    name, _, mode = request.param.partition(" ")
+    if name == "scripted":
+        engine: Engine = ScriptedEngine([list(range(7, 100))] * 20, 128, VOCABULARY_SIZE, sequences=4)
+    else:
+        engine = request.getfixturevalue("tiny_llama").open(name, 128, 4, mode == "reproducible")
+    yield engine
+    engine.close()
 
 
 @pytest.fixture(params=["llamacpp", "mlx"])

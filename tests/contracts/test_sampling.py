@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from llama_cpp import llama_cpp as api
 
-from localq.engines.llamacpp_sampling import sampler_chain
+from localq.engines.llamacpp_sampling import ChainSampler
 from localq.engines.mlx_sampling import Sampler
 from localq.options import GenerationOptions
 
@@ -71,8 +71,9 @@ def llamacpp_applied(logits: np.ndarray, options: GenerationOptions, context: li
     """llama.cpp's candidates after the whole chain, the last stage of which fills in the probabilities."""
     data = (api.llama_token_data * len(logits))(*((i, float(logit), 0.0) for i, logit in enumerate(logits)))
     candidates = api.llama_token_data_array(data, len(logits), -1, False)
-    with sampler_chain(options, len(logits), context) as chain:
-        api.llama_sampler_apply(chain, ctypes.byref(candidates))
+    sampler = ChainSampler(options, len(logits), context)
+    api.llama_sampler_apply(sampler.chain, ctypes.byref(candidates))
+    sampler.close()
     return candidates
 
 

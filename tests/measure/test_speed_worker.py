@@ -49,13 +49,13 @@ class _RecordingEngine(ScriptedEngine):
 
     def prefill(self, prompt: Sequence[int], on_progress: Any = None) -> int:
         if not self._keeps:
-            self._tokens.clear()
+            self._cached[0].cut(0)
         self.reused.append(super().prefill(prompt, on_progress))
         return self.reused[-1]
 
-    def generate(self, options: GenerationOptions) -> Generator[int, None, None]:
+    def generate(self, options: GenerationOptions, constraint: Any = None) -> Generator[int, None, None]:
         self.options.append(options)
-        return super().generate(options)
+        return super().generate(options, constraint)
 
 
 def test_all_forms_are_given_the_same_prompts_without_added_tokens(forms: list[Form]) -> None:

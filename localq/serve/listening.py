@@ -1,0 +1,164 @@
+"""The sockets, the connections and the signals: uvicorn, with limits for slow clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import h11
+import uvicorn
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from localq.errors import LocalqError
+from localq.serve.door import MOST_HEADER_BYTES, App
+from localq.serve.refusals import Refusal
+
+HEADER_SECONDS = 10.0
+"""Until the headers of a request must have come."""
+READING_SECONDS = 30.0
+"""How long a client may leave what was sent unread."""
+FINISHING_SECONDS = 30
+"""How long running requests may take after SIGTERM or Ctrl-C."""
+
+_LINGERING_SECONDS = 1.0
+_FRAMING = {408: "the headers did not come in time", 431: f"the headers are larger than {MOST_HEADER_BYTES:,} bytes"}
+
+
+class Connection(H11Protocol):
+    """One connection: slow clients are cut, and what is not HTTP gets an error in JSON."""
+
+    _headers_due: asyncio.TimerHandle | None = None
+    _reading_due: asyncio.TimerHandle | None = None
+    _refused = False
+
+    def connection_made(self, transport: Any) -> None:
+        """See asyncio."""
+        super().connection_made(transport)
+        self._headers_due = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
+
+    def data_received(self, data: bytes) -> None:
+        """See asyncio."""
+        if self._refused:
+            return
+        super().data_received(data)
+        if self.conn.their_state is not h11.IDLE:  # the headers are there
+            self._stop("_headers_due")
+        elif self._headers_due is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
+            self._headers_due = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """See asyncio."""
+        self._stop("_headers_due")
+        self._stop("_reading_due")
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        """See asyncio: the client reads too slowly."""
+        super().pause_writing()
+        self._reading_due = self.loop.call_later(READING_SECONDS, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """See asyncio."""
+        self._stop("_reading_due")
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is not HTTP."""
+        too_long = self.conn.their_state is h11.ERROR and len(self.conn.trailing_data[0]) > MOST_HEADER_BYTES
+        self._refuse(431 if too_long else 400)
+
+    def _stop(self, name: str) -> None:
+        timer = getattr(self, name)
+        if timer is not None:
+            timer.cancel()
+            setattr(self, name, None)
+
+    def _refuse(self, status: int) -> None:
+        self._refused = True
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
+            refusal = Refusal(status, _FRAMING.get(status, "this is not a valid HTTP request"))
+            body = json.dumps(refusal.body("")).encode()
+            headers = [
+                ("content-type", "application/json"),
+                ("content-length", str(len(body))),
+                ("connection", "close"),
+            ]
+            reason = {400: b"Bad Request", 408: b"Request Timeout"}.get(status, b"Request Header Fields Too Large")
+            for event in (
+                h11.Response(status_code=status, headers=headers, reason=reason),
+                h11.Data(data=body),
+                h11.EndOfMessage(),
+            ):
+                self.transport.write(self.conn.send(event) or b"")
+            # With bytes left unread, closing at once could take the answer back from the client.
+            self.transport.write_eof()
+            self.loop.call_later(_LINGERING_SECONDS, self.transport.close)
+        else:
+            self.transport.close()
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A socket of an address, not listening yet: clients can't connect before the models are ready.
+
+    Raises LocalqError for an address that is not of this machine, or that is in use.
+    """
+    try:
+        places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+        family, kind, protocol, _, address = places[0]
+        bound = socket.socket(family, kind, protocol)  # asyncio sends at once only where the protocol says TCP
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            bound.bind(address)
+        except OSError:
+            bound.close()
+            raise
+    except OSError as error:
+        hint = "another program may use the port: give another one with --port, or 0 for any that is free"
+        raise LocalqError(f"can't listen at {host}:{port}: {error.strerror}", hint) from error
+    return bound
+
+
+class _Server(uvicorn.Server):
+    """Says why it does not end at once."""
+
+    def __init__(self, config: uvicorn.Config, log: Callable[[str], None]) -> None:
+        super().__init__(config)
+        self._log = log
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self.server_state.tasks:
+            self._log(f"running replies may take {FINISHING_SECONDS:g} seconds more; Ctrl-C ends them at once")
+        await super().shutdown(sockets)
+
+
+def uvicorn_of(app: App, log: Callable[[str], None]) -> uvicorn.Server:
+    """uvicorn with the limits of this module; `log` writes a line."""
+    config = uvicorn.Config(
+        app,
+        http=Connection,
+        ws="none",
+        loop="asyncio",
+        lifespan="on",
+        log_level="critical",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_graceful_shutdown=FINISHING_SECONDS,
+        h11_max_incomplete_event_size=MOST_HEADER_BYTES,
+    )
+    return _Server(config, log)
+
+
+def run(app: App, bound: socket.socket, log: Callable[[str], None]) -> None:
+    """Serve until SIGTERM, which returns, or Ctrl-C, which raises KeyboardInterrupt; running requests may finish."""
+    # uvicorn repeats the signal that ended it, and localq's own handler raises then.
+    try:
+        uvicorn_of(app, log).run(sockets=[bound])
+    except SystemExit:
+        return

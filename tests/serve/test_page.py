@@ -1,0 +1,371 @@
+"""The chat page: what the server sends, and what a real browser does with it, also where a model is hostile."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from localq.options import LoadOptions
+from localq.serve.door import Access
+from localq.serve.page import make_page
+from tests.serve.browser import CHROMIUM, Browser
+from tests.serve.conftest import GGUF, MLX, Server, running
+
+PAGE = bytes(make_page().body).decode()
+TEXT = """# Title
+
+A **bold**, *slanted* and `plain` word, 2 * 3 * 4, a_b_c and [a page](https://example.org/x_(y)), https://example.net/a.
+```not a block```
+- [ ] a list
+
+1. one
+   - inner
+
+   more
+2. two
+   ```py
+   if 1 < 2: pass
+   ```
+
+| a | b |
+|---|--:|
+| 1 | 2 |
+
+> said
+
+---
+```
+left open"""
+SHOWN = (
+    '<h4 dir="auto">Title</h4>'
+    '<p dir="auto">A <strong>bold</strong>, <em>slanted</em> and <code>plain</code> word, 2 * 3 * 4, a_b_c and '
+    '<a href="https://example.org/x_(y)" data-host="example.org">a page</a>, <a href="https://example.net/a">'
+    'https://example.net/a</a>.\n<code>not a block</code></p><ul><li dir="auto"><p dir="auto">[ ] a list</p></li></ul>'
+    '<ol start="1"><li dir="auto"><p dir="auto">one</p><ul><li dir="auto"><p dir="auto">inner</p></li></ul>'
+    '<p dir="auto">more</p></li><li dir="auto"><p dir="auto">two</p><pre>if 1 &lt; 2: pass</pre></li></ol>'
+    "<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table>"
+    '<blockquote><p dir="auto">said</p></blockquote><hr><pre>left open</pre>'
+)
+HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"><b>b</b>
+[a](javascript:window.hacked=1) [b](data:text/html,x) [c](https://me@evil.example) ![d](https://evil.example/d.png)
+[https://bank.example](https://evil.example) \x1b[31m \x9b \x00 \u202eterces\u202c
+```"><script>window.hacked = 1</script>
+</code></pre><script>window.hacked = 1</script>\u2066
+```
+| <img src=x onerror=window.hacked=1> |
+|---|
+"""
+SLOW = {
+    "a line": "x" * 1_000_000,
+    "stars": ("*a **b " * 2_700 + "\n\n") * 55,
+    "brackets": "[" * 500_000 + "](" * 250_000,
+    "backticks": "".join("`" * (n % 200) + " " for n in range(10_000)),
+    "tildes": "~" * 500_000 + "`",
+    "blanks": "# " + " " * 500_000 + "#\n|" + " " * 500_000 + "|\n|-" + " " * 500_000,
+    "quotes": ">" * 500_000 + "\n" + "- " * 250_000,
+    "addresses": "https://a.b/" + "." * 500_000 + ")x\n\n" + "http://" * 140_000,
+    "cells": "|" * 500_000 + "\n" + "|-" * 250_000,
+}
+# Without what is the same everywhere: buttons, and the frames of code and tables.
+PLAIN = """(body => {
+    const copy = body.cloneNode(true);
+    copy.querySelectorAll('.code').forEach(one =>
+        one.replaceWith(make('pre', {}, one.querySelector('code').textContent)));
+    copy.querySelectorAll('.table').forEach(one => one.replaceWith(one.firstChild));
+    copy.querySelectorAll('th,td').forEach(one => ['dir', 'style'].forEach(name => one.removeAttribute(name)));
+    copy.querySelectorAll('a').forEach(one => ['target', 'rel'].forEach(name => one.removeAttribute(name)));
+    return copy.innerHTML;
+})"""
+BODY = "turns.at(-1).replies[0].view.body"
+
+TAGS = {"p", "a", "div", "span", "button", "pre", "code", "table", "thead", "tbody", "tr", "th", "td"}
+CONTRASTS = [
+    *[(front, back, 4.5) for front in ("text", "quiet", "accent", "error") for back in ("page", "panel")],
+    ("on-accent", "accent", 4.5),
+    ("edge", "panel", 3),
+    ("edge", "page", 3),
+]
+COLOR = """(() => {
+    const probe = $('chat').appendChild(make('i'));
+    probe.style.color = 'var(--%s)';
+    const found = getComputedStyle(probe).color.match(/\\d+/g).map(Number);
+    probe.remove();
+    return found;
+})()"""
+
+needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+
+
+def test_the_page_loads_nothing_and_names_its_script_and_style(server: Server) -> None:
+    headers = make_page().headers
+    policy = dict(part.strip().split(" ", 1) for part in headers["content-security-policy"].split(";"))
+    assert policy["default-src"] == "'none'" and policy["connect-src"] == "'self'"
+    for tag, name in (("script", "script-src"), ("style", "style-src")):
+        (found,) = re.findall(f"<{tag}>(.*?)</{tag}>", PAGE, re.DOTALL)
+        assert policy[name] == f"'sha256-{base64.b64encode(hashlib.sha256(found.encode()).digest()).decode()}'"
+    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|eval\(|new Function|@import|url\(", PAGE)
+    assert not re.search(r'\b(src|style|on[a-z]+)="|<script .', PAGE)
+    assert server.ask("/") == (200, PAGE)
+
+
+@pytest.fixture(scope="module")
+def tab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        opened.open(f"{server.url}/")
+        opened.wait("forms.size > 1")
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _new_chat(request: pytest.FixtureRequest) -> None:
+    if "tab" in request.fixturenames:
+        tab = request.getfixturevalue("tab")
+        tab.run("""window.confirm = () => true; $('new').click(); $('both').checked && $('both').click();
+            $('max_tokens').value = ''; $('temperature').value = '0'; 0""")
+        tab.wait("!running")
+
+
+def luminance(color: list[int]) -> float:
+    """Of red, green and blue, as WCAG 2 defines it."""
+    parts = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in color]
+    return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
+
+
+def send(tab: Browser, question: str) -> None:
+    tab.run("$('question').focus()")
+    tab.type(question)
+    tab.press("Enter")
+
+
+def click(tab: Browser, text: str) -> None:
+    tab.run(f"[...document.querySelectorAll('button')].find(one => one.textContent === {text!r}).click()")
+
+
+def answered(tab: Browser, text: str) -> None:
+    """Send a question that gets this reply, in many pieces."""
+    tab.run(f"""(() => {{
+        const text = {json.dumps(text)}, real = window.fetch, size = Math.max(3, text.length / 50);
+        window.fetch = async () => {{
+            window.fetch = real;
+            const event = (choice) => `data: ${{JSON.stringify({{ choices: [{{ delta: {{}}, ...choice }}] }})}}\\n\\n`;
+            let at = 0;
+            const body = new ReadableStream({{ async pull(out) {{
+                await new Promise((resolve) => setTimeout(resolve, 5));
+                const piece = text.slice(at, at += size);
+                const bytes = new TextEncoder().encode(piece ? event({{ delta: {{ content: piece }} }})
+                    : event({{ finish_reason: "stop" }}) + "data: [DONE]\\n\\n");
+                out.enqueue(bytes.slice(0, bytes.length >> 1));
+                out.enqueue(bytes.slice(bytes.length >> 1));
+                if (!piece) out.close();
+            }} }});
+            return new Response(body);
+        }};
+    }})()""")
+    send(tab, "scripted")
+    tab.wait("turns.length && !running")
+
+
+@needs_browser
+def test_a_question_is_answered_and_counted(tab: Browser, server: Server) -> None:
+    send(tab, "What is the capital of France?")
+    tab.wait("turns.length && !running")
+    messages = [{"role": "user", "content": "What is the capital of France?"}]
+    _, known = server.ask("/v1/chat/completions", {"model": GGUF, "messages": messages, "temperature": 0})
+    text = known["choices"][0]["message"]["content"]
+    assert tab.run("turns[0].replies[0].raw") == text
+    count = known["usage"]["completion_tokens"]
+    assert re.search(
+        rf"\b{count} tokens · [\d.]+ tokens/s · first token after", tab.run("turns[0].view.node.innerText")
+    )
+    assert text in tab.run("$('said').textContent")
+    assert tab.run("document.activeElement.id") == "question"
+    send(tab, "And of Italy?")
+    tab.wait("turns.length === 2 && !running")
+    asked = tab.run("messages(turns[1], 0)")
+    assert [one["content"] for one in asked] == [messages[0]["content"], text, "And of Italy?"]
+    assert "text/markdown" in tab.run("""(() => { let kind; const real = URL.createObjectURL;
+        URL.createObjectURL = (blob) => { kind = blob.type; return real(blob); };
+        $('export').click(); URL.createObjectURL = real; return kind; })()""")
+    tab.open(f"{server.url}/?again")
+    tab.wait("forms.size > 1 && turns.length === 2")
+    assert text in tab.run("turns[0].view.node.innerText")
+
+
+@needs_browser
+def test_both_formats_answer_side_by_side_and_one_is_kept(tab: Browser) -> None:
+    tab.run("$('both').click()")
+    send(tab, "Who are you?")
+    tab.wait("turns.length && !running")
+    assert tab.run("turns[0].replies.map(one => one.model + one.state)") == [f"{GGUF}done", f"{MLX}done"]
+    places = tab.run("[...document.querySelectorAll('.reply')].map(one => one.getBoundingClientRect().left)")
+    assert places[0] < places[1]
+    tab.resize(390)
+    places = tab.run("[...document.querySelectorAll('.reply')].map(one => one.getBoundingClientRect().left)")
+    assert places[0] == places[1] and tab.run("document.documentElement.scrollWidth") == 390
+    tab.resize(1280)
+    tab.run("turns[0].replies[1].view.keep.click()")
+    assert tab.run("turns[0].replies.map(one => one.model)") == [MLX]
+
+
+@needs_browser
+def test_keys_send_break_lines_and_stop_and_the_last_question_can_be_changed(tab: Browser, server: Server) -> None:
+    # A reply without an end: the end tokens can't be drawn.
+    tab.run("""{ const real = window.fetch; window.fetch = (path, options) => {
+        window.fetch = real;
+        const body = { ...JSON.parse(options.body), logit_bias: { 508: -100, 511: -100 } };
+        return real(path, { ...options, body: JSON.stringify(body) });
+    }; }""")
+    tab.run("$('question').focus()")
+    tab.type("One")
+    tab.press("Enter", shift=True)
+    tab.type("two")
+    assert tab.run("turns.length") == 0
+    tab.press("Enter")
+    tab.wait("turns.length && (turns[0].replies[0].raw || !running)")
+    tab.press("Escape")
+    tab.wait("!running")
+    assert tab.run("[turns[0].question, turns[0].replies[0].state]") == ["One\ntwo", "stopped"]
+    server.wait_until_idle()
+    click(tab, "Change the question")
+    assert tab.run("[document.activeElement.value, $('editing').hidden]") == ["One\ntwo", False]
+    tab.type(" three")
+    tab.run("$('temperature').value = '3'")
+    tab.press("Enter")
+    assert tab.run("[turns.length, turns[0].question, $('settings').open]") == [1, "One\ntwo", True]
+    tab.run("$('temperature').value = '0'; $('settings').open = false; $('question').focus()")
+    tab.press("Enter")
+    tab.wait("!running && turns[0].replies[0].state === 'done'")
+    assert tab.run("[turns.length, turns[0].question]") == [1, "One\ntwo three"]
+    click(tab, "Retry")
+    tab.wait("!running && turns[0].replies[0].state === 'done'")
+    assert tab.run("turns.length") == 1
+
+
+@needs_browser
+def test_markdown_is_shown_and_the_same_letter_by_letter_as_at_once(tab: Browser) -> None:
+    answered(tab, TEXT)
+    assert tab.run(f"{PLAIN}({BODY})") == SHOWN
+    tab.run("""{
+        const reply = turns[0].replies[0], text = reply.text;
+        Object.assign(reply, { text: '', state: 'running' });
+        draw(turns[0]);
+        for (const letter of text) {
+            reply.text += letter;
+            paint(reply);
+        }
+        reply.state = 'done';
+        paint(reply);
+    }""")
+    assert tab.run(f"{PLAIN}({BODY})") == SHOWN
+
+
+@needs_browser
+def test_hostile_replies_stay_text(tab: Browser) -> None:
+    tab.events.clear()
+    answered(tab, HOSTILE)
+    with pytest.raises(AssertionError, match="TrustedHTML"):  # also where the page's own script had a fault
+        tab.run("document.body.innerHTML = '<b>'")
+    assert (
+        tab.run("""new Promise((resolve) => {
+            document.onsecuritypolicyviolation = (event) => resolve(event.effectiveDirective);
+            fetch('http://127.0.0.2/').catch(() => {});
+        })""")
+        == "connect-src"
+    )
+    tab.events.clear()
+    elements = tab.run(f"[...{BODY}.querySelectorAll('*')].map(one => one.localName)")
+    assert set(elements) <= TAGS
+    links = tab.run(f"[...{BODY}.querySelectorAll('a')].map(one => [one.href, one.dataset.host])")
+    assert links == [["https://evil.example/d.png", "evil.example"], ["https://evil.example/", "evil.example"]]
+    shown = tab.run(f"{BODY}.textContent")
+    for text in (
+        "<script>",
+        "<b>b</b>",
+        "(javascript:",
+        "onerror=",
+        "[U+001B][31m",
+        "[U+009B]",
+        "[U+0000]",
+        "[U+202E]",
+    ):
+        assert text in shown
+    assert tab.run("window.hacked === undefined && !/[\\u202e\\u2066\\x1b]/.test(document.body.textContent)")
+    assert not [one for one in tab.events if one["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
+
+
+@needs_browser
+@pytest.mark.parametrize("name", SLOW)
+def test_long_replies_do_not_block_the_page(tab: Browser, name: str) -> None:
+    answered(tab, SLOW[name])
+    assert tab.run("turns[0].replies[0].state") == "done"
+    assert tab.run("turns[0].replies[0].text.length") == len(SLOW[name])
+
+
+@needs_browser
+def test_errors_are_said_in_words(tab: Browser) -> None:
+    tab.run("$('system').value = 'x '.repeat(20000)")
+    send(tab, "Hello")
+    tab.wait("turns.length && !running")
+    tab.run("$('system').value = ''")
+    assert "context" in tab.run("document.querySelector('.error').textContent")
+    for script, words in (
+        ("Promise.reject(new TypeError('Failed to fetch'))", "does not answer"),
+        ("Promise.resolve(new Response('data: {\"choices\":[]}\\n\\n'))", "broke before the end"),
+        ("Promise.resolve(new Response('{}', {status: 418}))", "Status 418"),
+        ('Promise.resolve(new Response(\'data: {"error":{"message":"it failed"}}\\n\\n\'))', "It failed."),
+    ):
+        tab.run(f"{{ const real = window.fetch; window.fetch = () => {{ window.fetch = real; return {script}; }}; }}")
+        click(tab, "Retry")
+        tab.wait("!running")
+        assert words in tab.run("document.querySelector('.error').textContent")
+    send(tab, "Again")
+    tab.wait("turns.length === 2 && !running")
+    assert [one["content"] for one in tab.run("messages(turns[1], 0)")] == ["Again"]  # not what failed
+
+
+@needs_browser
+def test_everything_has_a_name_for_screen_readers_and_contrast_for_eyes(tab: Browser) -> None:
+    answered(tab, TEXT)
+    tab.run("$('settings').open = true")
+    nodes = tab.call("Accessibility.getFullAXTree")["nodes"]
+    roles = {"button", "textbox", "combobox", "checkbox", "spinbutton", "link", "article", "main", "group", "heading"}
+    named = [one for one in nodes if not one["ignored"] and one["role"]["value"] in roles]
+    assert {one["role"]["value"] for one in named} == roles
+    nameless = [one for one in named if not one.get("name", {}).get("value")]
+    assert [one for one in nameless if one["role"]["value"] != "group"] == []
+    tab.run("$('settings').open = false")
+    for theme in ("light", "dark"):
+        tab.run(f"$('theme').value = '{theme}'; $('theme').onchange()")
+        for front, back, least in CONTRASTS:
+            colors = [tab.run(COLOR % name) for name in (front, back)]
+            light, dark = sorted(map(luminance, colors), reverse=True)
+            assert (light + 0.05) / (dark + 0.05) >= least, (theme, front, back)
+    assert colors[1] == [22, 24, 28]
+    tab.run("$('theme').value = ''; $('theme').onchange()")
+
+
+@needs_browser
+def test_a_server_with_a_key_asks_for_it(models_dir: Path, tmp_path: Path) -> None:
+    access = Access("127.0.0.1", key="secret")
+    with running(models_dir, GGUF, access=access, options=LoadOptions(sequences=1)) as server, Browser(tmp_path) as tab:
+        tab.open(f"{server.url}/")
+        for key in ("wrong", "secret"):
+            tab.wait("document.activeElement.id === 'key'")
+            tab.type(key)
+            tab.press("Enter")
+        tab.wait("forms.size && $('key-form').hidden")
+        send(tab, "Hello")
+        tab.wait("turns.length && !running")
+        assert tab.run("[turns[0].replies[0].state, localStorage.length]") == ["done", 0]
+        assert "secret" not in tab.run("document.documentElement.outerHTML")
+        sent: list[Any] = [
+            one["params"]["request"]["url"] for one in tab.events if one["method"] == "Network.requestWillBeSent"
+        ]
+        assert all(url.startswith((server.url, "data:", "about:")) for url in sent)
