@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -19,6 +20,7 @@ from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
+from localq.constraints import Grammars
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
 from localq.conversion.plan import Request
@@ -121,8 +123,9 @@ class Model:
         """
         chosen = chosen_options(options, changes)
         ids = self.prompt_token_ids(prompt, raw=raw)
+        rules = replace(self.text_rules(raw=raw), constraint=self.constraint(chosen))
         with self._turns.turn():
-            return complete(self.engine, self.text_rules(raw=raw), ids, chosen)
+            return complete(self.engine, rules, ids, chosen)
 
     @named_options(GenerationOptions)
     def stream(
@@ -152,8 +155,9 @@ class Model:
     ) -> ReplyStream:
         """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt.
 
-        A new `constraint` is needed for each reply.
+        A new `constraint` is needed for each reply; without one the options say what the reply may be.
         """
+        constraint = constraint or self.constraint(options, begun)
         rules = replace(self.text_rules(raw=raw), begun=tuple(begun), constraint=constraint)
         whole = [*ids, *begun]
 
@@ -177,6 +181,19 @@ class Model:
         # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
         strip = self.tokenizer.strips_leading_space and not raw
         return TextRules(self.tokenizer, self.end_tokens, strip)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What replies may be, over this model's vocabulary."""
+        return Grammars(self.tokenizer, self.end_tokens)
+
+    def constraint(self, options: GenerationOptions, begun: Sequence[int] = ()) -> Constraint | None:
+        """What a reply may be by the options, after the ids that it begins with. Raises OptionError."""
+        constraint = self.grammars.constraint(options)
+        if constraint is not None:
+            for token in begun:
+                constraint.accept(token)
+        return constraint
 
     def turn(self) -> AbstractContextManager[None]:
         """For a `with` block that uses the engine: replies of other threads wait."""
@@ -334,4 +351,5 @@ def chosen_options(options: GenerationOptions | None, changes: GenerationKeyword
         raise OptionError(
             f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
         )
-    return replace(options or GenerationOptions(), **changes)
+    given: dict[str, Any] = {**changes}  # of kinds that the options convert
+    return replace(options or GenerationOptions(), **given)

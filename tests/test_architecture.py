@@ -26,7 +26,7 @@ LAYERS = [
     {"model"},
     {"conversion"},
     {"store"},
-    {"generation", "memory", "context_length"},
+    {"generation", "memory", "context_length", "constraints"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
     {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook", "engine_thread"},
@@ -56,6 +56,7 @@ HEAVY = {
     "pygments",
     "starlette",
     "uvicorn",
+    "llguidance",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6
 

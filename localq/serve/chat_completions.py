@@ -17,8 +17,11 @@ from localq.serve.protocols import (
     AbsentList,
     Content,
     Count,
+    JsonFormat,
     Protocol,
+    SchemaFormat,
     Text,
+    TextFormat,
     finite,
     joined,
     token_text,
@@ -47,10 +50,19 @@ class Message(Strict):
         return {"role": role, "content": joined(self.content), **kept}
 
 
-class TextFormat(Strict):
-    """Plain text."""
+class JsonSchemaFormat(Strict):
+    """JSON by a schema."""
 
-    type: Literal["text"]
+    type: Literal["json_schema"]
+    json_schema: SchemaFormat
+
+    @property
+    def schema_(self) -> dict[str, Any]:
+        """The schema."""
+        return self.json_schema.schema_
+
+
+_Format = Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class ChatRequest(ChoicesRequest):
@@ -61,7 +73,7 @@ class ChatRequest(ChoicesRequest):
     max_tokens: Count | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    response_format: TextFormat | None = None
+    response_format: _Format | None = None
     modalities: list[Literal["text"]] | None = None
     tools: AbsentList = None
     tool_choice: Literal["none", "auto"] | None = None
@@ -81,12 +93,13 @@ def _wanted(asked: ChatRequest) -> Wanted:
     limits = {limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None}
     if len(limits) > 1:
         raise Refusal(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens", "invalid_value")
+    schema = asked.response_format.schema_ if asked.response_format else None
     return Wanted(
         model=asked.model,
         prompts=(tuple(message.plain() for message in asked.messages),),
         count=asked.n or 1,
         max_tokens=limits.pop() if limits else None,
-        options=asked.options(asked.top_logprobs or 0 if asked.logprobs else None, asked.stop),
+        options=asked.options(asked.top_logprobs or 0 if asked.logprobs else None, asked.stop, schema),
     )
 
 

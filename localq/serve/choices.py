@@ -16,11 +16,12 @@ from localq.version import __version__
 MOST_CHOICES = 128
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Form = Annotated[str, Field(min_length=1)]
 _Token = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
 class ChoicesRequest(OpenAiRequest):
-    """A request for replies. The last three fields are not OpenAI's."""
+    """A request for replies. The last six fields are not OpenAI's."""
 
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
@@ -30,6 +31,9 @@ class ChoicesRequest(OpenAiRequest):
     top_k: NotNegative | None = None
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    regex: _Form | None = Field(default=None, description="The whole reply matches this expression.")
+    choice: Annotated[list[_Form], Field(min_length=1)] | None = Field(default=None, description="The reply is one.")
+    grammar: _Form | None = Field(default=None, description="The reply follows this grammar in Lark's notation.")
 
     def check_stream_options(self) -> None:
         """Raise Refusal for options of a stream that is not wanted."""

@@ -223,7 +223,8 @@ def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
         limited = replace(options, max_tokens=min(wanted.max_tokens or room, room))
         for number in range(wanted.count):
             seed = None if options.seed is None else (options.seed + number) % _LARGEST_SEED
-            requests.append(ReplyRequest(ids, replace(limited, seed=seed), begun, raw=wanted.raw))
+            chosen = replace(limited, seed=seed)
+            requests.append(ReplyRequest(ids, chosen, begun, model.constraint(chosen, begun), wanted.raw))
     return requests
 
 

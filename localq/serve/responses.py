@@ -9,7 +9,6 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from localq.serve.chat_completions import TextFormat
 from localq.serve.core import Replies, Reply, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
@@ -18,10 +17,13 @@ from localq.serve.protocols import (
     AbsentList,
     Content,
     Count,
+    JsonFormat,
     Off,
     OpenAiRequest,
     Protocol,
+    SchemaFormat,
     Text,
+    TextFormat,
     event,
     joined,
     new_id,
@@ -40,10 +42,19 @@ class InputMessage(Strict):
     phase: Literal["commentary", "final_answer"] | None = None
 
 
+class JsonSchemaFormat(SchemaFormat):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+
+
+_Format = Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
 class TextConfig(Strict):
     """The form of the reply."""
 
-    format: TextFormat | None = None
+    format: _Format | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -75,7 +86,14 @@ def _wanted(asked: ResponsesRequest) -> Wanted:
         for one in asked.input:
             role = "system" if one.role == "developer" else one.role
             messages.append({"role": role, "content": joined(one.content)})
-    return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_output_tokens, options=asked.options())
+    form = asked.text.format if asked.text else None
+    options = asked.options(schema=form.schema_ if form else None)
+    return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_output_tokens, options=options)
+
+
+def _format(asked: ResponsesRequest) -> dict[str, Any]:
+    form = asked.text.format if asked.text else None
+    return form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}
 
 
 def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], item: Any = None) -> dict[str, Any]:
@@ -100,7 +118,7 @@ def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], i
         "service_tier": "default",
         "store": False,
         "temperature": 1.0 if asked.temperature is None else asked.temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
+        "text": {"format": _format(asked), "verbosity": "medium"},
         "tool_choice": asked.tool_choice or "auto",
         "tools": [],
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
