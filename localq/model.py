@@ -20,7 +20,6 @@ from localq.backends import default_recipe_name, require_backend
 from localq.checkpoint.hub import DownloadProgress
 from localq.checkpoint.safetensors_header import is_written_by_mlx
 from localq.checkpoint.source import fetch_folder, fetch_form, is_quantized_by_mlx
-from localq.constraints import Grammars
 from localq.context_length import config_limits, gguf_limits
 from localq.conversion.convert import ConversionListener, listener_or_default, make_forms
 from localq.conversion.plan import Request
@@ -37,6 +36,8 @@ from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import read_artifact
 from localq.store.store import Store
+from localq.structured.constraints import Grammars
+from localq.structured.tools import ToolFormat, find_tool_format
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
@@ -88,10 +89,13 @@ class Model:
         """Ids of a text, without added special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def prompt_token_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+    def prompt_token_ids(
+        self, prompt: Prompt, *, raw: bool = False, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """The ids that `generate` would give the engine: the same for every format of a model.
 
         A string is one user message; with `raw` it is plain text, encoded with the tokenizer's own special tokens.
+        `tools` are described as OpenAI's protocol does; in messages, calls have arguments as objects.
         Raises ChatTemplateError when the model has no chat template, or names the message that is wrong.
         """
         if raw:
@@ -102,7 +106,10 @@ class Model:
             raise missing_chat_template(self.name)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         check_messages(messages, self.chat_template)
-        text = self.chat_template.render(messages)
+        variables: dict[str, Any] = {}
+        if tools or any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+            messages, variables = self.tool_format.conversation(messages, tools)
+        text = self.chat_template.render(messages, **variables)
         # The template writes its own special tokens, as in Hugging Face's apply_chat_template.
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -186,6 +193,13 @@ class Model:
     def grammars(self) -> Grammars:
         """What replies may be, over this model's vocabulary."""
         return Grammars(self.tokenizer, self.end_tokens)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How this model calls tools. Raises ChatTemplateError where its chat template ignores them."""
+        if self.chat_template is None:
+            raise missing_chat_template(self.name)
+        return find_tool_format(self.chat_template, self.tokenizer, self.end_tokens)
 
     def constraint(self, options: GenerationOptions, begun: Sequence[int] = ()) -> Constraint | None:
         """What a reply may be by the options, after the ids that it begins with. Raises OptionError."""

@@ -26,7 +26,7 @@ LAYERS = [
     {"model"},
     {"conversion"},
     {"store"},
-    {"generation", "memory", "context_length", "constraints"},
+    {"generation", "memory", "context_length", "structured"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
     {"recipes", "llama_log", "disk", "hardware", "keywords", "notebook", "engine_thread"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -84,7 +85,9 @@ class Choices:
                 yield chunk(index, said)
         async for piece in replies.pieces():
             if piece.text or piece.logprobs:
-                yield chunk(piece.index, self.part(asked, replies, piece))
+                yield chunk(piece.index, self.part(asked, replies, replace(piece, calls=())))
+            for one in piece.calls:
+                yield chunk(piece.index, self.part(asked, replies, Piece(piece.index, "", calls=(one,))))
             if piece.finish_reason:
                 nothing = Piece(piece.index, "")
                 yield chunk(piece.index, self.part(asked, replies, nothing) | {"logprobs": None}, piece.finish_reason)

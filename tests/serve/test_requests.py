@@ -31,7 +31,7 @@ REFUSED = [
     (CHAT, {"messages": []}, "messages"),
     (CHAT, {"messages": "Hi"}, "messages"),
     (CHAT, {"messages": [{"role": "robot", "content": "Hi"}]}, "messages[0].role"),
-    (CHAT, {"messages": [*USER, {"role": "tool", "content": "Hi"}]}, "messages[1].role"),
+    (CHAT, {"messages": [*USER, {"role": "tool", "content": "Hi"}]}, "messages[1].tool_call_id"),
     (CHAT, {"messages": [{"role": "user"}]}, "messages[0].content"),
     (CHAT, {"messages": [{"role": "user", "content": 3}]}, "messages[0].content"),
     (

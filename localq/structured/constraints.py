@@ -61,8 +61,6 @@ class Grammars:
         grammar = text if name == "schema" else from_regex(text) if name == "regex" else from_lark(text)
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
-        if not matcher.is_error():
-            matcher.compute_bitmask()  # what is too large fails here, and not in the reply
         if matcher.is_error():
             raise OptionError(f"{name} can't be kept: {matcher.get_error().strip()}", "simplify it")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)

@@ -1,0 +1,127 @@
+"""Tools through public clients, with a toy whose chat template calls them as Llama 3.1 does."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from tests.serve.conftest import GGUF, Server, events_of, running
+from tests.test_tools import LLAMA, TOOLS, check_calls
+
+NAMES = ["toy-tools:gguf-q4_k_m", "toy-tools:mlx-4bit"]
+USER = [{"role": "user", "content": "What is the capital of France?"}]
+CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
+
+
+@pytest.fixture(scope="module")
+def tooled(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    folder = tmp_path_factory.mktemp("tools") / "toy-tools"
+    shutil.copytree(Path(__file__).parents[2] / "localq" / "demo" / "toy-llama", folder)
+    source = LLAMA.replace("<|end|>", "<|eot_id|>")
+    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
+    with running(models_dir, f"{folder}:gguf-q4_k_m", f"{folder}:mlx-4bit") as started:
+        yield started
+
+
+@pytest.fixture(scope="module")
+def client(tooled: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{tooled.url}/v1", api_key="any", max_retries=0)
+
+
+def ask(server: Server, path: str = CHAT, **fields: Any) -> Any:
+    body = {"model": NAMES[0], "messages": USER, "temperature": 0, "max_tokens": 200, **fields}
+    status, answer = server.ask(path, body)
+    assert status == 200, answer
+    return answer
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_required_and_named_calls_obey_their_schema(client: openai.OpenAI, name: str) -> None:
+    named = {"type": "function", "function": {"name": "weather"}}
+    for choice in ("required", named):
+        answer = client.chat.completions.create(
+            model=name, messages=USER, tools=TOOLS, tool_choice=choice, n=3, temperature=1.5, seed=1  # type: ignore[arg-type, call-overload]
+        )  # fmt: skip
+        for one in answer.choices:
+            assert (one.finish_reason, one.message.content) == ("tool_calls", None)
+            (call,) = one.message.tool_calls
+            assert call.id.startswith("call_")
+            check_calls([(call.function.name, call.function.arguments)])
+            assert choice == "required" or call.function.name == "weather"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_arguments_come_piece_by_piece(client: openai.OpenAI, tooled: Server, name: str) -> None:
+    asked: Any = {"model": name, "tools": TOOLS[:1], "tool_choice": "required", "temperature": 0}
+    *chunks, done = events_of(tooled.ask(CHAT, {**asked, "messages": USER, "stream": True})[1])
+    deltas = [chunk["choices"][0]["delta"] for chunk in chunks]
+    assert done == "[DONE]" and deltas[0] == {"role": "assistant", "content": "", "refusal": None}
+    first, *others = [delta["tool_calls"][0] for delta in deltas if delta.get("tool_calls")]
+    assert (first["index"], first["type"]) == (0, "function") and first["id"].startswith("call_")
+    assert first["function"] == {"name": "weather", "arguments": ""}
+    assert len(others) > 3 and all(set(one) == {"index", "function"} for one in others)
+    arguments = "".join(one["function"]["arguments"] for one in others)
+    check_calls([("weather", arguments)])
+    assert [chunk["choices"][0]["finish_reason"] for chunk in chunks][-2:] == [None, "tool_calls"]
+    assert not any(delta.get("content") for delta in deltas)
+    whole = client.chat.completions.create(**asked, messages=USER)
+    assert whole.choices[0].message.tool_calls[0].function.arguments == arguments
+
+
+def test_auto_and_none_leave_text_as_it_is(tooled: Server) -> None:
+    plain = ask(tooled)
+    without = ask(tooled, tools=TOOLS, tool_choice="none")
+    assert without["usage"]["prompt_tokens"] == plain["usage"]["prompt_tokens"]
+    assert without["choices"][0]["message"] == plain["choices"][0]["message"]
+    offered = ask(tooled, tools=TOOLS)
+    assert offered["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+    assert offered["choices"][0]["finish_reason"] in ("stop", "length", "tool_calls")
+
+
+def test_a_call_and_its_result_in_the_conversation(tooled: Server) -> None:
+    answer = ask(tooled, tools=TOOLS, tool_choice="required")["choices"][0]["message"]
+    result = {"role": "tool", "tool_call_id": answer["tool_calls"][0]["id"], "content": "Paris"}
+    again = ask(tooled, tools=TOOLS, messages=[*USER, answer, result], tool_choice="none")
+    assert again["choices"][0]["message"]["content"] is not None
+    parts = [{"type": "text", "text": "Paris"}]
+    assert ask(tooled, messages=[*USER, answer, result | {"content": parts}])["usage"] == again["usage"]
+
+
+CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "[1]"}}
+BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}
+
+
+@pytest.mark.parametrize(
+    ("fields", "reason"),
+    [
+        ({"tool_choice": "required"}, "tool_choice needs tools"),
+        ({"tools": TOOLS, "tool_choice": {"type": "function", "function": {"name": "other"}}}, "names 'other'"),
+        ({"tools": [TOOLS[0], TOOLS[0]]}, "two functions of one name"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "leave one of them out"),
+        ({"tools": [BAD_SCHEMA]}, 'tools can\'t be kept: Unimplemented keys: ["not"]'),
+        ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL]}]}, "'call_1' are not an object"),
+        ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL, CALL]}]}, "call"),
+        ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id is missing"),
+    ],
+)
+def test_what_cannot_be_called_is_refused(tooled: Server, fields: dict[str, Any], reason: str) -> None:
+    status, answer = tooled.ask(CHAT, {"model": NAMES[0], "messages": USER, "max_tokens": 2, **fields})
+    assert status == 400 and reason in answer["error"]["message"], answer
+
+
+def test_a_template_that_ignores_tools_is_refused(server: Server) -> None:
+    result = {"role": "tool", "tool_call_id": "a", "content": "x"}
+    for fields in ({"tools": TOOLS}, {"messages": [*USER, result]}):
+        status, answer = server.ask(CHAT, {"model": GGUF, "messages": USER, "max_tokens": 2, **fields})
+        assert status == 400 and "ignores tools" in answer["error"]["message"]
+    assert (
+        server.ask(CHAT, {"model": GGUF, "messages": USER, "max_tokens": 2, "tools": TOOLS, "tool_choice": "none"})[0]
+        == 200
+    )
