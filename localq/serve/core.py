@@ -262,7 +262,10 @@ def _constraint(model: Model, wanted: Wanted, options: GenerationOptions, begun:
         return model.constraint(options, begun)
     tools = [one for one in wanted.tools.offered if wanted.tools.only in (None, one["function"]["name"])]
     grammar = model.tool_format.grammar(tools, required=wanted.tools.required, several=wanted.tools.several)
-    constraint = model.grammars.lark(grammar, "tools")
+    try:
+        constraint = model.grammars.lark(grammar, "tools")
+    except OptionError as error:  # of the lines, the first one has the reason
+        raise Refusal(400, error.message.partition("\n")[0], "tools", "invalid_value") from error
     for token in begun:
         constraint.accept(token)
     return constraint

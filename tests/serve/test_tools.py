@@ -13,7 +13,7 @@ import pytest
 from tests.serve.conftest import GGUF, Server, events_of, running
 from tests.test_tools import LLAMA, TOOLS, check_calls
 
-NAMES = ["toy-tools:gguf-q4_k_m", "toy-tools:mlx-4bit"]
+NAMES = ["local/toy-tools:gguf-q4_k_m", "local/toy-tools:mlx-4bit"]
 USER = [{"role": "user", "content": "What is the capital of France?"}]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 
@@ -29,8 +29,9 @@ def tooled(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 
 
 @pytest.fixture(scope="module")
-def client(tooled: Server) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"{tooled.url}/v1", api_key="any", max_retries=0)
+def client(tooled: Server) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{tooled.url}/v1", api_key="any", max_retries=0) as opened:
+        yield opened
 
 
 def ask(server: Server, path: str = CHAT, **fields: Any) -> Any:
@@ -89,7 +90,9 @@ def test_a_call_and_its_result_in_the_conversation(tooled: Server) -> None:
     again = ask(tooled, tools=TOOLS, messages=[*USER, answer, result], tool_choice="none")
     assert again["choices"][0]["message"]["content"] is not None
     parts = [{"type": "text", "text": "Paris"}]
-    assert ask(tooled, messages=[*USER, answer, result | {"content": parts}])["usage"] == again["usage"]
+    same = ask(tooled, messages=[*USER, answer, result | {"content": parts}])
+    assert same["choices"] == again["choices"]
+    assert same["usage"]["prompt_tokens"] == again["usage"]["prompt_tokens"]
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "[1]"}}
@@ -105,7 +108,7 @@ BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"prop
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
         ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "leave one of them out"),
-        ({"tools": [BAD_SCHEMA]}, 'tools can\'t be kept: Unimplemented keys: ["not"]'),
+        ({"tools": [BAD_SCHEMA]}, 'Unimplemented keys: ["not"]'),
         ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL]}]}, "'call_1' are not an object"),
         ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL, CALL]}]}, "call"),
         ({"messages": [*USER, {"role": "tool", "content": "x"}]}, "messages[1].tool_call_id is missing"),
