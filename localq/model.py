@@ -365,5 +365,4 @@ def chosen_options(options: GenerationOptions | None, changes: GenerationKeyword
         raise OptionError(
             f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
         )
-    given: dict[str, Any] = {**changes}  # of kinds that the options convert
-    return replace(options or GenerationOptions(), **given)
+    return replace(options or GenerationOptions(), **changes)

@@ -84,9 +84,9 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
-    schema: Mapping[str, Any] | None = field(default=None, hash=False)
+    schema: Mapping[str, Any] | str | type | None = field(default=None, hash=False)
     regex: str | None = None
-    choice: tuple[str, ...] = ()
+    choice: Sequence[str] = ()
     grammar: str | None = None
 
     @property

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from localq.errors import OptionError
 from localq.text.tokenizer import utf8_bytes
@@ -40,7 +40,7 @@ class Grammars:
     def constraint(self, options: GenerationOptions) -> GrammarConstraint | None:
         """For one reply; None where the options allow anything. Raises OptionError with the reason of a refusal."""
         if options.schema is not None:
-            return self._made("schema", _schema_grammar(options.schema))
+            return self._made("schema", _schema_grammar(cast(Mapping[str, Any], options.schema)))
         if options.regex is not None:
             return self._made("regex", options.regex)
         if options.choice:
