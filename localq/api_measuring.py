@@ -19,7 +19,7 @@ from localq.measure.reports import BenchReport, BenchSettings, EvalReport, first
 from localq.measure.speed import bench_forms, complete_settings
 from localq.measure.worker import OnStep
 from localq.notebook import Bars, in_notebook
-from localq.options import LoadKeywords, LoadOptions
+from localq.options import LoadOptions, SingleReplyKeywords
 from localq.store.layout import models_folder
 from localq.store.manifest import Artifact
 
@@ -30,7 +30,7 @@ Reference = str | os.PathLike[str]
 _SIZES = ("prompt_tokens", "generated_tokens", "depth_tokens")
 
 
-class BenchKeywords(LoadKeywords, total=False):
+class BenchKeywords(SingleReplyKeywords, total=False):
     """The fields of `BenchSettings`, for type checkers and editors."""
 
     prompt_tokens: Sequence[int] | int

@@ -16,7 +16,7 @@ from localq.cli import measuring
 from localq.cli.completion import complete_recipe, complete_reference, complete_shape
 from localq.cli.output import emit, emit_json, output_width, say
 from localq.errors import ModelNotFoundError, OptionError
-from localq.options import LoadOptions
+from localq.options import LoadOptions, SingleReplyKeywords
 
 if TYPE_CHECKING:
     from localq.measure.forms import Form
@@ -173,7 +173,7 @@ def _random_forms(stack: ExitStack, given: Mapping[str, Any], settings: BenchSet
         return []
     from localq.measure.shapes import shape_forms
 
-    chosen = {name: getattr(settings, name) for name in LoadOptions.__dataclass_fields__}
+    chosen = {name: getattr(settings, name) for name in SingleReplyKeywords.__annotations__}
     made = [
         shape_forms(shape, given["to"] or None, LoadOptions(**chosen), models_dir=given["models_dir"], on_step=say)
         for shape in given["shapes"]

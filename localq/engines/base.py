@@ -15,6 +15,9 @@ To write a new engine:
 4. Only for a new format: a recipe in `localq/recipes.py`, its conversion in `localq/conversion/`, and `open_form` in
    `localq/model.py`.
 
+Of an engine that holds a single sequence, `sequences` is 1 and `step` takes one feed at a time: it may be a loop over
+what `prefill` and `generate` do. `LoadOptions.sequences` above 1 is then an UnsupportedOptionError.
+
 `tests/scripted_engine.py` is the smallest engine, to copy from. Import heavy libraries inside functions.
 """
 

