@@ -180,6 +180,7 @@ def test_a_reply_that_is_continued_stays_in_its_form(models: dict[str, localq.Mo
         ({"schema": {"if": {}, "then": {}, "x-guidance": {"lenient": True}}}, '"if", "then"'),
         ({"schema": {"$ref": "https://example.com/schema"}}, "example.com"),
         ({"schema": {"enum": []}}, "Unsatisfiable"),
+        ({"schema": {"$ref": "#"}}, "schema can't be kept"),
         ({"schema": "{"}, "schema is not JSON"),
         ({"schema": 3}, "schema is 3"),
         ({"regex": "a(?=b)"}, "look-ahead"),

@@ -137,6 +137,15 @@ def choice_name(choice: str | NamedTool | None) -> str | None:
     return f":{choice.function.name}" if isinstance(choice, NamedTool) else choice
 
 
+def finished(call: Call) -> dict[str, Any]:
+    """The arguments of a call; empty where it was cut."""
+    try:
+        value = json.loads(call.arguments)
+    except ValueError:
+        return {}
+    return value if isinstance(value, dict) else {}
+
+
 def whole_calls(calls: Sequence[Call]) -> list[dict[str, Any]]:
     """The calls of a reply as chats have them."""
     return [

@@ -61,6 +61,8 @@ class Grammars:
         grammar = text if name == "schema" else from_regex(text) if name == "regex" else from_lark(text)
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
+        if not matcher.is_error():
+            matcher.compute_bitmask()  # what can't begin, such as a schema that refers to itself alone, is an error too
         if matcher.is_error():
             raise OptionError(f"{name} can't be kept: {matcher.get_error().strip()}", "simplify it")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)

@@ -7,11 +7,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anthropic
 import openai
 import pytest
 
 from tests.serve.conftest import GGUF, Server, events_of, running
-from tests.test_tools import LLAMA, TOOLS, check_calls
+from tests.test_tools import LLAMA, PARAMETERS, TOOLS, check_calls
 
 NAMES = ["local/toy-tools:gguf-q4_k_m", "local/toy-tools:mlx-4bit"]
 USER = [{"role": "user", "content": "What is the capital of France?"}]
@@ -128,3 +129,55 @@ def test_a_template_that_ignores_tools_is_refused(server: Server) -> None:
         server.ask(CHAT, {"model": GGUF, "messages": USER, "max_tokens": 2, "tools": TOOLS, "tool_choice": "none"})[0]
         == 200
     )
+
+
+FLAT = [{"type": "function", "parameters": None, "strict": True, **tool["function"]} for tool in TOOLS]  # type: ignore[dict-item]
+CUSTOM = [
+    {"name": "weather", "description": "Tells it.", "input_schema": PARAMETERS},
+    {"name": "now", "input_schema": {"type": "object", "properties": {}}},
+]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_responses_call_functions(client: openai.OpenAI, name: str) -> None:
+    asked: Any = {"model": name, "input": "Hi", "tools": FLAT, "temperature": 0}
+    answer = client.responses.create(**asked, tool_choice={"type": "function", "name": "weather"})
+    (call,) = answer.output
+    assert (answer.status, call.type, call.status) == ("completed", "function_call", "completed")
+    check_calls([(call.name, call.arguments)])
+    with client.responses.stream(**asked, tool_choice={"type": "function", "name": "weather"}) as stream:
+        events = list(stream)
+        whole = stream.get_final_response()
+    assert whole.output[0].arguments == call.arguments  # type: ignore[union-attr]
+    deltas = [event.delta for event in events if event.type == "response.function_call_arguments.delta"]
+    assert "".join(deltas) == call.arguments and len(deltas) > 3
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "9 degrees"}
+    history: Any = [{"role": "user", "content": "Hi"}, call.model_dump(exclude_none=True), result]
+    again = client.responses.create(model=name, input=history, tools=FLAT, tool_choice="none", max_output_tokens=5)  # type: ignore[arg-type]
+    assert again.output[0].type == "message"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_messages_use_tools(tooled: Server, name: str) -> None:
+    with anthropic.Anthropic(base_url=tooled.url, api_key="any", max_retries=0) as claude:
+        asked: Any = {"model": name, "messages": USER, "tools": CUSTOM, "max_tokens": 200}
+        asked["extra_body"] = {"temperature": 0}
+        choice: Any = {"type": "tool", "name": "weather"}
+        answer = claude.messages.create(**asked, tool_choice=choice)
+        (use,) = answer.content
+        assert (answer.stop_reason, use.type) == ("tool_use", "tool_use")
+        assert use.name == "weather" and use.input["city"] in PARAMETERS["properties"]["city"]["enum"]  # type: ignore[index]
+        with claude.messages.stream(**asked, tool_choice=choice) as stream:
+            streamed = stream.get_final_message()
+        assert (streamed.content[0].input, streamed.stop_reason) == (use.input, "tool_use")
+        assert claude.messages.create(**asked, tool_choice={"type": "any"}).stop_reason == "tool_use"
+        result: Any = {"type": "tool_result", "tool_use_id": use.id, "content": "9 degrees"}
+        history: Any = [*USER, {"role": "assistant", "content": [use.model_dump(exclude_none=True)]}]
+        history.append({"role": "user", "content": [result, {"type": "text", "text": "Go on."}]})
+        again = claude.messages.create(
+            **asked | {"messages": history, "max_tokens": 5, "tool_choice": {"type": "none"}}
+        )
+        assert again.content[0].type == "text"
+        with_tools = claude.messages.count_tokens(model=name, messages=USER, tools=CUSTOM)  # type: ignore[arg-type]
+        without = claude.messages.count_tokens(model=name, messages=USER)  # type: ignore[arg-type]
+        assert with_tools.input_tokens > without.input_tokens
