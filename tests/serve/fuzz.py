@@ -39,10 +39,8 @@ REQUESTS: dict[str, dict[str, Any]] = {
         "max_tokens": 2,
         "n": 1,
         "stop": ["x"],
-        "seed": 1,
         "logprobs": True,
-        **TOOLS,
-        **FORM,
+        **CHAT,
     },
     "/v1/completions": {
         "prompt": "Hi",
