@@ -152,13 +152,16 @@ def test_replies_together_keep_their_own_forms(models_dir: Path) -> None:
         assert ["".join(chunk.text for chunk in events) for events in got] == alone
 
 
-def test_a_pydantic_class_a_text_and_a_chat_with_a_form(models: dict[str, localq.Model]) -> None:
+def test_a_pydantic_class_a_text_and_a_chat_with_a_form(models: dict[str, localq.Model], tmp_path: Path) -> None:
     model = models[FORMS[1]]
     city = City.model_validate_json(str(model.generate(QUESTION, schema=City)))
     text = json.dumps(City.model_json_schema())
     assert City.model_validate_json("".join(map(str, model.stream(QUESTION, schema=text)))) == city
     chat = localq.Conversation(model, schema=City)
     assert City.model_validate_json(chat.ask(QUESTION).read()) == city
+    chat.save(tmp_path / "chat.jsonl")
+    again = localq.Conversation.load(tmp_path / "chat.jsonl", model)
+    assert [exchange.reply for exchange in again.exchanges] == [exchange.reply for exchange in chat.exchanges]
 
 
 def test_a_reply_that_is_continued_stays_in_its_form(models: dict[str, localq.Model]) -> None:

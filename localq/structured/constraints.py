@@ -71,7 +71,7 @@ class Grammars:
     def _vocabulary(self) -> llguidance.LLTokenizer:
         import llguidance
 
-        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, min(self._end_tokens)))
+        wrapper = llguidance.TokenizerWrapper(_Vocabulary(self._tokenizer, self._end_tokens))
         return llguidance.LLTokenizer(wrapper, eos_token=sorted(self._end_tokens))
 
 
@@ -178,9 +178,10 @@ class _Vocabulary:
 
     bos_token_id = None
 
-    def __init__(self, tokenizer: Tokenizer, end_token: int) -> None:
-        texts = [tokenizer.token_bytes(number) for number in range(tokenizer.vocabulary_size)]
-        self.eos_token_id = end_token
+    def __init__(self, tokenizer: Tokenizer, end_tokens: frozenset[int]) -> None:
+        numbers = range(tokenizer.vocabulary_size)
+        texts = [b"" if number in end_tokens else tokenizer.token_bytes(number) for number in numbers]
+        self.eos_token_id = min(end_tokens)
         self.tokens = [text or _SPECIAL + f"<[{number}]>".encode() for number, text in enumerate(texts)]
         self.special_token_ids = [number for number, text in enumerate(texts) if not text]
         self._tokenizer = tokenizer
