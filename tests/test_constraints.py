@@ -7,10 +7,10 @@ import re
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from typer.testing import CliRunner
 
 import localq
@@ -23,6 +23,20 @@ pytest.importorskip("mlx_lm")
 
 QUESTION = "What is the capital of France?"
 FORMS = ("gguf-f32", "mlx-f32")
+
+
+class Cat(BaseModel):
+    kind: Literal["cat"]
+    lives: Annotated[int, Field(ge=1, le=9)]
+
+
+class Dog(BaseModel):
+    kind: Literal["dog"]
+    barks: bool
+
+
+class Home(BaseModel):
+    pet: Annotated[Cat | Dog, Field(discriminator="kind")]
 
 
 class City(BaseModel):
@@ -155,6 +169,7 @@ def test_replies_together_keep_their_own_forms(models_dir: Path) -> None:
 def test_a_pydantic_class_a_text_and_a_chat_with_a_form(models: dict[str, localq.Model], tmp_path: Path) -> None:
     model = models[FORMS[1]]
     city = City.model_validate_json(str(model.generate(QUESTION, schema=City)))
+    assert Home.model_validate_json(str(model.generate(QUESTION, schema=Home)))
     text = json.dumps(City.model_json_schema())
     assert City.model_validate_json("".join(map(str, model.stream(QUESTION, schema=text)))) == city
     chat = localq.Conversation(model, schema=City)
@@ -183,6 +198,9 @@ def test_a_reply_that_is_continued_stays_in_its_form(models: dict[str, localq.Mo
         ({"schema": {"if": {}, "then": {}, "x-guidance": {"lenient": True}}}, '"if", "then"'),
         ({"schema": {"$ref": "https://example.com/schema"}}, "example.com"),
         ({"schema": {"enum": []}}, "Unsatisfiable"),
+        ({"schema": {"oneOf": [record(a=DIGIT), record(a=DIGIT, b=DIGIT)]}}, None),
+        ({"schema": {"oneOf": [{"properties": {"a": DIGIT}}, {"properties": {"b": DIGIT}}]}}, "oneOf .*anyOf is"),
+        ({"schema": {"type": "object", "properties": {"a": DIGIT}, "required": ["b"]}}, None),
         ({"schema": {"$ref": "#"}}, "schema can't be kept"),
         ({"schema": "{"}, "schema is not JSON"),
         ({"schema": 3}, "schema is 3"),

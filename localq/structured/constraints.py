@@ -64,7 +64,10 @@ class Grammars:
         if not matcher.is_error():
             matcher.compute_bitmask()  # what can't begin, such as a schema that refers to itself alone, is an error too
         if matcher.is_error():
-            raise OptionError(f"{name} can't be kept: {matcher.get_error().strip()}", "simplify it")
+            reason = matcher.get_error().partition("\n<")[0].strip()
+            if "coerce_one_of" in reason:
+                reason = "oneOf whose parts may fit the same value is not supported; anyOf is"
+            raise OptionError(f"{name} can't be kept: {reason}", "simplify it")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)
 
     @cached_property
@@ -84,7 +87,7 @@ def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
     """A JSON schema whose objects have no other properties than it names, where it does not speak of others.
 
     Whatever follows this one follows the given one too. Small models would invent properties without end. Parts that
-    are combined (`allOf`) speak about the same object: then nothing is changed.
+    are combined (`allOf`, `oneOf`) speak about the same object: then nothing is changed.
     """
     return dict(schema) if _combines(schema) else _closed(schema)
 
@@ -93,7 +96,8 @@ def _combines(schema: object) -> bool:
     parts = schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ()
     names = schema.keys() if isinstance(schema, Mapping) else set[str]()
     several = "properties" in names and not names.isdisjoint(_COMBINING)
-    return several or "allOf" in names or any(map(_combines, parts))
+    overlaps = "oneOf" in names and "discriminator" not in names
+    return several or overlaps or "allOf" in names or any(map(_combines, parts))
 
 
 def _closed(schema: Any) -> Any:
@@ -102,7 +106,11 @@ def _closed(schema: Any) -> Any:
     if not isinstance(schema, Mapping):
         return schema
     made = {name: part if name in _VALUES else _closed(part) for name, part in schema.items()}
-    if "properties" in made and made.keys().isdisjoint(_OTHER_PROPERTIES):
+    if "discriminator" in made and "oneOf" in made:  # as pydantic writes unions: no two of them fit the same object
+        made["anyOf"] = made.pop("oneOf")
+    named, needed = made.get("properties"), made.get("required", [])
+    are_all_named = isinstance(named, Mapping) and isinstance(needed, list) and all(one in named for one in needed)
+    if are_all_named and made.keys().isdisjoint(_OTHER_PROPERTIES):
         made["additionalProperties"] = False
     return made
 
