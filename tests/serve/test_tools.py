@@ -12,20 +12,33 @@ import openai
 import pytest
 
 from tests.serve.conftest import GGUF, Server, events_of, running
-from tests.test_tools import LLAMA, PARAMETERS, TOOLS, check_calls
+from tests.test_tools import LLAMA, PARAMETERS, PHI_4_MINI, TOOLS, check_calls
 
 NAMES = ["local/toy-tools:gguf-q4_k_m", "local/toy-tools:mlx-4bit"]
+PHI = "local/toy-phi-tools:mlx-4bit"
 USER = [{"role": "user", "content": "What is the capital of France?"}]
 CHAT, RESPONSES, MESSAGES = "/v1/chat/completions", "/v1/responses", "/v1/messages"
 
 
+def copy_of_a_toy(folder: Path, template: str, tokens: dict[str, str]) -> Path:
+    """The Llama toy with another chat template, and other names for its tokens."""
+    shutil.copytree(Path(__file__).parents[2] / "localq" / "demo" / "toy-llama", folder)
+    for file in folder.glob("*token*.json"):
+        text = file.read_text(encoding="utf-8")
+        for name, other in tokens.items():
+            text = text.replace(name, other)
+        file.write_text(text, encoding="utf-8")
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return folder
+
+
 @pytest.fixture(scope="module")
 def tooled(models_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    folder = tmp_path_factory.mktemp("tools") / "toy-tools"
-    shutil.copytree(Path(__file__).parents[2] / "localq" / "demo" / "toy-llama", folder)
-    source = LLAMA.replace("<|end|>", "<|eot_id|>")
-    (folder / "chat_template.jinja").write_text(source, encoding="utf-8")
-    with running(models_dir, f"{folder}:gguf-q4_k_m", f"{folder}:mlx-4bit") as started:
+    parent = tmp_path_factory.mktemp("tools")
+    llama = copy_of_a_toy(parent / "toy-tools", LLAMA.replace("<|end|>", "<|eot_id|>"), {})
+    tokens = {"start_header_id": "tool_call", "end_header_id": "/tool_call", "eot_id": "end"}
+    phi = copy_of_a_toy(parent / "toy-phi-tools", PHI_4_MINI, tokens)
+    with running(models_dir, f"{llama}:gguf-q4_k_m", f"{llama}:mlx-4bit", f"{phi}:mlx-4bit") as started:
         yield started
 
 
@@ -73,6 +86,24 @@ def test_arguments_come_piece_by_piece(client: openai.OpenAI, tooled: Server, na
     assert not any(delta.get("content") for delta in deltas)
     whole = client.chat.completions.create(**asked, messages=USER)
     assert whole.choices[0].message.tool_calls[0].function.arguments == arguments
+
+
+def test_several_calls_as_phi_4_mini_writes_them(tooled: Server) -> None:
+    counts = set()
+    for seed in range(6):
+        asked: dict[str, Any] = {"model": PHI, "tools": TOOLS, "tool_choice": "required", "temperature": 1.5}
+        one = ask(tooled, **asked, seed=seed)["choices"][0]
+        is_cut = one["finish_reason"] == "length"
+        calls = one["message"]["tool_calls"] = one["message"]["tool_calls"][: -1 if is_cut else None]
+        assert one["message"]["content"] is None and calls
+        check_calls([(call["function"]["name"], call["function"]["arguments"]) for call in calls])
+        counts.add(len(calls))
+        alone = ask(tooled, **asked, seed=seed, parallel_tool_calls=False)["choices"][0]["message"]["tool_calls"]
+        assert len(alone) == 1
+        results = [{"role": "tool", "tool_call_id": call["id"], "content": "9"} for call in calls]
+        history = [{"role": "system", "content": "Be brief."}, *USER, one["message"], *results]
+        assert ask(tooled, model=PHI, tools=TOOLS, messages=history, max_tokens=1)["usage"]["prompt_tokens"] > 100
+    assert len(counts) > 1
 
 
 def test_auto_and_none_leave_text_as_it_is(tooled: Server) -> None:
