@@ -42,7 +42,7 @@ class ReplyRequest:
     begun: tuple[int, ...] = ()
     """Ids of a reply to continue, after the prompt."""
     constraint: Constraint | None = None
-    """What the reply may be; a new one for each request. None: anything."""
+    """What the reply may be; a new one for each request. None: what the options say."""
     raw: bool = False
     """Whether the prompt is a plain text to continue, without a chat template; see `Model.text_rules`."""
 
@@ -101,8 +101,10 @@ class Batcher:
         """Ask for a reply; any thread may call it.
 
         `on_event` gets the chunks, the last of which has the finish reason and the statistics, or one error instead of
-        further chunks. Raises EngineError after `close`.
+        further chunks. Raises EngineError after `close`, OptionError for a constraint that can't be kept.
         """
+        if request.constraint is None:
+            request = replace(request, constraint=self._model.constraint(request.options, request.begun))
         rules = replace(self._model.text_rules(raw=request.raw), begun=request.begun)
         reply = _Reply(request, rules, on_event)
         with self._changed:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Unpack, cast
@@ -35,6 +36,8 @@ from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, read_artifact
 from localq.store.store import Store
+from localq.structured.constraints import Grammars
+from localq.structured.tools import ToolFormat, find_tool_format
 from localq.text.chat_template import ChatTemplate, check_messages, load_chat_template, missing_chat_template
 from localq.text.end_tokens import end_tokens
 from localq.text.tokenizer import Tokenizer, load_tokenizer
@@ -87,10 +90,13 @@ class Model:
         """Ids of a text, without added special tokens."""
         return self.tokenizer.encode(text, add_special_tokens=False)
 
-    def prompt_token_ids(self, prompt: Prompt, *, raw: bool = False) -> list[int]:
+    def prompt_token_ids(
+        self, prompt: Prompt, *, raw: bool = False, tools: Sequence[Mapping[str, Any]] = ()
+    ) -> list[int]:
         """The ids that `generate` would give the engine: the same for every format of a model.
 
         A string is one user message; with `raw` it is plain text, encoded with the tokenizer's own special tokens.
+        `tools` are described as OpenAI's protocol does; in messages, calls have arguments as objects.
         Raises ChatTemplateError when the model has no chat template, or names the message that is wrong.
         """
         if raw:
@@ -101,7 +107,10 @@ class Model:
             raise missing_chat_template(self.name)
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
         check_messages(messages, self.chat_template)
-        text = self.chat_template.render(messages)
+        variables: dict[str, Any] = {}
+        if tools or any(message.get("tool_calls") or message["role"] == "tool" for message in messages):
+            messages, variables = self.tool_format.conversation(messages, tools)
+        text = self.chat_template.render(messages, **variables)
         # The template writes its own special tokens, as in Hugging Face's apply_chat_template.
         return self.tokenizer.encode(text, add_special_tokens=False)
 
@@ -122,8 +131,9 @@ class Model:
         """
         chosen = chosen_options(options, changes)
         ids = self.prompt_token_ids(prompt, raw=raw)
+        rules = replace(self.text_rules(raw=raw), constraint=self.constraint(chosen))
         with self._turns.turn():
-            return complete(self.engine, self.text_rules(raw=raw), ids, chosen)
+            return complete(self.engine, rules, ids, chosen)
 
     @named_options(GenerationOptions)
     def stream(
@@ -153,8 +163,9 @@ class Model:
     ) -> ReplyStream:
         """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt.
 
-        A new `constraint` is needed for each reply.
+        A new `constraint` is needed for each reply; without one the options say what the reply may be.
         """
+        constraint = constraint or self.constraint(options, begun)
         rules = replace(self.text_rules(raw=raw), begun=tuple(begun), constraint=constraint)
         whole = [*ids, *begun]
 
@@ -178,6 +189,26 @@ class Model:
         # The space that SentencePiece puts before a text is right before a continuation, and not before a reply.
         strip = self.tokenizer.strips_leading_space and not raw
         return TextRules(self.tokenizer, self.end_tokens, strip)
+
+    @cached_property
+    def grammars(self) -> Grammars:
+        """What replies may be, over this model's vocabulary."""
+        return Grammars(self.tokenizer, self.end_tokens)
+
+    @cached_property
+    def tool_format(self) -> ToolFormat:
+        """How this model calls tools. Raises ChatTemplateError where its chat template ignores them."""
+        if self.chat_template is None:
+            raise missing_chat_template(self.name)
+        return find_tool_format(self.chat_template, self.tokenizer, self.end_tokens)
+
+    def constraint(self, options: GenerationOptions, begun: Sequence[int] = ()) -> Constraint | None:
+        """What a reply may be by the options, after the ids that it begins with. Raises OptionError."""
+        constraint = self.grammars.constraint(options)
+        if constraint is not None:
+            for token in begun:
+                constraint.accept(token)
+        return constraint
 
     def turn(self) -> AbstractContextManager[None]:
         """For a `with` block that uses the engine: replies of other threads wait."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import math
 import numbers
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, TypedDict, TypeVar, get_args
+from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
 from localq.errors import OptionError
 from localq.keywords import named_options
@@ -65,6 +66,11 @@ class GenerationOptions:
     seed: Makes a sampled run repeatable on the same engine; None draws a random one.
     stop: Strings that end the reply; they are not part of its text.
     logprobs: Give the log-probability of every generated token and of this many most likely ones; None gives none.
+    schema: The reply is JSON by this JSON schema: an object, its text, or a pydantic model's class. Its objects get no
+        other properties than it names, unless it speaks of others.
+    regex: The whole reply matches this regular expression (of Rust: without look-around and back references).
+    choice: The reply is one of these texts.
+    grammar: The reply follows this grammar, in Lark's notation. Only one of the last four can be given.
     """
 
     max_tokens: int = 1024
@@ -79,6 +85,10 @@ class GenerationOptions:
     seed: int | None = None
     stop: tuple[str, ...] = ()
     logprobs: int | None = None
+    schema: Mapping[str, Any] | str | type | None = field(default=None, hash=False)
+    regex: str | None = None
+    choice: Sequence[str] = ()
+    grammar: str | None = None
 
     @property
     def greedy(self) -> bool:
@@ -104,6 +114,18 @@ class GenerationOptions:
         object.__setattr__(self, "stop", tuple(self.stop))
         logprobs_fit = self.logprobs is None or (_is_integer(self.logprobs) and self.logprobs >= 0)
         _require(logprobs_fit, "logprobs", self.logprobs, "a whole number, 0 or more")
+        self._check_form()
+
+    def _check_form(self) -> None:
+        if self.schema is not None:
+            object.__setattr__(self, "schema", _json_schema(self.schema))
+        for name, text in (("regex", self.regex), ("grammar", self.grammar)):
+            _require(text is None or (isinstance(text, str) and bool(text)), name, text, "a string that is not empty")
+        _require(_are_texts(self.choice), "choice", self.choice, "a tuple of strings, none of them empty")
+        object.__setattr__(self, "choice", tuple(self.choice))
+        given = [name for name in ("schema", "regex", "choice", "grammar") if getattr(self, name) not in (None, ())]
+        if len(given) > 1:
+            raise OptionError(f"a reply can't have a {' and a '.join(given)}", "give one of them")
 
     def _check_penalties(self) -> None:
         smallest, largest = _SMALLEST_REPEAT_PENALTY, _LARGEST_REPEAT_PENALTY
@@ -132,6 +154,10 @@ class GenerationKeywords(TypedDict, total=False):
     seed: int | None
     stop: tuple[str, ...]
     logprobs: int | None
+    schema: Mapping[str, Any] | str | type | None
+    regex: str | None
+    choice: Sequence[str]
+    grammar: str | None
 
 
 @_refuses_other_names
@@ -236,6 +262,20 @@ def _is_logit_bias(value: object) -> bool:
 
 def _are_texts(value: object) -> bool:
     return isinstance(value, tuple | list) and all(isinstance(text, str) and text for text in value)
+
+
+def _json_schema(given: object) -> Mapping[str, Any]:
+    """A JSON schema as an object: of one, of its text, or of a pydantic model's class."""
+    schema: object = given
+    if isinstance(given, type) and hasattr(given, "model_json_schema"):
+        schema = given.model_json_schema()
+    elif isinstance(given, str):
+        try:
+            schema = json.loads(given)
+        except (ValueError, RecursionError) as error:
+            raise OptionError(f"schema is not JSON: {error}", 'give an object, such as {"type": "object"}') from error
+    _require(isinstance(schema, Mapping), "schema", schema, "a JSON schema that is an object, or a pydantic class")
+    return dict(cast(Mapping[str, Any], schema))
 
 
 def _require(holds: bool, name: str, value: object, expected: str) -> None:

@@ -28,7 +28,7 @@ LAYERS = [
     {"conversion"},
     {"calibration"},
     {"store"},
-    {"generation", "memory", "context_length"},
+    {"generation", "memory", "context_length", "structured"},
     {"text", "engines", "checkpoint", "families", "turns"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
     {"trial"},
@@ -60,6 +60,7 @@ HEAVY = {
     "pygments",
     "starlette",
     "uvicorn",
+    "llguidance",
 }
 LONGEST_FILE_LINES, LONGEST_FUNCTION_LINES, MOST_PARAMETERS = 400, 50, 6
 

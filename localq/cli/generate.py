@@ -32,6 +32,16 @@ _Logprobs = Annotated[
     typer.Option("--logprobs", metavar="N", help="With --json: log-probabilities of tokens and N alternatives."),
 ]
 
+_Schema = Annotated[
+    Path | None, typer.Option("--schema", metavar="FILE", help="Answer with JSON by the JSON schema in this file.")
+]
+_Regex = Annotated[
+    str | None, typer.Option("--regex", metavar="R", help="Answer with a text that matches this expression.")
+]
+_Choice = Annotated[
+    str | None, typer.Option("--choice", metavar="A,B", help="Answer with one of these texts, with commas between.")
+]
+
 
 def generate(
     ref: flags.Reference,
@@ -52,6 +62,9 @@ def generate(
     seed: flags.Seed = None,
     stop: flags.Stop = None,
     logprobs: _Logprobs = None,
+    schema: _Schema = None,
+    regex: _Regex = None,
+    choice: _Choice = None,
     context_length: flags.ContextLength = None,
     threads: flags.Threads = None,
     kv_cache_type: flags.KvCacheType = None,
@@ -67,8 +80,7 @@ def generate(
     Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." A loop over a pipe needs --no-stdin,
     else its lines are read here; a loop over a file does not: a file whose beginning was read already is left alone.
     """
-    options, load_options = flags.generation_options(locals()), flags.load_options(locals())
-    _require_json(json, logprobs)
+    options, load_options = _options(locals()), flags.load_options(locals())
     messages = _messages(_prompt_text(prompt, _piped_text(prompt, no_stdin), files or [], raw), system, raw)
     model = _loaded(ref, models_dir=models_dir, needs_chat_template=not raw, **load_options)
     with model, _kept_prompt(model, prompt_cache):
@@ -102,9 +114,12 @@ def write_stream(chunks: Iterator[Chunk]) -> GenerationStatistics:
     return statistics
 
 
-def _require_json(json: bool, logprobs: int | None) -> None:
-    if logprobs is not None and not json:
-        raise OptionError(f"--logprobs {logprobs} shows nothing without --json", "add --json")
+def _options(given: dict[str, Any]) -> GenerationOptions:
+    if given["logprobs"] is not None and not given["json"]:
+        raise OptionError(f"--logprobs {given['logprobs']} shows nothing without --json", "add --json")
+    schema, choice = given["schema"], given["choice"]
+    form = {"schema": schema and read_file(schema), "choice": () if choice is None else tuple(choice.split(","))}
+    return flags.generation_options(given | form)
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, Tag
 
 from localq.generation import TokenLogprobs
 from localq.serve.choices import Choices, ChoicesRequest
@@ -17,13 +17,28 @@ from localq.serve.protocols import (
     AbsentList,
     Content,
     Count,
+    JsonFormat,
     Protocol,
+    SchemaFormat,
     Text,
+    TextFormat,
     finite,
     joined,
     token_text,
 )
 from localq.serve.refusals import Refusal
+from localq.serve.tools import (
+    BY_KIND,
+    CALLING,
+    MOST_TOOLS,
+    RESULT,
+    NamedTool,
+    Tool,
+    call_delta,
+    choice_name,
+    chosen_tools,
+    whole_calls,
+)
 
 
 class Message(Strict):
@@ -47,24 +62,36 @@ class Message(Strict):
         return {"role": role, "content": joined(self.content), **kept}
 
 
-class TextFormat(Strict):
-    """Plain text."""
+_Message = Annotated[Annotated[Message, Tag("message")] | CALLING | RESULT, BY_KIND]
 
-    type: Literal["text"]
+
+class JsonSchemaFormat(Strict):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaFormat
+
+    @property
+    def schema_(self) -> dict[str, Any]:
+        """The schema."""
+        return self.json_schema.schema_
+
+
+_Format = Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
 class ChatRequest(ChoicesRequest):
     """A request for replies to a conversation."""
 
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[_Message], Field(min_length=1)]
     max_completion_tokens: Count | None = None
     max_tokens: Count | None = Field(default=None, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
-    response_format: TextFormat | None = None
+    response_format: _Format | None = None
     modalities: list[Literal["text"]] | None = None
-    tools: AbsentList = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     reasoning_effort: Literal["none"] | None = None
     verbosity: Literal["medium"] | None = None
     audio: Absent = None
@@ -81,12 +108,16 @@ def _wanted(asked: ChatRequest) -> Wanted:
     limits = {limit for limit in (asked.max_completion_tokens, asked.max_tokens) if limit is not None}
     if len(limits) > 1:
         raise Refusal(400, "max_tokens and max_completion_tokens differ; give one", "max_tokens", "invalid_value")
+    schema = asked.response_format.schema_ if asked.response_format else None
+    options = asked.options(asked.top_logprobs or 0 if asked.logprobs else None, asked.stop, schema)
+    functions = [tool.function for tool in asked.tools or ()]
     return Wanted(
         model=asked.model,
         prompts=(tuple(message.plain() for message in asked.messages),),
         count=asked.n or 1,
         max_tokens=limits.pop() if limits else None,
-        options=asked.options(asked.top_logprobs or 0 if asked.logprobs else None, asked.stop),
+        options=options,
+        tools=chosen_tools(functions, choice_name(asked.tool_choice), asked.parallel_tool_calls, options),
     )
 
 
@@ -95,13 +126,19 @@ class _Chat(Choices):
 
     def whole(self, asked: ChatRequest, replies: Replies, index: int) -> dict[str, Any]:
         reply = replies.replies[index]
-        message: dict[str, Any] = {"role": "assistant", "content": reply.text, "refusal": None, "annotations": []}
+        content = reply.text or (None if reply.calls else "")
+        message: dict[str, Any] = {"role": "assistant", "content": content, "refusal": None, "annotations": []}
+        if reply.calls:
+            message["tool_calls"] = whole_calls(reply.calls)
         return {"message": message, **_logprobs(asked, replies, reply.logprobs)}
 
     def first(self, asked: ChatRequest, replies: Replies, index: int) -> dict[str, Any]:
         return {"delta": {"role": "assistant", "content": "", "refusal": None}}
 
     def part(self, asked: ChatRequest, replies: Replies, piece: Piece) -> dict[str, Any]:
+        if piece.calls:
+            reply = replies.replies[piece.index]
+            return {"delta": {"tool_calls": [call_delta(reply, part) for part in piece.calls]}}
         delta = {"content": piece.text} if piece.text or piece.logprobs else {}
         return {"delta": delta, **_logprobs(asked, replies, piece.logprobs)}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -25,6 +26,7 @@ from localq.version import __version__
 MOST_CHOICES = 128
 
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
+_Form = Annotated[str, Field(min_length=1)]
 _Token = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 
 
@@ -35,7 +37,7 @@ class ChoicesStreamOptions(StreamOptions):
 
 
 class ChoicesRequest(OpenAiRequest):
-    """A request for replies. The last three fields are not OpenAI's."""
+    """A request for replies. The last six fields are not OpenAI's."""
 
     stream_options: ChoicesStreamOptions | None = None
     presence_penalty: _Penalty | None = None
@@ -46,6 +48,9 @@ class ChoicesRequest(OpenAiRequest):
     top_k: NotNegative | None = None
     min_p: Probability | None = None
     repeat_penalty: Annotated[float, Field(ge=1e-3, le=1e6)] | None = None
+    regex: _Form | None = Field(default=None, description="The whole reply matches this expression.")
+    choice: Annotated[list[_Form], Field(min_length=1)] | None = Field(default=None, description="The reply is one.")
+    grammar: _Form | None = Field(default=None, description="The reply follows this grammar in Lark's notation.")
 
     @property
     def with_usage(self) -> bool:
@@ -110,7 +115,9 @@ class Choices:
                 yield chunk(index, said)
         async for piece in replies.pieces():
             if piece.text or piece.logprobs:
-                yield chunk(piece.index, self.part(asked, replies, piece))
+                yield chunk(piece.index, self.part(asked, replies, replace(piece, calls=())))
+            for one in piece.calls:
+                yield chunk(piece.index, self.part(asked, replies, Piece(piece.index, "", calls=(one,))))
             if piece.finish_reason:
                 nothing = Piece(piece.index, "")
                 yield chunk(piece.index, self.part(asked, replies, nothing) | {"logprobs": None}, piece.finish_reason)

@@ -6,12 +6,13 @@ The event loop never computes: prompts are made in a worker thread, replies in t
 from __future__ import annotations
 
 import asyncio
+import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from localq.batching import ReplyRequest, Ticket
-from localq.engines.base import check_bias, check_prompt
+from localq.engines.base import Constraint, check_bias, check_prompt
 from localq.errors import ChatTemplateError, EngineError, LocalqError, OptionError
 from localq.generation import Chunk, GenerationStatistics, TokenLogprobs
 from localq.model import Model
@@ -19,6 +20,7 @@ from localq.options import GenerationOptions
 from localq.serve.models import Models, Opened
 from localq.serve.refusals import Refusal, as_refusal, try_later
 from localq.serve.tally import CLIENT_GONE, Record, Tally
+from localq.structured.tools import CallPart, CallReader
 
 MOST_WAITING = 128
 """Replies that may wait for their turn, of all requests together."""
@@ -27,6 +29,20 @@ _LARGEST_SEED = 2**32 - 2
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 """Plain text or ids to continue, or a chat's messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What may be called."""
+
+    offered: tuple[Mapping[str, Any], ...]
+    """As OpenAI's chats describe them."""
+    required: bool = False
+    """Whether the reply must be a call."""
+    several: bool = True
+    """Whether it may be several calls."""
+    only: str | None = None
+    """The name of the only tool that may be called; the model sees the others too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +61,8 @@ class Wanted:
     """Other fields of GenerationOptions that were given."""
     begun: str = ""
     """How the reply begins; only what follows is given."""
+    tools: Tools | None = None
+    """None: none may be called."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +74,17 @@ class Piece:
     logprobs: tuple[TokenLogprobs, ...] = ()
     """Of the tokens of the text, as far as the request asks for them."""
     finish_reason: str | None = None
+    calls: tuple[CallPart, ...] = ()
+
+
+@dataclass
+class Call:
+    """A call of a tool."""
+
+    name: str
+    arguments: str = ""
+    """JSON, as far as it has come."""
+    id: str = field(default_factory=lambda: f"call_{secrets.token_hex(12)}")
 
 
 @dataclass
@@ -68,12 +97,16 @@ class Reply:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str | None = None
     statistics: GenerationStatistics | None = None
+    reader: CallReader | None = None
+    """Where tools may be called."""
+    calls: list[Call] = field(default_factory=list)
     _held: list[TokenLogprobs] = field(default_factory=list)
     """Of tokens whose text has not come yet: it may become a stop string."""
 
     def add(self, index: int, chunk: Chunk) -> Piece:
         """Count a chunk in."""
-        self.text += chunk.text
+        text, parts = (chunk.text, []) if self.reader is None else self._read(self.reader, chunk)
+        self.text += text
         self.token_ids += chunk.token_ids
         self._held += [chunk.logprobs] if chunk.logprobs else []
         self.finish_reason, self.statistics = chunk.finish_reason, chunk.statistics
@@ -81,7 +114,17 @@ class Reply:
         if chunk.text or chunk.finish_reason == "length":
             known, self._held = tuple(self._held), []
             self.logprobs += known
-        return Piece(index, chunk.text, known, chunk.finish_reason)
+        if self.calls and self.finish_reason == "stop":
+            self.finish_reason = "tool_calls"
+        return Piece(index, text, known, self.finish_reason, tuple(parts))
+
+    def _read(self, reader: CallReader, chunk: Chunk) -> tuple[str, list[CallPart]]:
+        text, parts = reader.push(chunk.text, is_end=chunk.finish_reason is not None)
+        for part in parts:
+            if part.name is not None:
+                self.calls.append(Call(part.name))
+            self.calls[part.place].arguments += part.arguments
+        return text, parts
 
 
 class Replies:
@@ -100,11 +143,12 @@ class Replies:
         """The model that replies."""
         return self.opened.model
 
-    def submit(self, requests: Sequence[ReplyRequest]) -> None:
+    def submit(self, requests: Sequence[ReplyRequest], with_tools: bool) -> None:
         """Queue the replies. Raises Refusal."""
         loop = asyncio.get_running_loop()
         for index, request in enumerate(requests):
-            self.replies.append(Reply(request.prompt))
+            reader = self.model.tool_format.reader() if with_tools else None
+            self.replies.append(Reply(request.prompt, reader=reader))
 
             def on_event(event: Chunk | LocalqError, index: int = index) -> None:
                 if not loop.is_closed():
@@ -174,7 +218,7 @@ class Core:
             requests = await asyncio.to_thread(_requests, opened.model, wanted)
             if self._log_prompts:
                 record.prompts = [_shown(opened.model, request.prompt) for request in requests[:: wanted.count]]
-            replies.submit(requests)
+            replies.submit(requests, wanted.tools is not None)
         except BaseException as error:
             self.tally.queued -= count if replies is None else count - len(replies.replies)
             if replies is not None:
@@ -190,22 +234,42 @@ class Core:
         """Tokens of the only prompt. Raises Refusal."""
         opened = await self.models.use(wanted.model)
         try:
-            return len(await asyncio.to_thread(prompt_ids, opened.model, wanted.prompts[0]))
+            return len(await asyncio.to_thread(prompt_ids, opened.model, wanted.prompts[0], wanted.tools))
         except LocalqError as error:
             raise as_refusal(error) from error
         finally:
             opened.release()
 
 
-def prompt_ids(model: Model, prompt: Prompt) -> list[int]:
-    """The ids of a prompt of any kind. Raises errors of the tree."""
+def prompt_ids(model: Model, prompt: Prompt, tools: Tools | None = None) -> list[int]:
+    """The ids of a prompt of any kind. Raises errors of the tree, Refusal where the model has no tools."""
     if isinstance(prompt, str):
         return model.prompt_token_ids(prompt, raw=True)
     if all(isinstance(part, int) for part in prompt):
         return [part for part in prompt if isinstance(part, int)]
     if model.chat_template is None:
         raise ChatTemplateError(f"{model.name} has no chat template; /v1/completions continues plain text")
-    return model.prompt_token_ids([part for part in prompt if isinstance(part, Mapping)])
+    if tools is not None:
+        try:
+            _ = model.tool_format
+        except ChatTemplateError as error:
+            raise Refusal(400, error.message, "tools", "unsupported_value") from error
+    messages = [part for part in prompt if isinstance(part, Mapping)]
+    return model.prompt_token_ids(messages, tools=tools.offered if tools else ())
+
+
+def _constraint(model: Model, wanted: Wanted, options: GenerationOptions, begun: Sequence[int]) -> Constraint | None:
+    if wanted.tools is None:
+        return model.constraint(options, begun)
+    tools = [one for one in wanted.tools.offered if wanted.tools.only in (None, one["function"]["name"])]
+    grammar = model.tool_format.grammar(tools, required=wanted.tools.required, several=wanted.tools.several)
+    try:
+        constraint = model.grammars.lark(grammar, "tools")
+    except OptionError as error:  # of the lines, the first one has the reason
+        raise Refusal(400, error.message.partition("\n")[0], "tools", "invalid_value") from error
+    for token in begun:
+        constraint.accept(token)
+    return constraint
 
 
 def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
@@ -215,7 +279,7 @@ def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
     check_bias(options, model.engine.vocabulary_size)
     requests = []
     for prompt in wanted.prompts:
-        ids = tuple(prompt_ids(model, prompt))
+        ids = tuple(prompt_ids(model, prompt, wanted.tools))
         try:
             check_prompt((*ids, *begun), model.engine.vocabulary_size, model.context_length)
         except EngineError as error:  # it is empty, or has ids that the model does not have
@@ -224,7 +288,8 @@ def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
         limited = replace(options, max_tokens=min(wanted.max_tokens or room, room))
         for number in range(wanted.count):
             seed = None if options.seed is None else (options.seed + number) % _LARGEST_SEED
-            requests.append(ReplyRequest(ids, replace(limited, seed=seed), begun, raw=wanted.raw))
+            chosen = replace(limited, seed=seed)
+            requests.append(ReplyRequest(ids, chosen, begun, _constraint(model, wanted, chosen, begun), wanted.raw))
     return requests
 
 

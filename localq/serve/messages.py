@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from localq.serve.core import Replies, Reply, Wanted
+from localq.serve.core import Call, Piece, Replies, Reply, Tools, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
     Absent,
-    AbsentList,
     Content,
     Count,
     Drawn,
@@ -20,19 +19,63 @@ from localq.serve.protocols import (
     Protocol,
     StopStrings,
     Text,
+    TextPart,
     event,
     joined,
     new_id,
 )
 from localq.serve.refusals import Refusal
+from localq.serve.tools import MOST_TOOLS, Function, Name, chosen_tools, finished
 from localq.text.tokenizer import decode_tokens
+
+
+class ToolUse(Strict):
+    """A call in an earlier reply."""
+
+    type: Literal["tool_use"]
+    id: Text
+    name: Name
+    input: dict[str, Any]
+    cache_control: dict[str, Any] | None = None
+    caller: dict[str, Any] | None = None
+
+
+class ToolResult(Strict):
+    """What a call gave."""
+
+    type: Literal["tool_result"]
+    tool_use_id: Text
+    content: Content | None = None
+    is_error: bool | None = None
+    cache_control: dict[str, Any] | None = None
+
+
+_Block = Annotated[TextPart | ToolUse | ToolResult, Field(discriminator="type")]
 
 
 class Message(Strict):
     """A message of the conversation. One of the assistant at the end begins the reply."""
 
     role: Literal["user", "assistant"]
-    content: Content
+    content: str | list[_Block]
+
+    def plain(self) -> list[dict[str, Any]]:
+        """As chat templates read it: results of calls are messages of their own, before the text."""
+        if isinstance(self.content, str):
+            return [{"role": self.role, "content": self.content}]
+        text = joined([part for part in self.content if isinstance(part, TextPart)])
+        calls = [
+            {"id": part.id, "type": "function", "function": {"name": part.name, "arguments": part.input}}
+            for part in self.content
+            if isinstance(part, ToolUse)
+        ]
+        results = [
+            {"role": "tool", "content": joined(part.content or ""), "tool_call_id": part.tool_use_id}
+            for part in self.content
+            if isinstance(part, ToolResult)
+        ]
+        said = {"role": self.role, "content": text, **({"tool_calls": calls} if calls else {})}
+        return [*results, *([said] if text or calls or not results else [])]
 
 
 class Metadata(Strict):
@@ -47,10 +90,23 @@ class Disabled(Strict):
     type: Literal["disabled"]
 
 
-class ToolChoice(Strict):
-    """What it can be without tools."""
+class Tool(Strict):
+    """A tool that the client has."""
 
-    type: Literal["none", "auto"]
+    type: Literal["custom"] | None = None
+    name: Name
+    description: str | None = None
+    input_schema: dict[str, Any]
+    strict: bool | None = Field(default=None, description="Changes nothing: the schema is always kept.")
+    cache_control: dict[str, Any] | None = None
+
+
+class ToolChoice(Strict):
+    """Whether and what to call."""
+
+    type: Literal["none", "auto", "any", "tool"]
+    name: Name | None = None
+    disable_parallel_tool_use: bool | None = None
 
 
 class CountRequest(Named):
@@ -58,7 +114,7 @@ class CountRequest(Named):
 
     messages: Annotated[list[Message], Field(min_length=1)]
     system: Content | None = None
-    tools: AbsentList = None
+    tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
     thinking: Disabled | None = None
     cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached.")
@@ -67,7 +123,17 @@ class CountRequest(Named):
     def conversation(self) -> list[dict[str, Any]]:
         """Its messages, the system's first."""
         system = [] if self.system is None else [{"role": "system", "content": joined(self.system)}]
-        return [*system, *({"role": one.role, "content": joined(one.content)} for one in self.messages)]
+        return [*system, *(plain for one in self.messages for plain in one.plain())]
+
+    def offered(self) -> Tools | None:
+        """The tools. Raises Refusal."""
+        functions = [
+            Function(name=one.name, description=one.description, parameters=one.input_schema)
+            for one in self.tools or ()
+        ]
+        asked = self.tool_choice or ToolChoice(type="auto")
+        choice = {"any": "required", "tool": f":{asked.name}"}.get(asked.type, asked.type)
+        return chosen_tools(functions, choice, not asked.disable_parallel_tool_use, {})
 
 
 class MessagesRequest(CountRequest, Drawn):
@@ -83,21 +149,29 @@ class MessagesRequest(CountRequest, Drawn):
 
 def count_wanted(asked: CountRequest) -> Wanted:
     """What a count of tokens is about."""
-    return Wanted(asked.model, (tuple(asked.conversation()),))
+    return Wanted(asked.model, (tuple(asked.conversation()),), tools=asked.offered())
 
 
 def _wanted(asked: MessagesRequest) -> Wanted:
     messages, begun = asked.conversation(), ""
-    if messages[-1]["role"] == "assistant" and len(messages) > 1:
+    if messages[-1]["role"] == "assistant" and len(messages) > 1 and "tool_calls" not in messages[-1]:
         begun = messages.pop()["content"]
-    options = asked.options(stop=asked.stop_sequences)
-    return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_tokens, options=options, begun=begun)
+    return Wanted(
+        model=asked.model,
+        prompts=(tuple(messages),),
+        max_tokens=asked.max_tokens,
+        options=asked.options(stop=asked.stop_sequences),
+        begun=begun,
+        tools=asked.offered(),
+    )
 
 
 def _stopped(asked: MessagesRequest, replies: Replies, reply: Reply) -> dict[str, Any]:
     """The fields `stop_reason` and `stop_sequence`."""
     if reply.finish_reason == "length":
         return {"stop_reason": "max_tokens", "stop_sequence": None}
+    if reply.finish_reason == "tool_calls":
+        return {"stop_reason": "tool_use", "stop_sequence": None}
     if reply.token_ids and reply.token_ids[-1] in replies.model.end_tokens:
         return {"stop_reason": "end_turn", "stop_sequence": None}
     text = decode_tokens(replies.model.tokenizer, reply.token_ids)
@@ -122,8 +196,29 @@ def _usage(replies: Replies) -> dict[str, int]:
 
 
 def _answer(asked: MessagesRequest, replies: Replies, whole: Sequence[Reply]) -> dict[str, Any]:
-    content = [{"type": "text", "text": whole[0].text, "citations": None}]
+    text, calls = whole[0].text, whole[0].calls
+    content: list[dict[str, Any]] = [_text_block(text)] if text or not calls else []
+    content += [_tool_block(call, finished(call)) for call in calls]
     return _message(replies, content, _stopped(asked, replies, whole[0]), _usage(replies))
+
+
+def _text_block(text: str) -> dict[str, Any]:
+    return {"type": "text", "text": text, "citations": None}
+
+
+def _tool_block(call: Call, value: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "tool_use", "id": call.id, "name": call.name, "input": value}
+
+
+def _blocks(reply: Reply, piece: Piece) -> Iterator[tuple[dict[str, Any] | None, dict[str, Any] | None]]:
+    """What is new: a block that begins, or a delta of the last one."""
+    if piece.text:
+        yield None, {"type": "text_delta", "text": piece.text}
+    for part in piece.calls:
+        if part.name is not None:
+            yield _tool_block(reply.calls[part.place], {}), None
+        else:
+            yield None, {"type": "input_json_delta", "partial_json": part.arguments}
 
 
 async def _events(asked: MessagesRequest, replies: Replies) -> AsyncIterator[bytes]:
@@ -132,12 +227,21 @@ async def _events(asked: MessagesRequest, replies: Replies) -> AsyncIterator[byt
 
     begun = _message(replies, [], {"stop_reason": None, "stop_sequence": None}, _usage(replies))
     yield named("message_start", message=begun)
-    yield named("content_block_start", index=0, content_block={"type": "text", "text": "", "citations": None})
+    index, reply = -1, replies.replies[0]
     async for piece in replies.pieces():
-        if piece.text:
-            yield named("content_block_delta", index=0, delta={"type": "text_delta", "text": piece.text})
-    yield named("content_block_stop", index=0)
-    yield named("message_delta", delta=_stopped(asked, replies, replies.replies[0]), usage=_usage(replies))
+        for block, delta in _blocks(reply, piece):
+            if block is not None or index < 0:
+                if index >= 0:
+                    yield named("content_block_stop", index=index)
+                index += 1
+                yield named("content_block_start", index=index, content_block=block or _text_block(""))
+            if delta is not None:
+                yield named("content_block_delta", index=index, delta=delta)
+    if index < 0:
+        index = 0
+        yield named("content_block_start", index=0, content_block=_text_block(""))
+    yield named("content_block_stop", index=index)
+    yield named("message_delta", delta=_stopped(asked, replies, reply), usage=_usage(replies))
     yield named("message_stop")
 
 

@@ -6,7 +6,7 @@ import json
 import secrets
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -29,7 +29,8 @@ Off = Annotated[bool, AfterValidator(lambda value: _only_false(value)), Field(js
 """False; `Literal[False]` would take 0 too."""
 StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
-_OPTIONS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
+_OPTIONS = (*_NUMBERS, "regex", "choice", "grammar")
 _LEAST_TOP_P = 1e-9
 _SEEDS = 2**32 - 1
 _LEAST_LOGPROB = -9999.0  # what OpenAI sends in the place of minus infinity, which JSON does not have
@@ -73,9 +74,14 @@ class Drawn(Named):
     top_p: Probability | None = None
     stream: bool | None = None
 
-    def options(self, logprobs: int | None = None, stop: Sequence[str] | str | None = None) -> dict[str, Any]:
+    def options(
+        self,
+        logprobs: int | None = None,
+        stop: Sequence[str] | str | None = None,
+        schema: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         """Fields of GenerationOptions. What is not given has the protocols' default: temperature 1."""
-        given = {name: getattr(self, name, None) for name in _OPTIONS} | {"logprobs": logprobs}
+        given = {name: self.__dict__.get(name) for name in _OPTIONS} | {"logprobs": logprobs, "schema": schema}
         kept = {name: value for name, value in given.items() if value is not None}
         if self.top_p is not None:
             kept["top_p"] = max(self.top_p, _LEAST_TOP_P)
@@ -84,6 +90,29 @@ class Drawn(Named):
         bias = getattr(self, "logit_bias", None) or {}
         kept["logit_bias"] = {int(token): value for token, value in bias.items()}
         return {"temperature": 1.0, **kept, "stop": (stop,) if isinstance(stop, str) else tuple(stop or ())}
+
+
+class TextFormat(Strict):
+    """Plain text."""
+
+    type: Literal["text"]
+    schema_: ClassVar[None] = None
+
+
+class JsonFormat(Strict):
+    """A JSON object."""
+
+    type: Literal["json_object"]
+    schema_: ClassVar[dict[str, Any]] = {"type": "object"}
+
+
+class SchemaFormat(Strict):
+    """JSON by a schema, which is always kept."""
+
+    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    schema_: dict[str, Any] = Field(alias="schema")
+    description: str | None = None
+    strict: bool | None = Field(default=None, description="Changes nothing: the schema is always kept.")
 
 
 class StreamOptions(Strict):

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
-from localq.serve.chat_completions import TextFormat
-from localq.serve.core import Replies, Reply, Wanted
+from localq.serve.core import Call, Replies, Reply, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
     WHOLE,
@@ -18,15 +17,19 @@ from localq.serve.protocols import (
     AbsentList,
     Content,
     Count,
+    JsonFormat,
     Off,
     OpenAiRequest,
     Protocol,
+    SchemaFormat,
     Text,
+    TextFormat,
     event,
     joined,
     new_id,
 )
 from localq.serve.refusals import Refusal
+from localq.serve.tools import MOST_TOOLS, Function, Name, call_in_history, chosen_tools
 
 
 class InputMessage(Strict):
@@ -39,25 +42,94 @@ class InputMessage(Strict):
     status: Literal["in_progress", "completed", "incomplete"] | None = None
     phase: Literal["commentary", "final_answer"] | None = None
 
+    def plain(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        return {"role": "system" if self.role == "developer" else self.role, "content": joined(self.content)}
+
+
+class FunctionCall(Strict):
+    """A call in an earlier answer."""
+
+    type: Literal["function_call"]
+    call_id: Text
+    name: Name
+    arguments: str
+    id: Text | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        call = call_in_history(self.call_id, self.name, self.arguments)
+        return {"role": "assistant", "content": "", "tool_calls": [call]}
+
+
+class FunctionCallOutput(Strict):
+    """What a call gave."""
+
+    type: Literal["function_call_output"]
+    call_id: Text
+    output: Content
+    id: Text | None = None
+    status: Literal["in_progress", "completed", "incomplete"] | None = None
+
+    def plain(self) -> dict[str, Any]:
+        """As chat templates read it."""
+        return {"role": "tool", "content": joined(self.output), "tool_call_id": self.call_id}
+
+
+class FunctionTool(Function):
+    """A function that the client has."""
+
+    type: Literal["function"]
+
+
+class NamedFunction(Strict):
+    """The function to call."""
+
+    type: Literal["function"]
+    name: Name
+
+
+def _kind(item: Any) -> str:
+    kind = item.get("type") if isinstance(item, dict) else None
+    return str(kind) if kind in ("function_call", "function_call_output") else "message"
+
+
+_Item = Annotated[
+    Annotated[InputMessage, Tag("message")]
+    | Annotated[FunctionCall, Tag("function_call")]
+    | Annotated[FunctionCallOutput, Tag("function_call_output")],
+    Discriminator(_kind),
+]
+
+
+class JsonSchemaFormat(SchemaFormat):
+    """JSON by a schema."""
+
+    type: Literal["json_schema"]
+
+
+_Format = Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")]
+
 
 class TextConfig(Strict):
     """The form of the reply."""
 
-    format: TextFormat | None = None
+    format: _Format | None = None
     verbosity: Literal["medium"] | None = None
 
 
 class ResponsesRequest(OpenAiRequest):
     """A request for a reply."""
 
-    input: str | Annotated[list[InputMessage], Field(min_length=1)]
+    input: str | Annotated[list[_Item], Field(min_length=1)]
     instructions: str | None = None
     max_output_tokens: Count | None = None
     text: TextConfig | None = None
     truncation: Literal["disabled"] | None = None
     background: Off | None = None
-    tools: AbsentList = None
-    tool_choice: Literal["none", "auto"] | None = None
+    tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
+    tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     max_tool_calls: Absent = None
     include: AbsentList = None
     reasoning: Absent = None
@@ -68,26 +140,50 @@ class ResponsesRequest(OpenAiRequest):
 
 
 def _wanted(asked: ResponsesRequest) -> Wanted:
-    messages = [{"role": "system", "content": asked.instructions}] if asked.instructions else []
+    messages: list[dict[str, Any]] = []
+    if asked.instructions:
+        messages.append({"role": "system", "content": asked.instructions})
     if isinstance(asked.input, str):
         messages.append({"role": "user", "content": asked.input})
     else:
-        for one in asked.input:
-            role = "system" if one.role == "developer" else one.role
-            messages.append({"role": role, "content": joined(one.content)})
-    return Wanted(asked.model, (tuple(messages),), max_tokens=asked.max_output_tokens, options=asked.options())
+        for plain in (one.plain() for one in asked.input):
+            before = messages[-1] if messages else {}
+            if "tool_calls" in plain and before.get("role") == "assistant":  # one reply, in several items
+                before["tool_calls"] = [*before.get("tool_calls", ()), *plain["tool_calls"]]
+            else:
+                messages.append(plain)
+    form, choice = asked.text.format if asked.text else None, asked.tool_choice
+    options = asked.options(schema=form.schema_ if form else None)
+    return Wanted(
+        model=asked.model,
+        prompts=(tuple(messages),),
+        max_tokens=asked.max_output_tokens,
+        options=options,
+        tools=chosen_tools(
+            asked.tools or (),
+            f":{choice.name}" if isinstance(choice, NamedFunction) else choice,
+            asked.parallel_tool_calls,
+            options,
+        ),
+    )
 
 
-def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], item: Any = None) -> dict[str, Any]:
-    """The answer: before there is anything, or with the item of the reply at its end."""
-    status = item["status"] if item else "in_progress"
+def _format(asked: ResponsesRequest) -> dict[str, Any]:
+    form = asked.text.format if asked.text else None
+    return form.model_dump(by_alias=True, exclude_none=True) if form else {"type": "text"}
+
+
+def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], items: Any = None) -> dict[str, Any]:
+    """The answer: before there is anything, or with the items of the reply at its end."""
+    status = items[-1]["status"] if items else "in_progress"
+    choice = asked.tool_choice
     return {
         **head,
         "status": status,
         "completed_at": int(time.time()) if status == "completed" else None,
         "incomplete_details": {"reason": "max_output_tokens"} if status == "incomplete" else None,
-        "output": [item] if item else [],
-        "usage": _usage(replies) if item else None,
+        "output": items or [],
+        "usage": _usage(replies) if items else None,
         "background": False,
         "error": None,
         "instructions": asked.instructions,
@@ -100,9 +196,9 @@ def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], i
         "service_tier": "default",
         "store": False,
         "temperature": 1.0 if asked.temperature is None else asked.temperature,
-        "text": {"format": {"type": "text"}, "verbosity": "medium"},
-        "tool_choice": asked.tool_choice or "auto",
-        "tools": [],
+        "text": {"format": _format(asked), "verbosity": "medium"},
+        "tool_choice": choice.model_dump() if isinstance(choice, NamedFunction) else choice or "auto",
+        "tools": [{"strict": True, **tool.model_dump(exclude_none=True)} for tool in asked.tools or ()],
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "truncation": "disabled",
         "user": asked.user,
@@ -124,11 +220,30 @@ def _usage(replies: Replies) -> dict[str, Any]:
     }
 
 
-def _item(item_id: str, reply: Reply | None = None) -> dict[str, Any]:
-    """The message among the outputs: empty, or with the reply at its end."""
-    status = "in_progress" if reply is None else "incomplete" if reply.finish_reason == "length" else "completed"
-    content = [] if reply is None else [_part(reply.text)]
+def _status(reply: Reply) -> str:
+    return {None: "in_progress", "length": "incomplete"}.get(reply.finish_reason, "completed")
+
+
+def _message_item(item_id: str, reply: Reply | None = None) -> dict[str, Any]:
+    """The message among the outputs: empty, or with the text of the reply."""
+    status, content = ("in_progress", []) if reply is None else (_status(reply), [_part(reply.text)])
     return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+
+
+def _call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
+    """A call among the outputs."""
+    own = {"id": f"fc_{call.id.removeprefix('call_')}", "type": "function_call", "status": status}
+    return {**own, "call_id": call.id, "name": call.name, "arguments": arguments}
+
+
+def _items(reply: Reply, message_id: str) -> list[dict[str, Any]]:
+    """The outputs at the end of the reply."""
+    message = [_message_item(message_id, reply)] if reply.text or not reply.calls else []
+    last = len(reply.calls) - 1
+    return message + [
+        _call_item(call, _status(reply) if place == last else "completed", call.arguments)
+        for place, call in enumerate(reply.calls)
+    ]
 
 
 def _part(text: str) -> dict[str, Any]:
@@ -136,12 +251,30 @@ def _part(text: str) -> dict[str, Any]:
 
 
 def _answer(asked: ResponsesRequest, replies: Replies, whole: Sequence[Reply]) -> dict[str, Any]:
-    return _response(asked, replies, _head(), _item(new_id("msg_"), whole[0]))
+    return _response(asked, replies, _head(), _items(whole[0], new_id("msg_")))
+
+
+Named = Callable[..., bytes]
+
+
+def _message_begins(named: Named, item_id: str) -> Iterator[bytes]:
+    yield named("output_item.added", output_index=0, item=_message_item(item_id))
+    yield named("content_part.added", item_id=item_id, output_index=0, content_index=0, part=_part(""))
+
+
+def _item_ends(named: Named, index: int, item: dict[str, Any]) -> Iterator[bytes]:
+    place = {"item_id": item["id"], "output_index": index}
+    if item["type"] == "message":
+        (part,) = item["content"]
+        yield named("output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
+        yield named("content_part.done", **place, content_index=0, part=part)
+    else:
+        yield named("function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"])
+    yield named("output_item.done", output_index=index, item=item)
 
 
 async def _events(asked: ResponsesRequest, replies: Replies) -> AsyncIterator[bytes]:
-    head, item_id, numbers = _head(), new_id("msg_"), itertools.count()
-    place = {"item_id": item_id, "output_index": 0, "content_index": 0}
+    head, message_id, numbers, reply = _head(), new_id("msg_"), itertools.count(), replies.replies[0]
 
     def named(kind: str, **fields: Any) -> bytes:
         kind = f"response.{kind}"
@@ -149,16 +282,31 @@ async def _events(asked: ResponsesRequest, replies: Replies) -> AsyncIterator[by
 
     yield named("created", response=_response(asked, replies, head))
     yield named("in_progress", response=_response(asked, replies, head))
-    yield named("output_item.added", output_index=0, item=_item(item_id))
-    yield named("content_part.added", **place, part=_part(""))
+    index = -1  # of the output that has begun
     async for piece in replies.pieces():
+        if index < 0 and (piece.text or (piece.finish_reason and not reply.calls)):
+            index = 0
+            for one in _message_begins(named, message_id):
+                yield one
         if piece.text:
+            place = {"item_id": message_id, "output_index": 0, "content_index": 0}
             yield named("output_text.delta", **place, delta=piece.text, logprobs=[])
-    item = _item(item_id, replies.replies[0])
-    yield named("output_text.done", **place, text=replies.replies[0].text, logprobs=[])
-    yield named("content_part.done", **place, part=item["content"][0])
-    yield named("output_item.done", output_index=0, item=item)
-    yield named(item["status"], response=_response(asked, replies, head, item))
+        for part in piece.calls:
+            if part.name is not None:
+                before = _items(reply, message_id)[index] | {"status": "completed"} if index >= 0 else None
+                for one in _item_ends(named, index, before) if before else ():
+                    yield one
+                index += 1
+                item = _call_item(reply.calls[part.place], "in_progress", "")
+                yield named("output_item.added", output_index=index, item=item)
+            else:
+                item_id = _call_item(reply.calls[part.place], "", "")["id"]
+                place = {"item_id": item_id, "output_index": index}
+                yield named("function_call_arguments.delta", **place, delta=part.arguments)
+    items = _items(reply, message_id)
+    for one in _item_ends(named, index, items[index]):
+        yield one
+    yield named(items[-1]["status"], response=_response(asked, replies, head, items))
 
 
 def _failed(refusal: Refusal) -> bytes:

@@ -26,9 +26,30 @@ from typing import Any
 
 MODELS = ["toy-llama:gguf-q4_k_m", "toy-llama", "toy-phi:gguf-q8_0", "toy-phi", "no-such", "../../etc", ""]
 USER = {"role": "user", "content": "Hi"}
+CHAT = {
+    "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+    "tool_choice": "none",
+    "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": [1, "b"]}}},
+    "logit_bias": {"5": 1},
+    "seed": 1,
+}
 REQUESTS: dict[str, dict[str, Any]] = {
-    "/v1/chat/completions": {"messages": [USER], "max_tokens": 2, "n": 1, "stop": ["x"], "seed": 1, "logprobs": True},
-    "/v1/completions": {"prompt": "Hi", "max_tokens": 2, "logprobs": 1, "echo": False, "logit_bias": {"5": 1}},
+    "/v1/chat/completions": {
+        "messages": [USER],
+        "max_tokens": 2,
+        "n": 1,
+        "stop": ["x"],
+        "logprobs": True,
+        **CHAT,
+    },
+    "/v1/completions": {
+        "prompt": "Hi",
+        "max_tokens": 2,
+        "logprobs": 1,
+        "echo": False,
+        "logit_bias": {"5": 1},
+        "choice": ["a"],
+    },
     "/v1/responses": {"input": "Hi", "max_output_tokens": 2, "instructions": "Be short.", "text": {}},
     "/v1/messages": {"messages": [USER], "max_tokens": 2, "system": "Be short.", "stop_sequences": ["x"]},
     "/v1/messages/count_tokens": {"messages": [USER]},

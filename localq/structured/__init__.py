@@ -1,0 +1,1 @@
+"""What replies may be, and the tools that they may call."""
