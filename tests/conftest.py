@@ -46,6 +46,7 @@ def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _own_environment(models_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LOCALQ_MODELS", str(models_dir))
     monkeypatch.setenv("XDG_DATA_HOME", str(models_dir.parent / "data"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(models_dir.parent / "cache"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     for name in ("COLUMNS", "LOCALQ_DEBUG", "NO_COLOR", "HF_TOKEN"):
         monkeypatch.delenv(name, raising=False)

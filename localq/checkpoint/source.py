@@ -99,12 +99,17 @@ def fetch_form(reference: ModelReference, on_download: DownloadProgress | None =
     return find_form(repo, form.name, revision) or _pulled_form(reference, on_download)
 
 
-def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
-    """As `fetch_form`, brought up to date; raises ModelReferenceError for a format that is made from the checkpoint."""
+def pull_ready_form(
+    reference: ModelReference, on_download: DownloadProgress | None = None, verify: bool = False
+) -> Path:
+    """As `fetch_form`, brought up to date, with `verify` read again.
+
+    Raises ModelReferenceError for a format that is made from the checkpoint.
+    """
     _refuse_local(reference.name)
     form = reference.recipe
     assert form is not None
-    path = _pulled_form(reference, on_download) if form.format == "gguf" else None
+    path = _pulled_form(reference, on_download, verify) if form.format == "gguf" else None
     if path is None:
         raise ModelReferenceError(
             f"{reference} is not in the repository: localq makes {form.name} from the checkpoint",
@@ -113,11 +118,11 @@ def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | N
     return path
 
 
-def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None) -> Path | None:
+def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None, verify: bool = False) -> Path | None:
     form = reference.recipe
     assert form is not None
     is_foreign = isinstance(form, ForeignForm)
-    path = pull_form(reference.name, form.name, reference.revision, on_download, beside_checkpoint=is_foreign)
+    path = pull_form(reference.name, form.name, reference.revision, on_download, is_foreign, verify)
     if path is None and is_foreign:
         parse_recipe(form.name)  # which raises
     return path
