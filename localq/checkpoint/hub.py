@@ -15,11 +15,12 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from localq.checkpoint.hub_checks import damaged_blob
 from localq.checkpoint.hub_errors import as_localq_error, is_outage
 from localq.checkpoint.hub_files import (
     choose_form,
@@ -32,6 +33,7 @@ from localq.checkpoint.hub_files import (
 from localq.checkpoint.hub_transfer import HubFile, patiently
 from localq.disk import replacing
 from localq.errors import DownloadError, LocalqError
+from localq.gguf_file import part_names
 
 DownloadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
@@ -78,7 +80,7 @@ def pull(
 
     Gives the snapshot's folder, whose name is the commit. Each file must have the hash that the hub states; one that is
     there is read for that once, and again with `verify`. When the hub can't be reached, a complete snapshot in the
-    cache is enough, except with `verify`. `check` is called after config.json has come and before the weights do: what
+    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come and before the weights do: what
     it raises ends the pull. Raises ModelNotFoundError (no such repository or revision), CheckpointError (an index of
     weight files that can't be read) or DownloadError (everything else, such as a full disk, a file that arrives damaged
     and a repository without weights that localq reads).
@@ -88,8 +90,8 @@ def pull(
         try:
             remote = _look_up(repo, revision, verify)
         except Exception as error:
-            if _is_enough_offline(error, repo, verify) and (snapshot := find_snapshot(repo, revision)):
-                _logger.info("the hub can't be reached: %s is taken as it is in the cache", repo)
+            if is_outage(error) and (snapshot := find_snapshot(repo, revision)):
+                _check_without_hub(repo, snapshot.iterdir(), verify)
                 return snapshot
             raise
         kind = require_checkpoint(repo, remote.sizes)
@@ -119,10 +121,10 @@ def pull_form(
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
         try:
-            remote = _look_up(repo, revision, verify)
+            remote = _look_up(repo, revision, verify, form)
         except Exception as error:
-            if _is_enough_offline(error, repo, verify) and (path := find_form(repo, form, revision)):
-                _logger.info("the hub can't be reached: %s is taken as it is in the cache", path.name)
+            if is_outage(error) and (path := find_form(repo, form, revision)):
+                _check_without_hub(repo, [path.with_name(part) for part in part_names(path.name)], verify)
                 return path
             raise
         if weight_format(remote.sizes) and not (beside_checkpoint and exact_form(remote.sizes, form)):
@@ -148,6 +150,8 @@ class _Remote:
     """Whether its owner gave it the tag `mlx`."""
     verify: bool
     """Whether to read again what is there."""
+    form: str
+    """The format that was asked for; empty for a checkpoint."""
     good: set[str] = field(default_factory=set)
     """Files that have the right bytes, as far as it is known."""
     fetched: set[str] = field(default_factory=set)
@@ -190,7 +194,10 @@ class _Remote:
         return name in self.good
 
     def _file(self, name: str) -> HubFile:
-        return HubFile(self.repo, self.commit, name, self.sizes[name], self.etags[name], _cache_folder(self.repo))
+        revision = "" if self.revision == _DEFAULT_REVISION else f"@{self.revision}"
+        reference = self.repo + revision + (f":{self.form}" if self.form else "")
+        size_bytes, etag = self.sizes[name], self.etags[name]
+        return HubFile(self.repo, self.commit, name, size_bytes, etag, _cache_folder(self.repo), reference)
 
     def _write_reference(self) -> None:
         reference = _cache_folder(self.repo) / "refs" / self.revision
@@ -212,7 +219,7 @@ class _Remote:
             )
 
 
-def _look_up(repo: str, revision: str, verify: bool) -> _Remote:
+def _look_up(repo: str, revision: str, verify: bool, form: str = "") -> _Remote:
     from huggingface_hub import HfApi, constants
 
     # Without a limit of its own this request would wait for ever on a network that drops packets.
@@ -227,17 +234,17 @@ def _look_up(repo: str, revision: str, verify: bool) -> _Remote:
     files = info.siblings or []
     sizes = {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in files}
     etags = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in files}
-    return _Remote(repo, revision, info.sha, sizes, etags, "mlx" in (info.tags or ()), verify)
+    return _Remote(repo, revision, info.sha, sizes, etags, "mlx" in (info.tags or ()), verify, form)
 
 
-def _is_enough_offline(error: Exception, repo: str, verify: bool) -> bool:
-    """Whether what the cache has may do, after this error of the hub."""
-    if verify and is_outage(error):
+def _check_without_hub(repo: str, files: Iterable[Path], verify: bool) -> None:
+    damaged = damaged_blob(files, verify)
+    if damaged:
         raise DownloadError(
-            f"the files of {repo} can't be verified: the hub, which states their hashes, can't be reached",
+            f"{damaged.name} of {repo} in the cache is damaged, and the hub can't be reached to fetch it again",
             "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run it again",
-        ) from error
-    return is_outage(error)
+        )
+    _logger.info("the hub can't be reached: %s is taken as it is in the cache, where no file is damaged", repo)
 
 
 def _ignore(*_: object, **__: object) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -52,6 +52,16 @@ def has_hash(file: Path, etag: str, on_bytes: Callable[[int], object]) -> bool:
     is_right = digest.hexdigest() == etag
     note_checked(file, etag if is_right else None)
     return is_right
+
+
+def damaged_blob(files: Iterable[Path], again: bool = False) -> Path | None:
+    """The first file in the cache whose bytes are not those that its blob's name states, read once, or `again`."""
+    for file in files:
+        etag = file.resolve().name
+        is_known = not is_stated_hash(etag) or (not again and was_checked(file, etag))
+        if not is_known and not has_hash(file, etag, lambda _: None):
+            return file
+    return None
 
 
 def was_checked(file: Path, etag: str) -> bool:

@@ -32,7 +32,7 @@ def is_outage(error: Exception) -> bool:
 def seconds_to_wait(error: Exception, usual_seconds: float, breaks: bool) -> float | None:
     """How long to wait before the same request may succeed, as the hub asks for it; None where that is not worth it.
 
-    `breaks` says whether a broken connection is worth it.
+    `breaks` says whether a broken connection is worth it, and a DownloadError, which stands for a short answer.
     """
     from huggingface_hub import errors
 
@@ -42,7 +42,7 @@ def seconds_to_wait(error: Exception, usual_seconds: float, breaks: bool) -> flo
             return None
         seconds = _asked_seconds(error.response.headers)
         return usual_seconds if seconds is None else seconds if seconds <= _LONGEST_WAIT_SECONDS else None
-    is_break = isinstance(error, (errors.HTTPError, ConnectionError))  # type: ignore[attr-defined]
+    is_break = isinstance(error, (errors.HTTPError, DownloadError))  # type: ignore[attr-defined]
     return usual_seconds if breaks and is_break and not isinstance(error, errors.OfflineModeIsEnabled) else None
 
 

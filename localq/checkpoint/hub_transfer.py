@@ -41,6 +41,8 @@ class HubFile:
     """The hash of its contents; empty where the hub states none."""
     cache: Path
     """The repository's folder in the cache."""
+    reference: str
+    """What to pull again where that helps."""
 
     @property
     def path(self) -> Path:
@@ -88,7 +90,7 @@ class HubFile:
             _logger.info("%s arrived damaged", self.name)
         raise DownloadError(
             f"{self.name} of {self.repo} arrived damaged: it does not have the hash that the hub states",
-            f"nothing of it was kept: `localq pull {self.repo}` fetches it again",
+            f"nothing of it was kept: `localq pull {self.reference}` fetches it again",
         )
 
     def _bring(self, on_bytes: Callable[[int], object]) -> bool:
@@ -190,7 +192,10 @@ class HubFile:
                 if done_bytes > self.size_bytes:
                     break
         if done_bytes < self.size_bytes:
-            raise ConnectionError(f"the answer ended after {done_bytes} of {self.size_bytes} bytes")
+            raise DownloadError(
+                f"{self.name} of {self.repo} came in part: {done_bytes} of {self.size_bytes} bytes",
+                f"run `localq pull {self.reference}` again: it goes on where it stopped",
+            )
         return digest.hexdigest() if done_bytes == self.size_bytes else ""
 
     def _link(self) -> None:
