@@ -80,10 +80,10 @@ def pull(
 
     Gives the snapshot's folder, whose name is the commit. Each file must have the hash that the hub states; one that is
     there is read for that once, and again with `verify`. When the hub can't be reached, a complete snapshot in the
-    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come and before the weights do: what
-    it raises ends the pull. Raises ModelNotFoundError (no such repository or revision), CheckpointError (an index of
-    weight files that can't be read) or DownloadError (everything else, such as a full disk, a file that arrives damaged
-    and a repository without weights that localq reads).
+    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come and
+    before the weights do: what it raises ends the pull. Raises ModelNotFoundError (no such repository or revision),
+    CheckpointError (an index of weight files that can't be read) or DownloadError (everything else, such as a full
+    disk, a file that arrives damaged and a repository without weights that localq reads).
     """
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):

@@ -236,14 +236,15 @@ def patiently(
 ) -> _Result:
     """Do it again after an answer that says "later", and, with `breaks`, after a broken connection.
 
-    Five times, and as often as `progress` rises. The waits are as long as the hub asks for, else 1, 2, 4 and 8 s.
+    Five times, and as often as `progress` rises before a connection breaks. The waits are as long as the hub asks for,
+    else 1, 2, 4 and 8 s.
     """
     furthest, tries = progress(), 0
     while True:
         try:
             return action()
         except Exception as error:
-            if progress() > furthest:
+            if progress() > furthest and not isinstance(error, DownloadError):
                 furthest, tries = progress(), 0
             wait_seconds = seconds_to_wait(error, 2**tries, breaks)
             tries += 1
