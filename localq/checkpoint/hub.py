@@ -18,7 +18,7 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from localq.checkpoint.hub_checks import damaged_blob
 from localq.checkpoint.hub_errors import as_localq_error, is_outage
@@ -75,15 +75,17 @@ def pull(
     progress: DownloadProgress | None = None,
     check: FolderCheck | None = None,
     verify: bool = False,
+    before_weights: Callable[[Path], object] | None = None,
 ) -> Path:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
     Gives the snapshot's folder, whose name is the commit. Each file must have the hash that the hub states; one that is
     there is read for that once, and again with `verify`. When the hub can't be reached, a complete snapshot in the
-    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come and
-    before the weights do: what it raises ends the pull. Raises ModelNotFoundError (no such repository or revision),
-    CheckpointError (an index of weight files that can't be read) or DownloadError (everything else, such as a full
-    disk, a file that arrives damaged and a repository without weights that localq reads).
+    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come, and
+    `before_weights` with the folder after all other small files: what they raise ends the pull. Raises
+    ModelNotFoundError (no such repository or revision), CheckpointError (an index of weight files that can't be read)
+    or DownloadError (everything else, such as a full disk, a file that arrives damaged and a repository without weights
+    that localq reads).
     """
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
@@ -100,7 +102,7 @@ def pull(
             check(remote.folder, remote.is_mlx)
         if kind.index_name in remote.sizes:
             remote.fetch(kind.index_name)
-        remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress)
+        remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress, before_weights)
         return remote.folder
 
 
@@ -161,7 +163,12 @@ class _Remote:
         """Where the files of this commit are, or will be."""
         return _cache_folder(self.repo) / "snapshots" / self.commit
 
-    def fetch_all(self, names: Collection[str], progress: DownloadProgress | None) -> None:
+    def fetch_all(
+        self,
+        names: Collection[str],
+        progress: DownloadProgress | None,
+        before_weights: Callable[[Path], object] | None = None,
+    ) -> None:
         """Bring files, then let the branch or tag mean this commit: a reader never finds half a snapshot under it."""
         self._require_room(names)
         report = progress or _ignore
@@ -171,6 +178,9 @@ class _Remote:
             done_bytes = total_bytes - sum(self.sizes[name] for name in missing)
             report(0, total_bytes)
             for name in missing:
+                if before_weights and PurePosixPath(name).suffix in (".safetensors", ".bin"):
+                    before_weights(self.folder)
+                    before_weights = None
 
                 def on_bytes(file_bytes: int, before_bytes: int = done_bytes) -> None:
                     report(before_bytes + file_bytes, total_bytes)

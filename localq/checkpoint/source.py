@@ -128,14 +128,19 @@ def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None
     return path
 
 
-def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+def fetch_folder(
+    reference: ModelReference,
+    on_download: DownloadProgress | None = None,
+    before_weights: Callable[[Path], object] | None = None,
+) -> Path:
     """The folder of a repository that is a checkpoint, or an MLX folder of any model that mlx_lm may run.
 
-    From the cache where it is complete, else pulled. Raises as `pull_checkpoint`.
+    From the cache where it is complete, else pulled; `before_weights` may end that. Raises as `pull_checkpoint`.
     """
     _refuse_local(reference.name)
     repo, revision = reference.name, reference.revision
-    return find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
+    found = find_snapshot(repo, revision)
+    return found or pull(repo, revision, on_download, _check_runs, before_weights=before_weights)
 
 
 def refuse_mlx_form(folder: Path, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.hub_client import FILES, SHARDS
 from tests.hub_client import cache_folder as cache_folder
 from tests.hub_client import server as server
 from tests.hub_server import Fault, HubServer
+from tests.tiny_checkpoints import CONFIGS
 
 REPO = "org/Name-GGUF"
 
@@ -189,3 +191,14 @@ def test_a_busy_hub_is_told(
     server.fault = lambda method, path: faults.pop() if faults else None
     code, _, err = run(capsys, "pull", "org/tiny")
     assert code == 0 and "can't list org/tiny now" in err and "(HTTP 429): trying again in 3 s" in err
+
+
+def test_a_base_model_is_refused_before_its_weights_are_downloaded(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.dumps(CONFIGS["llama-3"]).encode()
+    files = {name: data for name, data in FILES.items() if name != "chat_template.jinja"} | {"config.json": config}
+    server.add("org/base", files)
+    code, _, err = run(capsys, "generate", "org/base", "the dog")
+    assert code == 1 and "org/base has no chat template" in err
+    assert "tokenizer_config.json" in server.fetched() and not set(server.fetched()) & set(SHARDS)
