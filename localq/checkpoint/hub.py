@@ -185,18 +185,21 @@ class _Remote:
                 def on_bytes(file_bytes: int, before_bytes: int = done_bytes) -> None:
                     report(before_bytes + file_bytes, total_bytes)
 
-                self.fetch(name, on_bytes)
+                self._bring(name, on_bytes)
                 done_bytes += self.sizes[name]
         report(total_bytes, total_bytes)
         self._write_reference()
 
-    def fetch(self, name: str, on_bytes: Callable[[int], object] | None = None) -> None:
+    def fetch(self, name: str) -> None:
         """Bring one file, where its bytes are not there or not those that the hub states."""
         if not self._is_good(name):
-            with _client(self.repo, self.revision, name):
-                self._file(name).fetch(on_bytes or _ignore)
-            self.fetched.add(name)
-            self.good.add(name)
+            self._bring(name, _ignore)
+
+    def _bring(self, name: str, on_bytes: Callable[[int], object]) -> None:
+        with _client(self.repo, self.revision, name):
+            self._file(name).fetch(on_bytes)
+        self.fetched.add(name)
+        self.good.add(name)
 
     def _is_good(self, name: str) -> bool:
         if name not in self.good and self._file(name).is_good(_ignore, again=self.verify):

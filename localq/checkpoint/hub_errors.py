@@ -110,7 +110,7 @@ def _failure(error: Exception, repo: str, revision: str, name: str) -> DownloadE
         return DownloadError(message, f"unset it and run `localq pull {repo}`", missing_model=repo)
     if is_outage(error) and isinstance(error, errors.HfHubHTTPError):
         message = f"{endpoint} can't send {what} now: {detail}"
-        return DownloadError(message, "try again later: finished files are kept")
+        return DownloadError(message, "try again later: finished files are kept, and others go on where they stopped")
     if is_outage(error):
         message = f"no connection to {endpoint} for {what}: {detail}"
         hint = "check the network, the proxy and HF_ENDPOINT, then run it again: finished files are kept"

@@ -15,7 +15,7 @@ from localq.checkpoint.tensors import DTYPE_BYTES, StoredTensor
 from localq.errors import CheckpointError, UnsupportedModelError
 
 _LONGEST_HEADER_BYTES = 100_000_000  # the format's own limit
-_DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
+_DAMAGED_HINT = "the file is damaged or only partly downloaded: `localq pull --verify REPO` fetches it again"
 
 
 def read_header(file: Path) -> list[StoredTensor]:
