@@ -202,15 +202,15 @@ class _Remote:
         self.good.add(name)
 
     def _is_good(self, name: str) -> bool:
-        if name not in self.good and self._file(name).is_good(_ignore, again=self.verify):
+        if name not in self.good and self._file(name).is_good():
             self.good.add(name)
         return name in self.good
 
     def _file(self, name: str) -> HubFile:
         revision = "" if self.revision == _DEFAULT_REVISION else f"@{self.revision}"
         reference = self.repo + revision + (f":{self.form}" if self.form else "")
-        size_bytes, etag = self.sizes[name], self.etags[name]
-        return HubFile(self.repo, self.commit, name, size_bytes, etag, _cache_folder(self.repo), reference)
+        size_bytes, etag, cache = self.sizes[name], self.etags[name], _cache_folder(self.repo)
+        return HubFile(self.repo, self.commit, name, size_bytes, etag, cache, reference, self.verify)
 
     def _write_reference(self) -> None:
         reference = _cache_folder(self.repo) / "refs" / self.revision

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,20 +35,17 @@ def new_digest(etag: str, size_bytes: int) -> _Hash:
     return hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
 
 
-def feed(file: Path, digest: _Hash, on_bytes: Callable[[int], object]) -> None:
+def feed(file: Path, digest: _Hash) -> None:
     """Give a file's bytes to a digest. Raises OSError."""
-    done_bytes = 0
     with file.open("rb") as stream:
         while piece := stream.read(_PIECE_BYTES):
             digest.update(piece)
-            done_bytes += len(piece)
-            on_bytes(done_bytes)
 
 
-def has_hash(file: Path, etag: str, on_bytes: Callable[[int], object]) -> bool:
+def has_hash(file: Path, etag: str) -> bool:
     """Whether a file's bytes have the hash, which is noted. Raises OSError."""
     digest = new_digest(etag, file.stat().st_size)
-    feed(file, digest, on_bytes)
+    feed(file, digest)
     is_right = digest.hexdigest() == etag
     note_checked(file, etag if is_right else None)
     return is_right
@@ -59,7 +56,7 @@ def damaged_blob(files: Iterable[Path], again: bool = False) -> Path | None:
     for file in files:
         etag = file.resolve().name
         is_known = not is_stated_hash(etag) or (not again and was_checked(file, etag))
-        if not is_known and not has_hash(file, etag, lambda _: None):
+        if not is_known and not has_hash(file, etag):
             return file
     return None
 

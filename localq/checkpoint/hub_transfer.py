@@ -1,9 +1,9 @@
 """One file of the hub into the cache: it goes on where it stopped, and must have the hash that the hub states.
 
 What has arrived of a file is `blobs/<hash>.incomplete`, a name that huggingface_hub knows as an unfinished download
-(`hf cache prune` deletes it). Its own `hf_hub_download` begins every file from the start since version 2. That is used
-for xet alone, the hub's way to send large files in parallel: such a file begins again after a break, and is read
-once more at its end.
+(`hf cache prune` deletes it). Its own `hf_hub_download` (2.4) begins a file from the start in the next run. It is used for
+xet alone, the hub's way to send large files in parallel: such a file begins again after a break, and is read once more
+at its end.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ class HubFile:
     """The repository's folder in the cache."""
     reference: str
     """What to pull again where that helps."""
+    verify: bool = False
+    """Whether to read again what was compared before."""
 
     @property
     def path(self) -> Path:
@@ -68,9 +70,9 @@ class HubFile:
         """Of one that has not come as a whole."""
         return self.partial.stat().st_size if self.partial.is_file() else 0
 
-    def is_good(self, on_bytes: Callable[[int], object], again: bool = False) -> bool:
-        """Whether the commit has it with the right bytes: compared once, or `again`."""
-        return self._has_right_bytes(self.path, on_bytes, again)
+    def is_good(self) -> bool:
+        """Whether the commit has it with the right bytes."""
+        return self._has_right_bytes(self.path)
 
     def fetch(self, on_bytes: Callable[[int], object]) -> None:
         """Bring it; `on_bytes` gets how many are there. One that arrives damaged is fetched once more.
@@ -80,7 +82,7 @@ class HubFile:
         if PurePosixPath(self.name).is_absolute() or ".." in PurePosixPath(self.name).parts:
             raise DownloadError(f"{self.repo} lists a file outside of it: {self.name}", "look for another repository")
         if self.path.is_file():
-            if self.is_good(on_bytes):  # another process brought it
+            if self.is_good():  # another process brought it
                 return
             _logger.info("%s in the cache is damaged: fetching it again", self.name)
             self._remove(self.path)
@@ -100,27 +102,27 @@ class HubFile:
             patiently(lambda: self._by_client(on_bytes), self.name)
             stated = self.path.resolve().name
             if not is_stated_hash(stated):
-                _logger.warning("the hub states no hash of %s: only its length was compared", self.name)
-                return self.path.stat().st_size == self.size_bytes
+                _logger.warning("the hub states no hash of %s: only its length is compared", self.name)
         elif not self.arrived_bytes() and not self.blob.exists() and patiently(self._is_xet, self.name):
             patiently(lambda: self._by_client(on_bytes), self.name)
             stated = self.etag
         else:
             return patiently(lambda: self._by_http(on_bytes), self.name, self.arrived_bytes)
-        is_right = self.path.stat().st_size == self.size_bytes and has_hash(self.path, stated, _ignore)
+        is_right = self.path.stat().st_size == self.size_bytes
+        is_right = is_right and (not is_stated_hash(stated) or has_hash(self.path, stated))
         if not is_right:
             self._remove(self.path)
         return is_right
 
-    def _has_right_bytes(self, file: Path, on_bytes: Callable[[int], object], again: bool = False) -> bool:
+    def _has_right_bytes(self, file: Path) -> bool:
         if not file.is_file() or file.stat().st_size != self.size_bytes:
             return False
         etag = self.etag if is_stated_hash(self.etag) else file.resolve().name
-        if not is_stated_hash(etag) or (not again and was_checked(file, etag)):
+        if not is_stated_hash(etag) or (not self.verify and was_checked(file, etag)):
             return True
         if self.size_bytes > _SLOW_TO_READ_BYTES:
             _logger.info("checking %s (%s)", self.name, format_bytes(self.size_bytes))
-        return has_hash(file, etag, on_bytes)
+        return has_hash(file, etag)
 
     def _is_xet(self) -> bool:
         from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
@@ -139,7 +141,7 @@ class HubFile:
     def _by_http(self, on_bytes: Callable[[int], object]) -> bool:
         """Whether the bytes are right, which are then in their place; else they are deleted."""
         with self._locked():
-            if not self._has_right_bytes(self.blob, on_bytes):  # another commit or another process may have brought it
+            if not self._has_right_bytes(self.blob):  # another commit or another process may have brought it
                 self._remove(self.blob)
                 try:
                     with self.partial.open("ab") as stream:
@@ -170,7 +172,7 @@ class HubFile:
         if done_bytes > self.size_bytes:
             stream.truncate(0)
             done_bytes = 0
-        feed(self.partial, digest, _ignore)
+        feed(self.partial, digest)
         if done_bytes == self.size_bytes:
             return digest.hexdigest()
         headers = build_hf_headers()

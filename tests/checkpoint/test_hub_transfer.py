@@ -114,6 +114,13 @@ def test_verify_finds_what_changed_without_a_new_time(server: HubServer, cache_f
     assert server.fetched() == []
 
 
+def test_verify_reads_what_an_older_commit_has(server: HubServer, cache_folder: Path) -> None:
+    repository = server.add(REPO, FILES)
+    damage((hub.pull(REPO) / SHARDS[0]).resolve(), keep_time=True)
+    repository.commit(FILES | {"config.json": b"{}"})
+    assert contents(hub.pull(REPO, verify=True))[SHARDS[0]] == NEEDED[SHARDS[0]]
+
+
 def test_verify_repairs_a_gguf_file(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, {"Name-Q4_0.gguf": b"weights" * 100})
     file = hub.pull_form(REPO, "gguf-q4_0")
@@ -269,6 +276,16 @@ def test_a_listing_without_hashes_leaves_those_that_come_with_the_files(
     break_answers(server, SHARDS[0], Fault(body=flipped), times=1)
     assert contents(hub.pull(REPO)) == NEEDED
     assert server.fetched().count(SHARDS[0]) == 2
+
+
+def test_a_file_of_which_the_hub_states_no_hash_is_compared_by_its_length(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("tests.hub_server._sibling", lambda name, content: {"rfilename": name, "size": len(content)})
+    monkeypatch.setattr("tests.hub_server.etag_of", lambda name, content: f"{len(content)}-{name}")
+    server.add(REPO, FILES)
+    assert contents(hub.pull(REPO)) == NEEDED
+    assert f"the hub states no hash of {SHARDS[0]}" in caplog.text
 
 
 def test_a_name_outside_of_the_repository_is_refused(server: HubServer, cache_folder: Path) -> None:
