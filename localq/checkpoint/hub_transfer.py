@@ -1,9 +1,9 @@
 """One file of the hub into the cache: it goes on where it stopped, and must have the hash that the hub states.
 
 What has arrived of a file is `blobs/<hash>.incomplete`, a name that huggingface_hub knows as an unfinished download
-(`hf cache prune` deletes it). Its own `hf_hub_download` (2.4) begins a file from the start in the next run. It is used for
-xet alone, the hub's way to send large files in parallel: such a file begins again after a break, and is read once more
-at its end.
+(`hf cache prune` deletes it). Its own `hf_hub_download` (2.4) begins a file from the start in the next run. It is used
+for xet alone, the hub's way to send large files in parallel: such a file begins again after a break, and is read once
+more at its end.
 """
 
 from __future__ import annotations
