@@ -52,14 +52,18 @@ def ls(models_dir: Path | str | None = None) -> ArtifactList:
 
 
 @named_options()
-def pull(reference: str | os.PathLike[str], *, listener: ConversionListener | None = None) -> Path:
+def pull(
+    reference: str | os.PathLike[str], *, verify: bool = False, listener: ConversionListener | None = None
+) -> Path:
     """Download a checkpoint or an MLX folder into the Hugging Face cache, or one `.gguf` file; return its path.
 
         localq.pull("microsoft/Phi-4-mini-instruct")
         localq.pull("org/name-GGUF:gguf-q4_k_m")
 
-    What is there already is brought up to date. `listener` gets the progress; without one, IPython and Jupyter show a
-    bar. Raises ModelReferenceError, ModelNotFoundError, DownloadError, or other errors of the tree in `localq.errors`.
+    What is there already is brought up to date. Files must have the hashes that the hub states: those that are there
+    are read for that once, and again with `verify`; a damaged one is fetched again. `listener` gets the progress;
+    without one, IPython and Jupyter show a bar. Raises ModelReferenceError, ModelNotFoundError, DownloadError, or other
+    errors of the tree in `localq.errors`.
     """
     from localq.checkpoint import hub
     from localq.checkpoint.source import pull_ready_form
@@ -71,5 +75,5 @@ def pull(reference: str | os.PathLike[str], *, listener: ConversionListener | No
         raise ModelReferenceError(f"{reference} is on this machine already: {parsed.path}", hint)
     on_download = listener_or_default(listener).on_download
     if parsed.recipe is not None:
-        return pull_ready_form(parsed, on_download)
-    return hub.pull(parsed.name, parsed.revision, on_download)
+        return pull_ready_form(parsed, on_download, verify)
+    return hub.pull(parsed.name, parsed.revision, on_download, verify=verify)

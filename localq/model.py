@@ -250,7 +250,7 @@ def load(
     parsed = reference if isinstance(reference, ModelReference) else parse_reference(reference)
     load_options = LoadOptions(**options)
     listener = listener_or_default(listener)
-    ready = ready_form(parsed, models_dir, listener.on_download)
+    ready = ready_form(parsed, models_dir, listener.on_download, needs_chat_template)
     if ready is not None:
         model = open_form(ready, load_options) if ready.is_dir() else open_gguf_file(ready, load_options)
         if parsed.kind == "repo":  # people know it by the repository, and not by its place in the cache
@@ -265,12 +265,15 @@ def load(
 
 
 def ready_form(
-    reference: ModelReference, models_dir: Path | str | None = None, on_download: DownloadProgress | None = None
+    reference: ModelReference,
+    models_dir: Path | str | None = None,
+    on_download: DownloadProgress | None = None,
+    needs_chat_template: bool = False,
 ) -> Path | None:
     """The `.gguf` file or MLX folder that a reference names, where it runs as it is; None where it must be converted.
 
-    A repository is downloaded when it is not in the Hugging Face cache, unless localq has converted it before.
-    Raises errors of the tree in `localq.errors`.
+    A repository is downloaded when it is not in the Hugging Face cache, unless localq has converted it before; where
+    one without a chat template is of no use, its weights are not. Raises errors of the tree in `localq.errors`.
     """
     if reference.kind == "gguf":
         return reference.path
@@ -282,11 +285,19 @@ def ready_form(
         path = fetch_form(reference, on_download)
         if path is not None or reference.recipe is not None:
             return path
-        folder = fetch_folder(reference, on_download)
+        folder = fetch_folder(reference, on_download, _refuse_base_models(reference) if needs_chat_template else None)
         return folder if is_form(folder) else None
     if reference.kind == "folder" and reference.recipe is None and is_form(cast(Path, reference.path)):
         return reference.path
     return None
+
+
+def _refuse_base_models(reference: ModelReference) -> Callable[[Path], None]:
+    def check(folder: Path) -> None:
+        if load_chat_template(folder) is None:
+            raise missing_chat_template(reference.name)
+
+    return check
 
 
 def chosen_recipe(reference: ModelReference) -> Recipe:

@@ -57,6 +57,16 @@ def server() -> Iterator[HubServer]:
 def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: HubServer) -> Iterator[Path]:
     """An empty cache folder; the client of this process can reach only the double."""
     import huggingface_hub
+
+    folder = tmp_path / "hub"
+    use_only(monkeypatch, server, folder)
+    yield folder
+    huggingface_hub.close_session()
+
+
+def use_only(monkeypatch: pytest.MonkeyPatch, server: HubServer, folder: Path) -> None:
+    """Let the client of this process reach only the double, and give it this cache folder."""
+    import huggingface_hub
     from huggingface_hub import constants
 
     for variable in (
@@ -68,10 +78,9 @@ def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: HubSer
         "all_proxy",
     ):
         monkeypatch.delenv(variable, raising=False)
-    folder = tmp_path / "hub"
     settings: dict[str, Any] = {
         "HF_HUB_CACHE": str(folder),
-        "HF_TOKEN_PATH": str(tmp_path / "token"),
+        "HF_TOKEN_PATH": str(folder.parent / "token"),
         "HF_HUB_OFFLINE": False,
         "HF_HUB_DISABLE_TELEMETRY": True,
         "DOWNLOAD_CHUNK_SIZE": 10_000,
@@ -80,8 +89,6 @@ def cache_folder(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, server: HubSer
         monkeypatch.setattr(constants, name, value)
     set_endpoint(monkeypatch, server.endpoint)
     allow_loopback_only(monkeypatch)
-    huggingface_hub.close_session()
-    yield folder
     huggingface_hub.close_session()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -42,6 +43,21 @@ class Repository:
         return commit
 
 
+@dataclass(frozen=True)
+class Fault:
+    """What is wrong with one answer."""
+
+    status: int | None = None
+    """Instead of the answer."""
+    headers: dict[str, str] = field(default_factory=dict)
+    """Besides those of the answer, or instead of them."""
+    body: Callable[[bytes], bytes] = bytes
+    """What is sent instead of these bytes."""
+    cut_after_bytes: int | None = None
+    """Close the connection then; 0 sends nothing, not even a status."""
+    ignores_range: bool = False
+
+
 class HubServer:
     """The double; it runs inside `with` and keeps what it was asked in `requests`."""
 
@@ -51,6 +67,10 @@ class HubServer:
         """Tokens that exist; any other is refused, as the hub does."""
         self.requests: list[tuple[str, str]] = []
         """(method, path) of every request, in order."""
+        self.ranges: list[str] = []
+        """Every Range header, in order."""
+        self.fault: Callable[[str, str], Fault | None] = lambda method, path: None
+        """Called with every request's method and path, from the threads of the connections."""
         self.failing_status: int | None = None
         """Answer everything with this status."""
         self.cut_after_bytes: int | None = None
@@ -143,7 +163,10 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((self.command, path))
-        if self.hub._is_down:
+        if self.headers.get("Range"):
+            self.hub.ranges.append(self.headers["Range"])
+        self.fault = self.hub.fault(self.command, path) or Fault()
+        if self.hub._is_down or self.fault.cut_after_bytes == 0:
             self.close_connection = True
             return
         try:
@@ -159,8 +182,9 @@ class _Handler(BaseHTTPRequestHandler):
         return (self.headers.get("Authorization") or "").removeprefix("Bearer ") or None
 
     def _check_token(self) -> None:
-        if self.hub.failing_status is not None:
-            raise _Refused(self.hub.failing_status, "the double is set to fail")
+        status = self.fault.status or self.hub.failing_status
+        if status is not None:
+            raise _Refused(status, "the double is set to fail")
         if self._token() is not None and self._token() not in self.hub.tokens:
             raise _Refused(401, "Invalid credentials in Authorization header")
 
@@ -207,18 +231,23 @@ class _Handler(BaseHTTPRequestHandler):
         headers = {"ETag": f'"{etag}"', "X-Repo-Commit": commit, "Accept-Ranges": "bytes"}
         if len(etag) == 64:
             headers |= {"X-Linked-Size": str(len(content)), "X-Linked-Etag": f'"{etag}"'}
-        start = int((self.headers.get("Range") or "bytes=0-").removeprefix("bytes=").partition("-")[0])
+        asked_range = None if self.fault.ignores_range else self.headers.get("Range")
+        start = int((asked_range or "bytes=0-").removeprefix("bytes=").partition("-")[0])
         if start:
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
         self._send(206 if start else 200, headers, content[start:])
 
     def _send(self, status: int, headers: dict[str, str], body: bytes) -> None:
         self.send_response(status)
-        for key, value in (headers | {"Content-Length": str(len(body))}).items():
+        body = self.fault.body(body)
+        for key, value in (headers | {"Content-Length": str(len(body))} | self.fault.headers).items():
             self.send_header(key, value)
         self.end_headers()
         if self.command == "HEAD":
             return
+        if self.fault.cut_after_bytes is not None or "Content-Length" in self.fault.headers:
+            body = body[: self.fault.cut_after_bytes]
+            self.close_connection = True
         cut = self.hub.cut_after_bytes
         if cut is not None and len(body) > cut:
             self.hub.cut_after_bytes = None

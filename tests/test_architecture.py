@@ -39,7 +39,7 @@ LAYERS = [
 """From top to bottom; a module imports from lower layers, from its own package, and as SIDEWAYS says."""
 
 SIDEWAYS = {("checkpoint", "families"), ("checkpoint", "text")}
-HUB_CLIENT = {("checkpoint", "hub"), ("checkpoint", "hub_errors")}
+HUB_CLIENT = {("checkpoint", "hub"), ("checkpoint", "hub_errors"), ("checkpoint", "hub_transfer")}
 SHARED_BY_ENGINES = {"base"}
 HEAVY = {
     "numpy",

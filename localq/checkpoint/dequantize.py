@@ -70,7 +70,8 @@ def dequantized(
     for weight in weights:
         if weight.name in result:
             raise CheckpointError(
-                f"the checkpoint has {weight.name} twice, quantized and unquantized", "download it again"
+                f"the checkpoint has {weight.name} twice, quantized and unquantized",
+                "download it again: `localq pull --verify REPO`",
             )
         result[weight.name] = weight
     return result

@@ -201,7 +201,7 @@ def _faults_of(name: str, tensor: WeightTensor | None, shape: tuple[int, ...]) -
 def _missing_hint(name: str) -> str:
     if name == "lm_head.weight":
         return 'if the output layer shares the embedding, config.json must say "tie_word_embeddings": true'
-    return "the checkpoint is incomplete: download it again"
+    return "the checkpoint is incomplete: download it again: `localq pull --verify REPO`"
 
 
 def fingerprint(folder: Path, weights: Weights) -> str:

@@ -4,8 +4,8 @@ huggingface_hub does the transfers and honours HF_HOME, HF_HUB_CACHE, HF_ENDPOIN
 `hub_files` says which files are needed, `hub_errors` what a failure means. huggingface_hub's guide "Understand
 caching" describes the cache: `snapshots/<commit>`, `refs/<revision>`, `blobs/<etag>`.
 
-Files come one after the other, in this thread, through `hf_hub_download`. `snapshot_download` would wait after Ctrl-C
-until the files that its threads have begun are complete. A large file (xet) is fetched in parallel anyway.
+Files come one after the other, in this thread: see `hub_transfer`. `snapshot_download` would wait after Ctrl-C until
+the files that its threads have begun are complete. A large file (xet) is fetched in parallel anyway.
 What is in the cache is found without the client: importing it takes a third of a second.
 """
 
@@ -15,12 +15,12 @@ import logging
 import re
 import shutil
 import warnings
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
 
+from localq.checkpoint.hub_checks import damaged_blob
 from localq.checkpoint.hub_errors import as_localq_error, is_outage
 from localq.checkpoint.hub_files import (
     choose_form,
@@ -30,7 +30,10 @@ from localq.checkpoint.hub_files import (
     require_checkpoint,
     weight_format,
 )
+from localq.checkpoint.hub_transfer import HubFile, patiently
+from localq.disk import replacing
 from localq.errors import DownloadError, LocalqError
+from localq.gguf_file import part_names
 
 DownloadProgress = Callable[[int, int], None]
 """Called with (bytes done, bytes in all); files that were in the cache count as done. Not always called from
@@ -38,6 +41,7 @@ the thread that pulls. Raising from it cancels the download."""
 FolderCheck = Callable[[Path, bool], object]
 """Called with a snapshot's folder and whether its owner gave the repository the tag `mlx`."""
 
+_logger = logging.getLogger("localq.download")
 _DEFAULT_REVISION = "main"
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 
@@ -70,21 +74,26 @@ def pull(
     revision: str | None = None,
     progress: DownloadProgress | None = None,
     check: FolderCheck | None = None,
+    verify: bool = False,
+    before_weights: Callable[[Path], object] | None = None,
 ) -> Path:
     """Bring the files that localq needs into the cache: configuration, tokenizer, chat template, weights.
 
-    Gives the snapshot's folder, whose name is the commit. Files that are there at their full length are not fetched
-    again. When the hub can't be reached, a complete snapshot in the cache is enough. `check` is called after
-    config.json has come and before the weights do: what it raises ends the pull. Raises ModelNotFoundError (no such
-    repository or revision), CheckpointError (an index of weight files that can't be read) or DownloadError (everything
-    else, such as a full disk and a repository without weights that localq reads).
+    Gives the snapshot's folder, whose name is the commit. Each file must have the hash that the hub states; one that is
+    there is read for that once, and again with `verify`. When the hub can't be reached, a complete snapshot in the
+    cache is enough, compared with the hashes in the blobs' names. `check` is called after config.json has come, and
+    `before_weights` with the folder after all other small files: what they raise ends the pull. Raises
+    ModelNotFoundError (no such repository or revision), CheckpointError (an index of weight files that can't be read)
+    or DownloadError (everything else, such as a full disk, a file that arrives damaged and a repository without weights
+    that localq reads).
     """
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
         try:
-            remote = _look_up(repo, revision)
+            remote = _look_up(repo, revision, verify)
         except Exception as error:
             if is_outage(error) and (snapshot := find_snapshot(repo, revision)):
+                _check_without_hub(repo, snapshot.iterdir(), verify)
                 return snapshot
             raise
         kind = require_checkpoint(repo, remote.sizes)
@@ -93,7 +102,7 @@ def pull(
             check(remote.folder, remote.is_mlx)
         if kind.index_name in remote.sizes:
             remote.fetch(kind.index_name)
-        remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress)
+        remote.fetch_all(needed_names(repo, remote.sizes, kind, remote.folder), progress, before_weights)
         return remote.folder
 
 
@@ -103,6 +112,7 @@ def pull_form(
     revision: str | None = None,
     progress: DownloadProgress | None = None,
     beside_checkpoint: bool = False,
+    verify: bool = False,
 ) -> Path | None:
     """Bring the `.gguf` file of a format into the cache, all parts of a split one; gives the path of its first part.
 
@@ -113,9 +123,10 @@ def pull_form(
     revision = revision or _DEFAULT_REVISION
     with _client(repo, revision):
         try:
-            remote = _look_up(repo, revision)
+            remote = _look_up(repo, revision, verify, form)
         except Exception as error:
             if is_outage(error) and (path := find_form(repo, form, revision)):
+                _check_without_hub(repo, [path.with_name(part) for part in part_names(path.name)], verify)
                 return path
             raise
         if weight_format(remote.sizes) and not (beside_checkpoint and exact_form(remote.sizes, form)):
@@ -139,39 +150,78 @@ class _Remote:
     """The name that the contents of each file have under `blobs`."""
     is_mlx: bool
     """Whether its owner gave it the tag `mlx`."""
+    verify: bool
+    """Whether to read again what is there."""
+    form: str
+    """The format that was asked for; empty for a checkpoint."""
+    good: set[str] = field(default_factory=set)
+    """Files that have the right bytes, as far as it is known."""
+    fetched: set[str] = field(default_factory=set)
 
     @property
     def folder(self) -> Path:
         """Where the files of this commit are, or will be."""
         return _cache_folder(self.repo) / "snapshots" / self.commit
 
-    def fetch_all(self, names: Collection[str], progress: DownloadProgress | None) -> None:
+    def fetch_all(
+        self,
+        names: Collection[str],
+        progress: DownloadProgress | None,
+        before_weights: Callable[[Path], object] | None = None,
+    ) -> None:
         """Bring files, then let the branch or tag mean this commit: a reader never finds half a snapshot under it."""
         self._require_room(names)
-        total_bytes = sum(self.sizes[name] for name in names)
-        done_bytes = 0
         report = progress or _ignore
-        report(done_bytes, total_bytes)
-        for name in names:
+        total_bytes = sum(self.sizes[name] for name in names)
+        missing = [name for name in names if not self._is_good(name)]
+        if missing or self.fetched:
+            done_bytes = total_bytes - sum(self.sizes[name] for name in missing)
+            report(0, total_bytes)
+            for name in missing:
+                if before_weights and PurePosixPath(name).suffix in (".safetensors", ".bin"):
+                    before_weights(self.folder)
+                    before_weights = None
 
-            def on_bytes(file_bytes: int, before_bytes: int = done_bytes) -> None:
-                report(before_bytes + file_bytes, total_bytes)
+                def on_bytes(file_bytes: int, before_bytes: int = done_bytes) -> None:
+                    report(before_bytes + file_bytes, total_bytes)
 
-            self.fetch(name, on_bytes)
-            done_bytes += self.sizes[name]
-            report(done_bytes, total_bytes)
-        if self.revision != self.commit:
-            # The file is there already: the client only writes `refs/<revision>`.
-            _download(self.repo, next(iter(names)), self.revision)
+                self._bring(name, on_bytes)
+                done_bytes += self.sizes[name]
+        report(total_bytes, total_bytes)
+        self._write_reference()
 
-    def fetch(self, name: str, on_bytes: Callable[[int], object] | None = None) -> None:
-        """Bring one file. One of a wrong length is fetched again: the client itself would take it as it is."""
-        is_damaged = self._bytes_in_cache(name) not in (None, self.sizes[name])
-        _download(self.repo, name, self.commit, on_bytes or _ignore, force=is_damaged)
+    def fetch(self, name: str) -> None:
+        """Bring one file, where its bytes are not there or not those that the hub states."""
+        if not self._is_good(name):
+            self._bring(name, _ignore)
+
+    def _bring(self, name: str, on_bytes: Callable[[int], object]) -> None:
+        with _client(self.repo, self.revision, name):
+            self._file(name).fetch(on_bytes)
+        self.fetched.add(name)
+        self.good.add(name)
+
+    def _is_good(self, name: str) -> bool:
+        if name not in self.good and self._file(name).is_good():
+            self.good.add(name)
+        return name in self.good
+
+    def _file(self, name: str) -> HubFile:
+        revision = "" if self.revision == _DEFAULT_REVISION else f"@{self.revision}"
+        reference = self.repo + revision + (f":{self.form}" if self.form else "")
+        size_bytes, etag, cache = self.sizes[name], self.etags[name], _cache_folder(self.repo)
+        return HubFile(self.repo, self.commit, name, size_bytes, etag, cache, reference, self.verify)
+
+    def _write_reference(self) -> None:
+        reference = _cache_folder(self.repo) / "refs" / self.revision
+        if self.revision != self.commit and _read_reference(reference) != self.commit:
+            reference.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(reference) as stream:
+                stream.write(self.commit.encode())
 
     def _require_room(self, names: Collection[str]) -> None:
         # What another commit has already needs only a link.
-        needed_bytes = sum(self.sizes[name] for name in names if self._bytes_in_cache(name) != self.sizes[name])
+        needed_bytes = sum(self._file(name).missing_bytes() for name in names)
         cache = _cache_folder(self.repo)
         free_bytes = shutil.disk_usage(next(folder for folder in (cache, *cache.parents) if folder.exists())).free
         if needed_bytes > free_bytes:
@@ -181,56 +231,41 @@ class _Remote:
                 "free some space, or set HF_HOME to a folder on another disk",
             )
 
-    def _bytes_in_cache(self, name: str) -> int | None:
-        paths = self.folder / name, _cache_folder(self.repo) / "blobs" / self.etags[name]
-        return next((path.stat().st_size for path in paths if path.is_file()), None)
 
-
-def _look_up(repo: str, revision: str) -> _Remote:
+def _look_up(repo: str, revision: str, verify: bool, form: str = "") -> _Remote:
     from huggingface_hub import HfApi, constants
 
     # Without a limit of its own this request would wait for ever on a network that drops packets.
     limit_seconds = constants.HF_HUB_ETAG_TIMEOUT
-    info = HfApi().model_info(repo, revision=revision, timeout=limit_seconds, files_metadata=True)
+    info = patiently(
+        lambda: HfApi().model_info(repo, revision=revision, timeout=limit_seconds, files_metadata=True),
+        f"{constants.ENDPOINT} can't list {repo} now",
+        breaks=False,
+    )
     if info.sha is None or not _COMMIT.fullmatch(info.sha):
         raise DownloadError(f"{constants.ENDPOINT} gives no commit for {repo}@{revision}", "check HF_ENDPOINT")
     files = info.siblings or []
     sizes = {file.rfilename: (file.lfs.size if file.lfs else file.size) or 0 for file in files}
     etags = {file.rfilename: (file.lfs.sha256 if file.lfs else file.blob_id) or "" for file in files}
-    return _Remote(repo, revision, info.sha, sizes, etags, "mlx" in (info.tags or ()))
+    return _Remote(repo, revision, info.sha, sizes, etags, "mlx" in (info.tags or ()), verify, form)
+
+
+def _check_without_hub(repo: str, files: Iterable[Path], verify: bool) -> None:
+    damaged = damaged_blob(files, verify)
+    if damaged:
+        raise DownloadError(
+            f"{damaged.name} of {repo} in the cache is damaged, and the hub can't be reached to fetch it again",
+            "check the network, HF_ENDPOINT and HF_HUB_OFFLINE, then run it again",
+        )
+    _logger.info("the hub can't be reached: %s is taken as it is in the cache, where no file is damaged", repo)
 
 
 def _ignore(*_: object, **__: object) -> None:
     pass
 
 
-def _download(
-    repo: str, name: str, revision: str, on_bytes: Callable[[int], object] = _ignore, force: bool = False
-) -> None:
-    from huggingface_hub import hf_hub_download
-
-    class ByteCounter:
-        """What the client takes for tqdm: it draws nothing and reports the bytes of the file so far."""
-
-        def __init__(self, *_: object, initial: int = 0, **__: object) -> None:
-            self._done_bytes = initial
-
-        def __enter__(self) -> ByteCounter:
-            return self
-
-        def update(self, new_bytes: float | None = 1) -> None:
-            self._done_bytes += int(new_bytes or 0)  # less than 0 when a broken transfer starts again
-            on_bytes(self._done_bytes)
-
-        # `update_transfer` gets the bytes on the wire; without it xet would make a second bar for them.
-        __exit__ = close = update_transfer = set_postfix_str = set_transfer_postfix_str = _ignore
-
-    counter: Any = ByteCounter
-    hf_hub_download(repo, name, revision=revision, force_download=force, tqdm_class=counter)
-
-
 @contextmanager
-def _client(repo: str, revision: str) -> Iterator[None]:
+def _client(repo: str, revision: str, name: str = "") -> Iterator[None]:
     """Turn the client's errors into localq's; it prints nothing itself: what matters is in the error."""
     from huggingface_hub.utils import logging as client_logging
 
@@ -243,7 +278,7 @@ def _client(repo: str, revision: str) -> Iterator[None]:
     except LocalqError:
         raise
     except Exception as error:
-        raise as_localq_error(error, repo, revision) from error
+        raise as_localq_error(error, repo, revision, name) from error
     finally:
         client_logging.set_verbosity(verbosity)
 
@@ -258,8 +293,13 @@ def _cached_folder(repo: str, revision: str | None) -> Path | None:
     """The folder of a snapshot, which may be incomplete."""
     cache, commit = _cache_folder(repo), revision or _DEFAULT_REVISION
     if not _COMMIT.fullmatch(commit):
-        try:
-            commit = (cache / "refs" / commit).read_text(encoding="utf-8").strip()
-        except (OSError, UnicodeDecodeError):
-            return None
+        commit = _read_reference(cache / "refs" / commit)
     return cache / "snapshots" / commit if _COMMIT.fullmatch(commit) else None
+
+
+def _read_reference(file: Path) -> str:
+    """The commit that a branch or tag means here; empty where it is not known."""
+    try:
+        return file.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        return ""

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import errno
 import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from pathlib import Path
 
 from localq.disk import reason
 from localq.errors import DownloadError, LocalqError, ModelNotFoundError
 
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+_LONGEST_WAIT_SECONDS = 300
 
 
 def is_outage(error: Exception) -> bool:
@@ -23,10 +29,41 @@ def is_outage(error: Exception) -> bool:
     return isinstance(error, (errors.OfflineModeIsEnabled, errors.HTTPError))  # type: ignore[attr-defined]
 
 
-def as_localq_error(error: Exception, repo: str, revision: str) -> LocalqError:
-    """The error to raise: ModelNotFoundError for a missing repository or revision, else DownloadError."""
+def seconds_to_wait(error: Exception, usual_seconds: float, breaks: bool) -> float | None:
+    """How long to wait before the same request may succeed, as the hub asks for it; None where that is not worth it.
+
+    `breaks` says whether a broken connection is worth it, and a DownloadError, which stands for a short answer.
+    """
+    from huggingface_hub import errors
+
     error = _cause(error)
-    return _refusal(error, repo, revision) or _failure(error, repo, revision)
+    if isinstance(error, errors.HfHubHTTPError):
+        if error.response.status_code < 500 and error.response.status_code not in (408, 429):
+            return None
+        seconds = _asked_seconds(error.response.headers)
+        return usual_seconds if seconds is None else seconds if seconds <= _LONGEST_WAIT_SECONDS else None
+    is_break = isinstance(error, (errors.HTTPError, DownloadError))  # type: ignore[attr-defined]
+    return usual_seconds if breaks and is_break and not isinstance(error, errors.OfflineModeIsEnabled) else None
+
+
+def _asked_seconds(headers: Mapping[str, str]) -> float | None:
+    """From `Retry-After`, seconds or a date, else from the time until the quota is new in the hub's `RateLimit`."""
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdecimal():
+        return float(asked)
+    with suppress(ValueError, TypeError):
+        return max(0.0, (parsedate_to_datetime(asked) - datetime.now(UTC)).total_seconds())
+    found = re.search(r";\s*t=(\d+)", headers.get("RateLimit", ""))
+    return float(found[1]) + 1 if found else None
+
+
+def as_localq_error(error: Exception, repo: str, revision: str, name: str = "") -> LocalqError:
+    """The error to raise: ModelNotFoundError for a missing repository or revision, else DownloadError.
+
+    `name` is that of the file that was to be brought.
+    """
+    error = _cause(error)
+    return _refusal(error, repo, revision) or _failure(error, repo, revision, name)
 
 
 def _refusal(error: Exception, repo: str, revision: str) -> LocalqError | None:
@@ -56,32 +93,33 @@ def _refusal(error: Exception, repo: str, revision: str) -> LocalqError | None:
         return ModelNotFoundError(message, hint, missing_model=repo)
     if is_unauthorized:
         hint = "run `hf auth login` to get a new token, or correct or unset HF_TOKEN"
-        return DownloadError(f"{endpoint} refuses your token: {_first_line(error)}", hint)
+        return DownloadError(f"{endpoint} refuses your token: {first_line(error)}", hint)
     return None
 
 
-def _failure(error: Exception, repo: str, revision: str) -> DownloadError:
+def _failure(error: Exception, repo: str, revision: str, name: str) -> DownloadError:
     """What went wrong with the connection, the hub or the disk."""
     from huggingface_hub import constants, errors
 
-    endpoint, cache, detail = constants.ENDPOINT, Path(constants.HF_HUB_CACHE).expanduser(), _first_line(error)
+    endpoint, cache, detail = constants.ENDPOINT, Path(constants.HF_HUB_CACHE).expanduser(), first_line(error)
+    what = f"{name} of {repo}" if name else repo
     if isinstance(error, errors.OfflineModeIsEnabled):
         # The client honours transformers' variable of the same meaning too.
         variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
         message = f"{variable} is set, and {repo}@{revision} is not complete in {cache}"
         return DownloadError(message, f"unset it and run `localq pull {repo}`", missing_model=repo)
     if is_outage(error) and isinstance(error, errors.HfHubHTTPError):
-        message = f"{endpoint} can't send {repo} now: {detail}"
-        return DownloadError(message, "try again later: finished files are kept")
+        message = f"{endpoint} can't send {what} now: {detail}"
+        return DownloadError(message, "try again later: finished files are kept, and others go on where they stopped")
     if is_outage(error):
-        message = f"no connection to {endpoint} for {repo}: {detail}"
+        message = f"no connection to {endpoint} for {what}: {detail}"
         hint = "check the network, the proxy and HF_ENDPOINT, then run it again: finished files are kept"
         return DownloadError(message, hint)
     if isinstance(error, OSError) and error.errno in _DISK_ERRORS:
-        message = f"{repo} can't be written to {cache}: {detail}"
+        message = f"{what} can't be written to {cache}: {detail}"
         hint = "free some space or correct the permissions there, or set HF_HOME to a folder on another disk"
         return DownloadError(message, hint)
-    message = f"{repo} could not be downloaded from {endpoint}: {detail}"
+    message = f"{what} could not be downloaded from {endpoint}: {detail}"
     return DownloadError(message, "run it again: finished files are kept; LOCALQ_DEBUG=1 shows the cause")
 
 
@@ -94,7 +132,8 @@ def _cause(error: Exception) -> Exception:
     return error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What happened, in one line."""
     from huggingface_hub.errors import HfHubHTTPError
 
     if isinstance(error, HfHubHTTPError):

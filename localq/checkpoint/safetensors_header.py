@@ -21,7 +21,7 @@ _LONGEST_HEADER_BYTES = 32 << 20
 """Ten times that of the largest known; the format's own limit is 100 MB."""
 _MOST_TENSORS, _MOST_VALUES = 50_000, 1_000_000
 """More than any file has: what a hostile header may take of time and memory is bounded with them."""
-_DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
+_DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again: `localq pull --verify REPO`"
 
 
 def read_header(file: Path) -> list[StoredTensor]:

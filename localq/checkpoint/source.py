@@ -100,12 +100,17 @@ def fetch_form(reference: ModelReference, on_download: DownloadProgress | None =
     return find_form(repo, form.name, revision) or _pulled_form(reference, on_download)
 
 
-def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
-    """As `fetch_form`, brought up to date; raises ModelReferenceError for a format that is made from the checkpoint."""
+def pull_ready_form(
+    reference: ModelReference, on_download: DownloadProgress | None = None, verify: bool = False
+) -> Path:
+    """As `fetch_form`, brought up to date, with `verify` read again.
+
+    Raises ModelReferenceError for a format that is made from the checkpoint.
+    """
     _refuse_local(reference.name)
     form = reference.recipe
     assert form is not None
-    path = _pulled_form(reference, on_download) if form.format == "gguf" else None
+    path = _pulled_form(reference, on_download, verify) if form.format == "gguf" else None
     if path is None:
         raise ModelReferenceError(
             f"{reference} is not in the repository: localq makes {form.name} from the checkpoint",
@@ -114,11 +119,11 @@ def pull_ready_form(reference: ModelReference, on_download: DownloadProgress | N
     return path
 
 
-def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None) -> Path | None:
+def _pulled_form(reference: ModelReference, on_download: DownloadProgress | None, verify: bool = False) -> Path | None:
     form = reference.recipe
     assert form is not None
     beside = _is_taken_beside_checkpoint(form)
-    path = pull_form(reference.name, form.name, reference.revision, on_download, beside_checkpoint=beside)
+    path = pull_form(reference.name, form.name, reference.revision, on_download, beside, verify)
     if path is None and isinstance(form, ForeignForm):
         parse_recipe(form.name)  # which raises
     return path
@@ -128,14 +133,19 @@ def _is_taken_beside_checkpoint(form: Recipe | ForeignForm) -> bool:
     return isinstance(form, ForeignForm) or (isinstance(form, GgufRecipe) and form.needs_importance)
 
 
-def fetch_folder(reference: ModelReference, on_download: DownloadProgress | None = None) -> Path:
+def fetch_folder(
+    reference: ModelReference,
+    on_download: DownloadProgress | None = None,
+    before_weights: Callable[[Path], object] | None = None,
+) -> Path:
     """The folder of a repository that is a checkpoint, or an MLX folder of any model that mlx_lm may run.
 
-    From the cache where it is complete, else pulled. Raises as `pull_checkpoint`.
+    From the cache where it is complete, else pulled; `before_weights` may end that. Raises as `pull_checkpoint`.
     """
     _refuse_local(reference.name)
     repo, revision = reference.name, reference.revision
-    return find_snapshot(repo, revision) or pull(repo, revision, on_download, _check_runs)
+    found = find_snapshot(repo, revision)
+    return found or pull(repo, revision, on_download, _check_runs, before_weights=before_weights)
 
 
 def refuse_mlx_form(folder: Path, name: str) -> None:

@@ -24,8 +24,10 @@ from localq.regular_files import open_regular
 _LARGEST_PICKLE_BYTES = 4_000_000
 """About 15,000 tensors. Limits the time and the memory that a hostile file can take."""
 
-_DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
-_MALFORMED_HINT = "the file is damaged, or holds more than plain tensors: download it again"
+_DAMAGED_HINT = "the file is damaged or only partly downloaded: `localq pull --verify REPO` fetches it again"
+_MALFORMED_HINT = (
+    "the file is damaged, or holds more than plain tensors: download it again: `localq pull --verify REPO`"
+)
 _DICT_HINT = "localq reads what `torch.save(model.state_dict(), FILE)` writes"
 _PLAIN_HINT = "localq reads plain tensors: take the model's original weights"
 _SAVE_AGAIN_HINT = (

@@ -137,7 +137,9 @@ def read_index(index: Path) -> dict[str, str]:
         cause = None
     except (KeyError, TypeError, AttributeError) as error:
         cause = error
-    raise CheckpointError(f"{index} can't be read as an index of weight files", "download the file again") from cause
+    raise CheckpointError(
+        f"{index} can't be read as an index of weight files", "download the file again: `localq pull --verify REPO`"
+    ) from cause
 
 
 def _indexed_files(index: Path, weight_map: Mapping[str, str]) -> list[Path]:

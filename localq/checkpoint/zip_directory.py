@@ -23,7 +23,7 @@ _LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature; then, after fields that the directory has too, the lengths of the name and of the extra field."""
 
 _UTF8_NAME, _ENCRYPTED = 0x800, 0x1
-_DAMAGED_HINT = "the file is damaged or only partly downloaded: download it again"
+_DAMAGED_HINT = "the file is damaged or only partly downloaded: `localq pull --verify REPO` fetches it again"
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any
@@ -52,6 +53,14 @@ class ByteBar:
         self.close()
 
 
+class _Notes(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
+
+
+_NOTES = _Notes()  # one, however many listeners there are
+
+
 class TerminalListener(ConversionListener):
     """Prints on stderr what a pull or a conversion does."""
 
@@ -59,9 +68,15 @@ class TerminalListener(ConversionListener):
         self._bar = bar
         self._tell_reused = tell_reused
         self._begun: set[str] = set()
+        download_log = logging.getLogger("localq.download")
+        download_log.setLevel(logging.INFO)
+        download_log.addHandler(_NOTES)
 
     def on_download(self, done_bytes: int, total_bytes: int) -> None:
-        """Bytes of a pull."""
+        """Bytes of a pull; when it begins with all of them, it has nothing to do."""
+        if done_bytes == total_bytes and "download" not in self._begun:
+            self._begin("download", f"nothing to download: {format_bytes(total_bytes)} are here, with the right hashes")
+            return
         self._begin("download", f"pulling {format_bytes(total_bytes)} into the Hugging Face cache")
         self._bar.update("pull", done_bytes, total_bytes)
 

@@ -112,7 +112,7 @@ def _template_source(folder: Path) -> str | None:
             return read_regular(folder / "chat_template.jinja", _MOST_TEMPLATE_BYTES).decode()
     except (OSError, ValueError) as error:
         message = f"{folder / 'chat_template.jinja'} can't be read: {reason(error)}"
-        raise ChatTemplateError(message, "download the file again") from error
+        raise ChatTemplateError(message, "download the file again: `localq pull --verify REPO`") from error
     for name in ("tokenizer_config.json", "chat_template.json"):
         entry = read_optional_json(folder / name).get("chat_template")
         if entry is not None:

@@ -66,7 +66,9 @@ def read_sentencepiece_model(file: Path) -> SentencePieceModel:
     try:
         model, faults = _parsed(read_regular(file, MOST_TOKENIZER_BYTES))
     except (ValueError, IndexError, TypeError, struct.error, OSError) as error:
-        raise CheckpointError(f"{file} can't be read as a SentencePiece model", "download the file again") from error
+        raise CheckpointError(
+            f"{file} can't be read as a SentencePiece model", "download the file again: `localq pull --verify REPO`"
+        ) from error
     if faults:
         raise CheckpointError(
             f"{file} is a SentencePiece model that localq does not read: {', '.join(faults)}",

@@ -163,7 +163,9 @@ def load_tokenizer(folder: Path) -> HuggingFaceTokenizer:
             data = json.dumps(read_tokenizer_json(folder)).encode()
         backend = tokenizers.Tokenizer.from_buffer(data)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} can't be read: {reason(error)}", "download the file again") from error
+        raise CheckpointError(
+            f"{path} can't be read: {reason(error)}", "download the file again: `localq pull --verify REPO`"
+        ) from error
     special_tokens = read_special_tokens(folder)
     for name in ("bos_token", "eos_token"):
         token = special_tokens.get(name)

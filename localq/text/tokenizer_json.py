@@ -273,7 +273,7 @@ def tiktoken_parts(file: Path) -> TokenizerParts:
     if sorted(pieces) != list(range(_CL100K_RANKS)):
         raise CheckpointError(
             f"{file} has {len(ranks)} ranks that are not numbered from 0 to {_CL100K_RANKS - 1}",
-            "it is not the file of Phi-3-small: download it again",
+            "it is not the file of Phi-3-small: download it again: `localq pull --verify REPO`",
         )
     merges = all_merges(pieces, ranks)
     sections = _byte_level(False, CL100K_RULE)

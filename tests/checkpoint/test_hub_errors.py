@@ -105,7 +105,10 @@ def test_a_refused_token_is_not_called_a_missing_repository(
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])
-def test_a_failing_hub_is_named_with_its_status(server: HubServer, cache_folder: Path, status: int) -> None:
+def test_a_failing_hub_is_named_with_its_status(
+    server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, status: int
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
     server.add(REPO, FILES)
     server.failing_status = status
     error = failure()
@@ -139,6 +142,7 @@ def test_a_hub_that_never_answers_ends_in_an_error(
 def test_a_complete_snapshot_is_enough_when_the_hub_cannot_answer(
     server: HubServer, cache_folder: Path, monkeypatch: pytest.MonkeyPatch, outage: str
 ) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
     server.add(REPO, FILES)
     pulled = hub.pull(REPO)
     if outage == "network":
@@ -177,7 +181,7 @@ def test_a_disk_that_fills_up_is_named_with_its_folder(
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     server.add(REPO, FILES)
-    monkeypatch.setattr("huggingface_hub.file_download.http_get", full)
+    monkeypatch.setattr("localq.checkpoint.hub_transfer.HubFile._receive", full)
     error = failure()
     assert isinstance(error, DownloadError)
     assert str(cache_folder) in error.message

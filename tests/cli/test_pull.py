@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from tests.foreign_forms import write_gguf, write_mlx
 from tests.hub_client import FILES, SHARDS
 from tests.hub_client import cache_folder as cache_folder
 from tests.hub_client import server as server
-from tests.hub_server import HubServer
+from tests.hub_server import Fault, HubServer
+from tests.tiny_checkpoints import CONFIGS
 
 REPO = "org/Name-GGUF"
 
@@ -159,3 +161,56 @@ def test_a_checkpoint_that_can_not_be_converted_is_refused_before_its_weights_ar
     code, _, err = run(capsys, "generate", "org/gemma", "the dog")
     assert code == 1 and "Gemma3ForCausalLM" in err
     assert not set(server.fetched()) & set(SHARDS)
+
+
+def test_a_pull_with_nothing_to_do_says_so(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("org/tiny", FILES)
+    code, out, err = run(capsys, "pull", "org/tiny")
+    assert code == 0 and "pulling" in err and "nothing" not in err
+    for again in (["pull", "org/tiny"], ["pull", "org/tiny", "--verify"]):
+        assert run(capsys, *again) == (0, out, "nothing to download: 219.44 kB are here, with the right hashes\n")
+
+
+def test_a_damaged_download_ends_in_an_error_that_names_the_file(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("org/tiny", FILES)
+    server.fault = lambda method, path: Fault(body=lambda body: body[:-1] + b"?") if SHARDS[1] in path else None
+    code, out, err = run(capsys, "pull", "org/tiny")
+    assert (code, out) == (1, "")
+    assert f"error: {SHARDS[1]} of org/tiny arrived damaged" in err and "localq pull org/tiny" in err
+
+
+def test_verify_says_what_was_damaged(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server.add("org/tiny", FILES)
+    folder = Path(run(capsys, "pull", "org/tiny")[1].strip())
+    (folder / SHARDS[0]).resolve().write_bytes(bytes(len(FILES[SHARDS[0]])))
+    code, _, err = run(capsys, "pull", "org/tiny", "--verify")
+    assert code == 0 and f"{SHARDS[0]} in the cache is damaged: fetching it again" in err
+    assert (folder / SHARDS[0]).read_bytes() == FILES[SHARDS[0]]
+
+
+def test_a_busy_hub_is_told(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("time.sleep", lambda _: None)
+    server.add("org/tiny", FILES)
+    faults = [Fault(status=429, headers={"Retry-After": "3"})]
+    server.fault = lambda method, path: faults.pop() if faults else None
+    code, _, err = run(capsys, "pull", "org/tiny")
+    assert code == 0 and "can't list org/tiny now" in err and "(HTTP 429): trying again in 3 s" in err
+
+
+def test_a_base_model_is_refused_before_its_weights_are_downloaded(
+    server: HubServer, cache_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = json.dumps(CONFIGS["llama-3"]).encode()
+    files = {name: data for name, data in FILES.items() if name != "chat_template.jinja"} | {"config.json": config}
+    server.add("org/base", files)
+    code, _, err = run(capsys, "generate", "org/base", "the dog")
+    assert code == 1 and "org/base has no chat template" in err
+    assert "tokenizer_config.json" in server.fetched() and not set(server.fetched()) & set(SHARDS)

@@ -138,7 +138,8 @@ def bitsandbytes_weights(stored: StoredParts, settings: Mapping[str, Any], dtype
     for name, tensor in stored.rest.items():
         if name.endswith(".weight") and tensor.dtype in ("U8", "I8"):
             raise CheckpointError(
-                f"tensor {name} is quantized, and the checkpoint has no scales for it", "download it again"
+                f"tensor {name} is quantized, and the checkpoint has no scales for it",
+                "download it again: `localq pull --verify REPO`",
             )
 
 
@@ -152,7 +153,8 @@ def _four_bit_tensor(stored: StoredParts, name: str, state: Mapping[str, Any], k
     weight = replace(packed, dtype="U8", shape=(packed.nbytes,))
     if weight.nbytes != (math.prod(shape) + 1) // 2:
         raise CheckpointError(
-            f"tensor {name} has {weight.nbytes} bytes, which do not fit {shape} weights of 4 bits", "download it again"
+            f"tensor {name} has {weight.nbytes} bytes, which do not fit {shape} weights of 4 bits",
+            "download it again: `localq pull --verify REPO`",
         )
     blocks = group_count(math.prod(shape), block_size)
     parts = {"weight": weight, "quant_map": stored.take(f"{name}.quant_map", ("F32",), (16,))}

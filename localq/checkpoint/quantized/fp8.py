@@ -108,7 +108,10 @@ def scaled_weights(stored: StoredParts, dtypes: tuple[str, ...], block: object, 
     drop_activation_scales(stored)
     for name, tensor in stored.rest.items():
         if tensor.dtype in FLOATS_OF_8_BITS:
-            raise CheckpointError(f"tensor {name} is of dtype {tensor.dtype} and has no scale", "download it again")
+            raise CheckpointError(
+                f"tensor {name} is of dtype {tensor.dtype} and has no scale",
+                "download it again: `localq pull --verify REPO`",
+            )
 
 
 def drop_activation_scales(stored: StoredParts) -> None:

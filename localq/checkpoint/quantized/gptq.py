@@ -84,7 +84,7 @@ class GptqTensor(QuantizedTensor):
         if int(groups.min()) < 0 or int(groups.max()) >= count:
             raise CheckpointError(
                 f"tensor {stored.name} has groups {groups.min()} to {groups.max()}; there are {count}",
-                "the checkpoint is damaged: download it again",
+                "the checkpoint is damaged: download it again: `localq pull --verify REPO`",
             )
         return groups
 
@@ -112,7 +112,7 @@ def _tensor(stored: StoredParts, stem: str, settings: Mapping[str, Any], bits: i
     if words * 32 % bits or outputs * bits % 32:
         raise CheckpointError(
             f"tensor {qweight.name} has shape {qweight.shape}, which integers of {bits} bits do not fill",
-            "download it again",
+            "download it again: `localq pull --verify REPO`",
         )
     group_size = group_size_of(settings, inputs)
     groups = group_count(inputs, group_size)
@@ -125,7 +125,8 @@ def _tensor(stored: StoredParts, stem: str, settings: Mapping[str, Any], bits: i
         parts["g_idx"] = stored.take(f"{stem}.g_idx", ("I32", "I64"), (inputs,))
     elif settings.get("desc_act"):
         raise CheckpointError(
-            f'the checkpoint has no tensor {stem}.g_idx, which "desc_act" in its settings needs', "download it again"
+            f'the checkpoint has no tensor {stem}.g_idx, which "desc_act" in its settings needs',
+            "download it again: `localq pull --verify REPO`",
         )
     less_one = _format(settings) == "gptq"
     # GPTQModel alone subtracts from whole words (`convert_gptq_v2_to_v1_format_module`), except of 3 bits.

@@ -75,7 +75,8 @@ class StoredParts:
         tensor = self._rest.get(name)
         if tensor is None:
             raise CheckpointError(
-                f"the checkpoint has no tensor {name}, which its quantized weights need", "download it again"
+                f"the checkpoint has no tensor {name}, which its quantized weights need",
+                "download it again: `localq pull --verify REPO`",
             )
         if not isinstance(tensor, StoredTensor):
             raise UnsupportedModelError(f"tensor {name} is saved with gaps between its elements", TAKE_THE_ORIGINAL)
@@ -97,7 +98,8 @@ class StoredParts:
         tensor = self.take(name, dtypes)
         if len(tensor.shape) != 2:
             raise CheckpointError(
-                f"tensor {name} has shape {tensor.shape}; a matrix has two dimensions", "download it again"
+                f"tensor {name} has shape {tensor.shape}; a matrix has two dimensions",
+                "download it again: `localq pull --verify REPO`",
             )
         return tensor
 
