@@ -23,7 +23,7 @@ from safetensors.torch import save_file
 from torch.nn import functional
 
 from localq.demo import corpus, toy_vocabulary
-from localq.demo.toy_lessons import Ids, joined_documents
+from localq.demo.toy_lessons import Ids
 from localq.demo.toy_network import Config, Rotary, ToyNetwork, llama3_rotary, long_rotary
 from localq.demo.train_toys import encoded_documents, llama_toy, phi_toy, write_configuration
 

@@ -14,8 +14,7 @@ from localq.disk import write_text
 from localq.errors import OptionError
 from localq.generation import Chunk, FinishReason, GenerationStatistics, first_words
 from localq.keywords import named_options
-from localq.model import chosen_options
-from localq.options import GenerationKeywords, GenerationOptions
+from localq.options import GenerationKeywords, GenerationOptions, chosen_options
 from localq.transcript import Event, Record, Transcript, as_lines, header_event, read_record, turn_event
 
 if TYPE_CHECKING:

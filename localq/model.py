@@ -31,7 +31,7 @@ from localq.gguf_file import model_name, read_model_header, require_openable
 from localq.json_files import read_config, read_optional_json
 from localq.keywords import named_options
 from localq.memory import gguf_file_memory, mlx_folder_memory, require_memory
-from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions
+from localq.options import GenerationKeywords, GenerationOptions, LoadKeywords, LoadOptions, chosen_options
 from localq.recipes import Recipe, parse_recipe
 from localq.reference import ForeignForm, ModelReference, is_local, parse_reference
 from localq.store.manifest import Artifact, read_artifact
@@ -395,12 +395,3 @@ def _require_openable_folder(folder: Path, config: Mapping[str, Any]) -> None:
 def _open_engine(form: str, path: Path, options: LoadOptions, context_length: int) -> Engine:
     engine = import_module(require_backend(form).engine_module).open_engine(path, options, context_length)
     return cast(Engine, engine)
-
-
-def chosen_options(options: GenerationOptions | None, changes: GenerationKeywords) -> GenerationOptions:
-    """`options`, else the defaults, with those that were given by name. Raises OptionError."""
-    if options is not None and not isinstance(options, GenerationOptions):
-        raise OptionError(
-            f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
-        )
-    return replace(options or GenerationOptions(), **changes)

@@ -6,7 +6,7 @@ import json
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, TypedDict, TypeVar, cast, get_args
 
@@ -158,6 +158,15 @@ class GenerationKeywords(TypedDict, total=False):
     regex: str | None
     choice: Sequence[str]
     grammar: str | None
+
+
+def chosen_options(options: GenerationOptions | None, changes: GenerationKeywords) -> GenerationOptions:
+    """`options`, else the defaults, with those that were given by name. Raises OptionError."""
+    if options is not None and not isinstance(options, GenerationOptions):
+        raise OptionError(
+            f"options is {options!r}; expected GenerationOptions", "or give options by name: max_tokens=9"
+        )
+    return replace(options or GenerationOptions(), **changes)
 
 
 @_refuses_other_names

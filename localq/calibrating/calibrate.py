@@ -12,13 +12,14 @@ import contextlib
 import math
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from localq.backends import require_backend
+from localq.calibrating.own_words import write_text
 from localq.calibrating.sensitivity import CoarseTensor, Predictions
 from localq.calibrating.texts import CalibrationTokens, cut, read_texts
 from localq.calibrating.type_errors import measure_type_errors
@@ -44,6 +45,7 @@ from localq.options import LoadOptions
 from localq.recipes import parse_recipe
 from localq.reference import ModelReference, parse_reference
 from localq.store.leftovers import remove_if_empty
+from localq.store.locks import held_lock
 from localq.store.manifest import Artifact
 from localq.store.store import Store, shown_name, source_of
 from localq.text.tokenizer import load_tokenizer
@@ -75,7 +77,7 @@ class CalibrationListener(ConversionListener):
 class CalibrationSettings:
     """How a model is calibrated.
 
-    texts: Files in UTF-8; none for localq's own text.
+    texts: Files in UTF-8; none for localq's own text, and text that a small model writes itself.
     tokens: Tokens that the importance of the columns is measured on, at most.
     sensitivity_tokens: Tokens that the sensitivity of each tensor is measured on, at most; None is 256 for models of a
         billion parameters and more, up to 2,048 for smaller ones.
@@ -135,9 +137,14 @@ def calibrate_model(
             return Calibrated(found, reused=True)
     checkpoint.family.gguf_architecture()  # raises for a family that llama.cpp does not run
     size = min(WINDOW_TOKENS, checkpoint.config.max_position_embeddings)
-    tokens = cut(texts, load_tokenizer(checkpoint.folder), size, settings.counts(checkpoint.parameters))
+    tokenizer, counts = load_tokenizer(checkpoint.folder), settings.counts(checkpoint.parameters)
+    tokens = cut(texts, tokenizer, size, counts)  # raises for a text that is too short, before any work
     with _own_folder(store, reference) as folder:
         measured = _measured_form(store, reference, checkpoint, folder, listener)
+        if not settings.texts:
+            listener.on_calibration("text", 0, 1)
+            own = write_text(measured.path, tokenizer, checkpoint.parameters, settings.threads)
+            tokens = cut([*texts, own], tokenizer, size, counts) if own else tokens
         run = _Run(checkpoint, measured, tokens, settings, listener)
         state = Unfinished.found(folder, run.key())
         calibration = run.measure(state, reference, shown_name(folder))
@@ -174,14 +181,11 @@ def _measured_form(
 @contextmanager
 def _own_folder(store: Store, reference: ModelReference) -> Iterator[Path]:
     """The folder of a model's calibration, which only one process at a time writes to."""
-    import filelock
-
     folder = calibration_folder(store, reference)
-    with disk_errors(store.folder):
-        locks = store.folder / ".locks"
-        locks.mkdir(parents=True, exist_ok=True)
-    with filelock.FileLock(locks / f"{folder.parent.name}.{folder.name}.lock"):
+    with ExitStack() as stack:
         with disk_errors(store.folder):
+            file = store.folder / ".locks" / f"{folder.parent.name}.{folder.name}.lock"
+            stack.enter_context(held_lock(file, lambda: None))
             folder.mkdir(parents=True, exist_ok=True)
         try:
             yield folder

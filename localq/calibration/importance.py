@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO
 
 from localq.disk import reason, replacing, writing_errors
-from localq.errors import CalibrationError, CheckpointError
+from localq.errors import CalibrationError, CheckpointError, ModelFileError
 from localq.gguf_file import read_header
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def _read_gguf(file: Path, stream: BinaryIO) -> ImportanceMatrix:
 
     try:
         header = read_header(file)
-    except CheckpointError as error:
+    except (CheckpointError, ModelFileError) as error:
         raise CalibrationError(error.message, _HINT) from error
     names = [tensor.removesuffix(_SUMS) for tensor in header.places if tensor.endswith(_SUMS)]
     chunks, tokens = (header.metadata.get(key) for key in (_CHUNK_COUNT, _CHUNK_TOKENS))

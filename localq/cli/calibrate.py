@@ -19,7 +19,11 @@ _Model = Annotated[
 ]
 _Text = Annotated[
     list[Path] | None,
-    typer.Option("--text", metavar="FILE", help="Text in UTF-8 to measure on (repeatable; default: localq's own)."),
+    typer.Option(
+        "--text",
+        metavar="FILE",
+        help="Text in UTF-8 to measure on (repeatable; default: localq's own, and the model's).",
+    ),
 ]
 _Tokens = Annotated[int | None, typer.Option("--tokens", metavar="N", help="Tokens of the text (default: 16384).")]
 _Force = Annotated[bool, typer.Option("--force", help="Measure again what was measured before.")]
@@ -39,7 +43,8 @@ def calibrate(
     Calibrated formats and formats with a budget need it, such as gguf-q4_k_m-calibrated, mlx-4bit-calibrated,
     gguf-4.5bpw and mlx-4.5bpw. It is measured once for all of them.
 
-    The model computes a text of 16,384 tokens once, for the importance of each column of its weights, and 256 tokens
+    Without --text it is measured on localq's own text, and on text that a small model writes itself. The model computes
+    up to 16,384 tokens once, for the importance of each column of its weights, and 256 tokens
     (small models up to 2,048) once for each tensor: how far the predictions move when this tensor alone has 3 bits.
     Don't measure quality later on the same text.
 

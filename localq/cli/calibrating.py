@@ -7,6 +7,7 @@ from localq.cli.output import say
 from localq.cli.progress import ByteBar, TerminalListener
 
 _PARTS = {
+    "text": "letting the model write text of its own",
     "columns": "measuring the importance of the columns",
     "tensors": "measuring the sensitivity of the tensors",
     "types": "measuring the errors of the types",

@@ -35,6 +35,8 @@ def rewritten(form: Form, folder: Path, manifest: dict[str, object], config: dic
         value = json.loads((copy / name).read_text())
         (copy / name).write_text(json.dumps({**value, **changes}))
     record = json.loads((copy / MANIFEST_NAME).read_text())
+    record["format_version"] = 1  # which had no checksum
+    del record["checksum"]
     for file in record["files"]:
         file["bytes"] = (copy / file["name"]).stat().st_size
     (copy / MANIFEST_NAME).write_text(json.dumps(record))

@@ -9,6 +9,7 @@ import pytest
 from safetensors import safe_open
 
 from localq.conversion.convert import convert
+from localq.errors import ModelFileError
 from localq.json_files import read_json
 from localq.measure import limits
 from localq.measure.forms import Form, find_forms, form_of
@@ -139,10 +140,11 @@ def test_a_foreign_mlx_folder_has_a_limit(model_type: str, tmp_path: Path) -> No
     assert bytes_per_token(form, _OPTIONS, 0) == sum(held.values())
 
 
-def test_a_model_whose_experts_are_not_told_has_no_limit(tmp_path: Path) -> None:
+def test_a_model_whose_experts_are_not_told_is_refused(tmp_path: Path) -> None:
     metadata = {"llama.expert_count": 4, "llama.expert_used_count": 2}
     form = _form(write_gguf(tmp_path / "model.gguf", "llama", metadata))
-    assert bytes_per_token(form, _OPTIONS, 0) is None
+    with pytest.raises(ModelFileError, match="the file has no experts"):
+        bytes_per_token(form, _OPTIONS, 0)
 
 
 def test_an_output_layer_of_an_unknown_name_leaves_no_limit(tmp_path: Path) -> None:

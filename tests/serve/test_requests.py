@@ -151,7 +151,8 @@ heard: list[str] | None = None
 
 
 def hear(event: str, arguments: tuple[Any, ...]) -> None:
-    if heard is not None and event in ("open", "socket.connect", "socket.getaddrinfo"):
+    is_descriptor = event == "open" and isinstance(arguments[0], int)  # of a file whose opening was heard before
+    if heard is not None and event in ("open", "socket.connect", "socket.getaddrinfo") and not is_descriptor:
         heard.append(f"{event} {arguments[1] if event == 'socket.connect' else arguments[0]}")
 
 
