@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from localq.calibration.budget import Candidate, Measurements, choose, predicted_damages
+from localq.calibration.budget import Candidate, Measurements, choose, hedged_damages, predicted_damages
 from localq.calibration.types import GGUF_TYPES, MLX_TYPES, PLAIN, PLAIN_GGUF_TYPES, SLOW_GGUF_TYPES, mlx_key
 from localq.conversion.plan_gguf import GgufPlan, GgufTensor, padded
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor
@@ -42,7 +42,7 @@ class Choices:
     @classmethod
     def of(cls, unquantized: Plan, parameters: int, measurements: Measurements) -> Choices:
         """From a plan in which nothing is quantized."""
-        damages = predicted_damages(measurements)
+        damages = hedged_damages(measurements)
         measured = {name for by_tensor in damages.values() for name in by_tensor}
         candidates = {}
         for tensor in unquantized.tensors:

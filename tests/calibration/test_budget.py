@@ -6,7 +6,9 @@ import itertools
 import random
 from dataclasses import dataclass, field
 
-from localq.calibration.budget import Candidate, choose, predicted_damages
+import pytest
+
+from localq.calibration.budget import Candidate, choose, hedged_damages, predicted_damages
 
 
 def random_candidates(
@@ -111,3 +113,11 @@ def test_a_sensitivity_that_is_lost_in_rounding_or_not_measured_is_replaced() ->
     assert damages["q2_K"]["unmeasured"] == 5.0  # the median of 6 and 4
     assert damages["q4_K"]["unmeasured"] == 1.25
     assert 0 < damages["q4_K"]["lost"] < damages["q2_K"]["lost"] < 0.001
+
+
+def test_the_choice_moves_sensitivities_towards_their_mean_and_keeps_their_order() -> None:
+    measured = Measured({"a": 16.0, "b": 1.0}, {"q2_K": {"a": 1.0, "b": 1.0}, "q8_0": {"a": 0.5, "b": 0.0}})
+    hedged = hedged_damages(measured)
+    assert hedged["q2_K"]["a"] == pytest.approx(4.0 * 4.0**0.85)
+    assert hedged["q2_K"]["b"] == pytest.approx(4.0 * 0.25**0.85)
+    assert hedged["q8_0"] == {"a": pytest.approx(hedged["q2_K"]["a"] / 2), "b": 0.0}
