@@ -53,7 +53,8 @@ def test_the_weights_are_never_above_the_budget_and_near_it(folder: Path, form: 
         # The model is so small that a single tensor's next type takes up to a hundredth of it.
         assert 0.985 * budget < bits <= budget
         damages.append(sum(candidate.damage for candidate in chosen.values()))
-    assert all(later <= earlier * 1.02 for earlier, later in zip(damages, damages[1:], strict=False))
+    # Types that are slow to make are left where they gain less than 30%.
+    assert all(later <= earlier * 1.45 for earlier, later in zip(damages, damages[1:], strict=False))
 
 
 @pytest.mark.parametrize("recipe", ["gguf-4.5bpw", "gguf-4bpw", "mlx-4.5bpw", "mlx-3.25bpw"])
