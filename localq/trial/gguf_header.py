@@ -17,7 +17,7 @@ from typing import Any
 from localq.errors import ModelFileError, shown
 from localq.regular_files import open_regular
 
-_MOST_HEADER_BYTES = 128 << 20
+_MOST_HEADER_BYTES = 32 << 20
 _MOST_KEYS, _MOST_TENSORS = 65_536, 100_000
 """No model has a tenth of them."""
 _MOST_LAYERS, _MOST_EXPERTS = 512, 1024

@@ -69,7 +69,10 @@ def assert_equal_to_llama_quantizes(
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_every_file_type_equals_what_llama_quantize_makes(name: str, tmp_path: Path) -> None:
+    """Every type for one model of each kind of network; for the others those whose mixes differ between models."""
     recipes = WITH_FALLBACK if CONFIGS[name]["hidden_size"] % 128 else GGUF_RECIPES
+    if name not in ("llama-2", "llama-3.2", "llama-odd", "phi-2", "phi-3.5", "phi-3.5-moe"):
+        recipes = [recipe for recipe in recipes if recipe.file_type in ("Q2_K", "Q3_K_M", "Q4_K_M", "Q5_K_M", "IQ3_M")]
     assert_equal_to_llama_quantizes(write_checkpoint(tmp_path / name, name), tmp_path, recipes)
 
 
