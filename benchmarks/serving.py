@@ -19,6 +19,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 PORT, TOKENS = 18_099, 32
@@ -49,13 +50,12 @@ def measure(command: list[str], model: str, clients: list[int]) -> list[tuple[fl
     with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
         try:
             for _ in range(600):
-                try:
+                with suppress(OSError):
                     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=5)
                     connection.request("GET", "/health")
                     if connection.getresponse().status == 200:
                         break
-                except OSError:
-                    time.sleep(0.1)
+                time.sleep(0.1)
             ask(0, model, [], [])  # warm-up
             found = []
             for count in clients:
