@@ -26,7 +26,7 @@ _Host = Annotated[
     str, typer.Option("--host", metavar="ADDRESS", help="Listen here; others than this machine need a key.")
 ]
 _Port = Annotated[
-    int, typer.Option("--port", metavar="N", min=0, max=65535, help="Listen at this port; 0: any free one.")
+    int, typer.Option("--port", metavar="N", help="Listen at this port; 0: any free one.")
 ]
 _Reproducible = Annotated[
     bool, typer.Option("--reproducible", help="Give each seeded reply as if it were alone; slower.")

@@ -12,7 +12,7 @@ import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from localq.errors import LocalqError
+from localq.errors import LocalqError, OptionError
 from localq.serve.door import MOST_HEADER_BYTES, App
 from localq.serve.refusals import Refusal
 
@@ -24,6 +24,7 @@ FINISHING_SECONDS = 30
 """How long running requests may take after SIGTERM or Ctrl-C."""
 
 _LINGERING_SECONDS = 1.0
+_MOST_PORT = 65535
 _FRAMING = {408: "the headers did not come in time", 431: f"the headers are larger than {MOST_HEADER_BYTES:,} bytes"}
 
 
@@ -106,8 +107,11 @@ class Connection(H11Protocol):
 def bind(host: str, port: int) -> socket.socket:
     """A socket of an address, not listening yet: clients can't connect before the models are ready.
 
-    Raises LocalqError for an address that is not of this machine, or that is in use.
+    Raises OptionError for a number that no port has, LocalqError for an address that is not of this machine, or that is
+    in use.
     """
+    if not 0 <= port <= _MOST_PORT:  # the system would take the rest of a division
+        raise OptionError(f"--port is {port}; ports go from 0 to {_MOST_PORT}")
     try:
         places = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
         family, kind, protocol, _, address = places[0]

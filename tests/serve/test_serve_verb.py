@@ -64,6 +64,8 @@ def test_what_can_not_be_served_is_said_at_once(models_dir: Path) -> None:
         port = str(taken.getsockname()[1])
         cases = [
             (["--port", port], "can't listen at 127.0.0.1", "--port"),
+            (["--port", "65536"], "--port is 65536", "65535"),
+            (["--port", "-1"], "--port is -1", ""),
             (["--host", "0.0.0.0"], "no key", "--api-key"),
             (["--host", "203.0.113.1", "--api-key", "k"], "can't listen at 203.0.113.1", ""),
             (["no-such-model"], "no-such-model", ""),

@@ -61,7 +61,7 @@ def test_what_is_being_written_is_left_alone(tmp_path: Path) -> None:
     assert not staging.exists()
 
 
-@pytest.mark.parametrize("process", [os.getpid(), 1])
+@pytest.mark.parametrize("process", [os.getpid(), 1], ids=["own", "first"])
 def test_what_was_half_deleted_is_removed_whichever_processes_live(tmp_path: Path, process: int) -> None:
     doomed = tmp_path / "toy-llama" / f".gguf-q8_0.removed-{process}"
     doomed.mkdir(parents=True)
