@@ -52,7 +52,7 @@ def chat(
     list_: Annotated[bool, typer.Option("--list", help="List the saved conversations.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Save neither the conversation nor the history.")] = False,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    raw: flags.Raw = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show replies as they are, not as Markdown.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,

@@ -47,7 +47,7 @@ def generate(
     ref: flags.Reference,
     prompt: _Prompt = None,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    raw: flags.Raw = False,
     no_stdin: _NoStdin = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
