@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-$(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c localq/conversion/mlx_search.c
+$(VENV)/ready: pyproject.toml setup.py $(wildcard localq/conversion/*.[ch])
 	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) \
 		|| { echo "localq needs Python 3.11 or newer, and finds none. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."
