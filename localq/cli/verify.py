@@ -34,7 +34,7 @@ def verify(
 ) -> None:
     """Compare artifacts with the hashes in their manifests.
 
-    The first --deep records some logits of each artifact, as there is nothing to compare them with.
+    The first --deep only records some logits of each artifact; later ones compare with them.
     """
     from localq.cli.progress import ByteBar
     from localq.reference import parse_reference

@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import json
 import os
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,13 +42,8 @@ class OtherBytesFound(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
+class Kernels(Compiled):
     """A compiled kquants.c."""
-
-    file: Path
-    lanes: int
-    """Blocks that are quantized side by side."""
-    library: Any
 
     @classmethod
     def of(cls, compiled: Compiled) -> Kernels:
@@ -58,11 +52,6 @@ class Kernels:
         quantize.restype = count
         quantize.argtypes = [ctypes.c_int, ctypes.c_int, pointer, pointer, count, count, pointer, pointer]
         return cls(compiled.file, compiled.lanes, compiled.library)
-
-    @property
-    def name(self) -> str:
-        """Of the processor's instructions that it uses."""
-        return {16: "AVX-512", 8: "AVX2"}.get(self.lanes, "SSE2" if platform.machine() == "x86_64" else "NEON")
 
     def quantize(
         self, type_number: int, rows: NDArray[Any], importance: NDArray[np.float32] | None = None

@@ -113,10 +113,13 @@ def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPat
     assert found["backends"] == {"mlx": True, "gguf": True}
     assert found["default_recipe"] in RECIPES
     assert found["quantizer"].startswith(("localq (", "ggml: "))
+    assert found["mlx_search"].startswith(("compiled (", "numpy, "))
     monkeypatch.setenv("LOCALQ_QUANTIZER", "ggml")
+    monkeypatch.setattr("localq.conversion.mlx_search._compiled", lambda: None)
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
     assert "quantizer   ggml, because LOCALQ_QUANTIZER says so" in text
+    assert "mlx search  numpy, for calibrated formats: slow" in text
 
 
 def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
