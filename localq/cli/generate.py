@@ -77,8 +77,8 @@ def generate(
 ) -> None:
     """Answer one prompt; convert the model first if needed.
 
-    Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." In a loop over a pipe give --no-stdin,
-    or the first prompt takes all lines of the pipe. A loop over a file does not need it.
+    Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." In a loop over a pipe give
+    --no-stdin, or the first prompt takes all lines of the pipe. A loop over a file does not need it.
     """
     options, load_options = _options(locals()), flags.load_options(locals())
     messages = _messages(_prompt_text(prompt, _piped_text(prompt, no_stdin), files or [], raw), system, raw)

@@ -42,8 +42,8 @@ def verify(
     from localq.store.upkeep import check_artifacts
 
     store = Store.existing(models_dir)
-    damaged = [] if ref else store.damaged()
-    artifacts = store.require(parse_reference(ref)) if ref else store.artifacts()
+    damaged = [] if ref is not None else store.damaged()
+    artifacts = store.artifacts() if ref is None else store.require(parse_reference(ref))
     with ByteBar() as bar:
         changed = check_artifacts(artifacts, lambda done, total: bar.update("verify", done, total))
     results = [
