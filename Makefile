@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready ## convert two toy models to MLX and GGUF, ask both, compare
 	$(BIN)/localq demo
 
-test: $(VENV)/ready ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/ready ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: $(VENV)/ready ## run the property tests with 50 times as many examples, different ones each time
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=random
