@@ -12,8 +12,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/ready ## convert two toy models to MLX and GGUF, ask both, compare
 	$(BIN)/localq demo
 
-test: $(VENV)/ready ## run the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/ready ## run the tests, in two processes
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 fuzz: $(VENV)/ready ## run the property tests with 50 times as many examples, different ones each time
 	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile=random
@@ -29,7 +29,7 @@ lint: $(VENV)/ready
 types: $(VENV)/ready
 	$(BIN)/mypy
 
-$(VENV)/ready: pyproject.toml setup.py localq/conversion/kquants.c localq/conversion/mlx_search.c
+$(VENV)/ready: pyproject.toml setup.py $(wildcard localq/conversion/*.[ch])
 	@test -n "$(PYTHON)" && $(PYTHON) $(NEW_ENOUGH) \
 		|| { echo "localq needs Python 3.11 or newer, and finds none. Try: make PYTHON=/path/to/python3" >&2; exit 1; }
 	@echo "Setting up $(VENV). llama-cpp-python is compiled here, which takes some minutes; later runs don't repeat it."

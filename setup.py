@@ -17,6 +17,7 @@ def kernels(source: str, lanes: int, flags: list[str]) -> Extension:
     return Extension(
         f"localq.conversion._{source}_{lanes}",
         [f"localq/conversion/{source}.c"],
+        depends=["localq/conversion/vectors.h"],
         define_macros=[("LANES", str(lanes))],
         extra_compile_args=[*FLAGS, *flags],
         optional=True,

@@ -196,15 +196,9 @@ class ReplyState:
         return Chunk(rest, (), "stop" if self._text.stopped else self.finish_reason, statistics)
 
 
-def complete(
-    engine: Engine,
-    rules: TextRules,
-    prompt: Sequence[int],
-    options: GenerationOptions,
-    on_progress: PrefillProgress | None = None,
-) -> Completion:
+def complete(engine: Engine, rules: TextRules, prompt: Sequence[int], options: GenerationOptions) -> Completion:
     """Generate a whole reply; arguments and errors as for `stream`."""
-    chunks = list(stream(engine, rules, prompt, options, on_progress))
+    chunks = list(stream(engine, rules, prompt, options))
     last = chunks[-1]
     assert last.finish_reason is not None and last.statistics is not None  # the last chunk has both
     return Completion(

@@ -153,19 +153,10 @@ class Model:
         return self.stream_ids(self.prompt_token_ids(prompt, raw=raw), chosen, raw=raw)
 
     def stream_ids(
-        self,
-        ids: Sequence[int],
-        options: GenerationOptions,
-        *,
-        begun: Sequence[int] = (),
-        raw: bool = False,
-        constraint: Constraint | None = None,
+        self, ids: Sequence[int], options: GenerationOptions, *, begun: Sequence[int] = (), raw: bool = False
     ) -> ReplyStream:
-        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt.
-
-        A new `constraint` is needed for each reply; without one the options say what the reply may be.
-        """
-        constraint = constraint or self.constraint(options, begun)
+        """As `stream`, from token ids; `begun` are those of a reply to continue, after the prompt."""
+        constraint = self.constraint(options, begun)
         rules = replace(self.text_rules(raw=raw), begun=tuple(begun), constraint=constraint)
         whole = [*ids, *begun]
 

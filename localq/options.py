@@ -102,7 +102,12 @@ class GenerationOptions:
 
     def __post_init__(self) -> None:
         _require(_is_integer(self.max_tokens) and self.max_tokens >= 1, "max_tokens", self.max_tokens, _COUNT)
-        _require(_is_number(self.temperature) and self.temperature >= 0, "temperature", self.temperature, "0 or more")
+        _require(
+            _is_number(self.temperature) and self.temperature >= 0,
+            "temperature",
+            self.temperature,
+            "a number, 0 or more",
+        )
         _require(_is_integer(self.top_k) and self.top_k >= 0, "top_k", self.top_k, "a whole number, 0 or more")
         _require(_is_number(self.top_p) and 0 < self.top_p <= 1, "top_p", self.top_p, "above 0 and at most 1")
         _require(_is_number(self.min_p) and 0 <= self.min_p <= 1, "min_p", self.min_p, "between 0 and 1")
@@ -110,7 +115,7 @@ class GenerationOptions:
         seed_fits = self.seed is None or (_is_integer(self.seed) and 0 <= self.seed < 2**32 - 1)
         _require(seed_fits, "seed", self.seed, "a whole number between 0 and 4294967294")
         # A string is a sequence of strings too: each of its letters would end the reply.
-        _require(_are_texts(self.stop), "stop", self.stop, "a tuple of strings, none of them empty")
+        _require(_are_texts(self.stop), "stop", self.stop, "a list of texts, none of them empty")
         object.__setattr__(self, "stop", tuple(self.stop))
         logprobs_fit = self.logprobs is None or (_is_integer(self.logprobs) and self.logprobs >= 0)
         _require(logprobs_fit, "logprobs", self.logprobs, "a whole number, 0 or more")
@@ -120,8 +125,8 @@ class GenerationOptions:
         if self.schema is not None:
             object.__setattr__(self, "schema", _json_schema(self.schema))
         for name, text in (("regex", self.regex), ("grammar", self.grammar)):
-            _require(text is None or (isinstance(text, str) and bool(text)), name, text, "a string that is not empty")
-        _require(_are_texts(self.choice), "choice", self.choice, "a tuple of strings, none of them empty")
+            _require(text is None or (isinstance(text, str) and bool(text)), name, text, "a text that is not empty")
+        _require(_are_texts(self.choice), "choice", self.choice, "a list of texts, none of them empty")
         object.__setattr__(self, "choice", tuple(self.choice))
         given = [name for name in ("schema", "regex", "choice", "grammar") if getattr(self, name) not in (None, ())]
         if len(given) > 1:

@@ -69,6 +69,7 @@ CALIBRATED = "-calibrated"
 """Ends the name of a format that is made with the model's calibration."""
 
 _BUDGET = re.compile(r"(mlx|gguf)-([1-9]\d?(?:\.\d{1,2})?)bpw")
+_LIKE_A_BUDGET = re.compile(r"(mlx-|gguf-|)(\d{1,9}\.?\d{0,9}|\.\d{1,9})bpw")
 _LEAST_BUDGET, _MOST_BUDGET = 1.5, 16.0
 
 
@@ -177,7 +178,7 @@ def parse_recipe(name: str) -> Recipe:
     if len(meant) > 1:
         raise UnknownRecipeError(name, [recipe.name for recipe in meant], f"MLX and GGUF both have a format {name!r}")
     if not meant:
-        raise UnknownRecipeError(name, _nearest(wanted), f"unknown format {name!r}")
+        raise UnknownRecipeError(name, _nearest(wanted), f"unknown format {name!r}{_why(wanted)}")
     return meant[0]
 
 
@@ -218,7 +219,19 @@ def looks_like_recipe(text: str) -> bool:
     return text.lower().startswith(("mlx-", "gguf-")) or text.lower() in RECIPES
 
 
+def _why(name: str) -> str:
+    if name.endswith("bpw"):
+        return f": budgets are {_LEAST_BUDGET:g} to {_MOST_BUDGET:g} bits per weight, in steps of 0.01"
+    return ": it is empty" if not name else ": give one format at a time" if "," in name else ""
+
+
 def _nearest(name: str) -> list[str]:
+    if name.endswith("bpw"):
+        budget = _LIKE_A_BUDGET.fullmatch(name)
+        if budget is None:
+            return []
+        bits = round(min(max(float(budget[2]), _LEAST_BUDGET), _MOST_BUDGET), 2)
+        return [f"{form}{bits:g}bpw" for form in ([budget[1]] if budget[1] else ["mlx-", "gguf-"])]
     bare = {recipe.partition("-")[2] for recipe in RECIPES}  # "q4km" and "4bits" lack the prefix
     close = difflib.get_close_matches(name.removesuffix(CALIBRATED), [*RECIPES, *bare], 3, 0.65)
     found = [recipe for text in close for recipe in RECIPES if text in (recipe, recipe.partition("-")[2])]

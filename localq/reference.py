@@ -137,7 +137,7 @@ def _path_reference(path: Path, recipe: Recipe | ForeignForm | None) -> ModelRef
     if path.is_dir():
         return ModelReference("folder", path.name, path, recipe=recipe)
     if path.suffix != ".gguf":
-        raise ModelReferenceError(f"{path} is a file, but not a .gguf file", "give the folder of the checkpoint")
+        raise ModelReferenceError(f"{path} is a file, but not a .gguf file", "give a folder or a .gguf file")
     if recipe is not None:
         raise ModelReferenceError(f"{path} is a GGUF file; it can't be opened as {recipe.name}", "leave out the format")
     return ModelReference("gguf", path.name, path)

@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import math
+import re
+from decimal import Decimal
 from html import escape
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "t": 10**12, "ki": 2**10, "mi": 2**20, "gi": 2**30, "ti": 2**40}
+_SIZE = re.compile(r"(\d{1,18})|(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]i?b?|b)", re.ASCII | re.IGNORECASE)
 
 
 def format_bytes(count: float) -> str:
@@ -13,6 +18,14 @@ def format_bytes(count: float) -> str:
             return f"{count:.0f} {unit}" if unit == "B" else f"{count:.2f} {unit}"
         count /= 1000
     return f"{count:.2f} TB"
+
+
+def parse_bytes(text: str) -> int | None:
+    """Bytes of a text such as `20GB`, `1.5 GiB` or `4000000`; None for any other text."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        return None
+    return int(Decimal(found[1] or found[2]) * _UNITS[(found[3] or "").lower().removesuffix("b")])
 
 
 def format_rate(value: float | None, like: float | None = None) -> str:

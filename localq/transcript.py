@@ -106,19 +106,19 @@ def conversations_folder() -> Path:
     return user_data_path("localq", appauthor=False) / "conversations"
 
 
-def new_transcript(model: str, recipe: str, system: str | None, folder: Path | None = None) -> Transcript:
+def new_transcript(model: str, recipe: str, system: str | None) -> Transcript:
     """A transcript whose name is its time and four random letters, so that names sort by time."""
     name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-    file = (folder or conversations_folder()) / f"{name}.jsonl"
+    file = conversations_folder() / f"{name}.jsonl"
     return Transcript(file, header_event(name, model, recipe, system))
 
 
-def open_transcript(record_id: str | None = None, folder: Path | None = None) -> tuple[Record, Transcript]:
+def open_transcript(record_id: str | None = None) -> tuple[Record, Transcript]:
     """A conversation by its id, by the beginning of one, or by a file; the newest one for None.
 
     Raises ModelNotFoundError where there is none, or several begin so; LocalqError for a file that can't be read.
     """
-    folder = folder or conversations_folder()
+    folder = conversations_folder()
     if record_id is not None and Path(record_id).is_file():
         return read_record(Path(record_id)), Transcript(Path(record_id), None)
     files = _files(folder)
@@ -133,9 +133,9 @@ def open_transcript(record_id: str | None = None, folder: Path | None = None) ->
     return read_record(found[0]), Transcript(found[0], None)
 
 
-def list_records(folder: Path | None = None) -> Iterator[Record]:
+def list_records() -> Iterator[Record]:
     """Every conversation that can be read, newest first."""
-    for file in _files(folder or conversations_folder()):
+    for file in _files(conversations_folder()):
         try:
             yield read_record(file)
         except LocalqError:

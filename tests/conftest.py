@@ -36,6 +36,15 @@ def _ctrl_c_is_heard() -> Iterator[None]:
     signal.signal(signal.SIGINT, before)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _quick_measurements() -> Iterator[None]:
+    """Of the memory's bandwidth and of other programs' work: they take seconds otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("localq.hardware._BYTES_READ", 1 << 20)
+        patch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
+        yield
+
+
 @pytest.fixture(scope="session")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Artifacts of the toys, made once in a session by whichever test needs them first."""

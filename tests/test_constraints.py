@@ -127,7 +127,9 @@ def test_a_sentencepiece_vocabulary_and_that_of_a_gguf_file(models_dir: Path, tm
     assert [reply.text for reply in foreign] == [reply.text for reply in own]
 
 
-def test_forced_tokens_are_not_drawn_and_the_reply_ends_at_once(models: dict[str, localq.Model]) -> None:
+def test_forced_tokens_are_not_drawn_and_the_reply_ends_at_once(
+    models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = models[FORMS[0]]
     only = "The only text that may come, word for word."
     asked = list[Any]()
@@ -139,7 +141,8 @@ def test_forced_tokens_are_not_drawn_and_the_reply_ends_at_once(models: dict[str
     assert constraint is not None
     original = constraint.mask
     constraint.mask = lambda: (count(), original())[1]  # type: ignore[method-assign, func-returns-value]
-    reply = list(model.stream_ids(model.prompt_token_ids(QUESTION), GenerationOptions(), constraint=constraint))
+    monkeypatch.setattr(model, "constraint", lambda *_: constraint)
+    reply = list(model.stream(QUESTION))
     assert "".join(chunk.text for chunk in reply) == only
     assert len(asked) < sum(len(chunk.token_ids) for chunk in reply) / 3
 

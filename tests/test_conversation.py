@@ -13,6 +13,7 @@ from localq.conversation import Conversation, Exchange, Reply
 from localq.errors import ModelNotFoundError, OptionError, PromptTooLongError
 from localq.transcript import (
     Transcript,
+    conversations_folder,
     list_records,
     new_transcript,
     open_transcript,
@@ -34,8 +35,17 @@ def whole(reply: Reply) -> str:
     return reply.text
 
 
-def started(folder: Path, model: Model, system: str | None = None) -> Conversation:
-    transcript = new_transcript(model.name, model.recipe_name, system, folder)
+@pytest.fixture
+def kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where conversations are kept, empty at first."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    folder = conversations_folder()
+    folder.mkdir(parents=True)
+    return folder
+
+
+def started(model: Model, system: str | None = None) -> Conversation:
+    transcript = new_transcript(model.name, model.recipe_name, system)
     return Conversation(model, system, options=GenerationOptions(max_tokens=24), transcript=transcript)
 
 
@@ -172,21 +182,21 @@ def test_raw_text_is_continued(model: Model) -> None:
         Conversation(model, "system", raw=True)
 
 
-def test_a_transcript_says_what_happened(model: Model, tmp_path: Path) -> None:
-    conversation = started(tmp_path, model, "Be brief.")
-    assert list(tmp_path.iterdir()) == []  # nothing was said yet
+def test_a_transcript_says_what_happened(model: Model, kept: Path) -> None:
+    conversation = started(model, "Be brief.")
+    assert list(kept.iterdir()) == []  # nothing was said yet
     whole(conversation.ask("What is the capital of France?"))
     whole(conversation.ask("What is the capital of Italy?"))
     conversation.undo()
     whole(conversation.retry())
-    (file,) = tmp_path.iterdir()
+    (file,) = kept.iterdir()
     events = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
     assert [event["type"] for event in events] == ["conversation", "turn", "turn", "undo", "undo", "turn"]
     assert events[0]["system"] == "Be brief."
     assert events[1]["messages"] == conversation.exchanges[0].messages
     assert events[1]["options"] == {"max_tokens": 24}
     assert events[1]["statistics"]["generated_tokens"] > 0
-    record, transcript = open_transcript(None, tmp_path)
+    record, transcript = open_transcript()
     resumed = Conversation(model, transcript=transcript)
     resumed.restore(record)
     assert resumed.exchanges == conversation.exchanges
@@ -194,12 +204,12 @@ def test_a_transcript_says_what_happened(model: Model, tmp_path: Path) -> None:
     assert record.first_words == "What is the capital of France?"
 
 
-def test_a_conversation_goes_on_after_it_was_resumed(model: Model, tmp_path: Path) -> None:
-    conversation = started(tmp_path, model)
+def test_a_conversation_goes_on_after_it_was_resumed(model: Model, kept: Path) -> None:
+    conversation = started(model)
     reply = conversation.ask("What is the capital of France?")
     next(reply), next(reply)
     reply.close()
-    record, transcript = open_transcript(conversation.transcript.id[:8] if conversation.transcript else "", tmp_path)
+    record, transcript = open_transcript(conversation.transcript.id[:8] if conversation.transcript else "")
     resumed = Conversation(model, options=GenerationOptions(max_tokens=40), transcript=transcript)
     resumed.restore(record)
     whole(resumed.continue_reply())
@@ -207,10 +217,10 @@ def test_a_conversation_goes_on_after_it_was_resumed(model: Model, tmp_path: Pat
     assert len(read_record(transcript.file).turns) == 1
 
 
-def test_a_line_that_a_crash_cut_short_costs_that_line_alone(model: Model, tmp_path: Path) -> None:
-    conversation = started(tmp_path, model)
+def test_a_line_that_a_crash_cut_short_costs_that_line_alone(model: Model, kept: Path) -> None:
+    conversation = started(model)
     whole(conversation.ask("What is the capital of France?"))
-    (file,) = tmp_path.iterdir()
+    (file,) = kept.iterdir()
     with file.open("ab") as stream:
         stream.write(b'{"type": "turn", "messages": [{"ro')
     whole(conversation.ask("What is the capital of Italy?"))
@@ -218,10 +228,10 @@ def test_a_line_that_a_crash_cut_short_costs_that_line_alone(model: Model, tmp_p
     assert [turn["messages"][0]["content"][-6:] for turn in record.turns] == ["rance?", "Italy?"]
 
 
-def test_unusual_line_ends_and_a_character_cut_in_two_lose_no_other_turn(model: Model, tmp_path: Path) -> None:
-    conversation = started(tmp_path, model)
+def test_unusual_line_ends_and_a_character_cut_in_two_lose_no_other_turn(model: Model, kept: Path) -> None:
+    conversation = started(model)
     whole(conversation.ask("one\u2028two\x85three"))
-    (file,) = tmp_path.iterdir()
+    (file,) = kept.iterdir()
     with file.open("ab") as stream:
         stream.write('{"type": "turn", "messages": [{"role": "user", "content": "caf\u00e9'.encode()[:-1])
     whole(conversation.ask("What is the capital of Italy?"))
@@ -229,20 +239,20 @@ def test_unusual_line_ends_and_a_character_cut_in_two_lose_no_other_turn(model: 
     assert questions == ["one\u2028two\x85three", "What is the capital of Italy?"]
 
 
-def test_what_is_no_conversation_is_named(tmp_path: Path) -> None:
+def test_what_is_no_conversation_is_named(kept: Path) -> None:
     with pytest.raises(ModelNotFoundError, match="no conversation is kept"):
-        open_transcript(None, tmp_path)
-    (tmp_path / "a1.jsonl").write_text("{}\n")
-    (tmp_path / "a2.jsonl").write_text('{"type": "conversation", "version": 99}\n')
+        open_transcript()
+    (kept / "a1.jsonl").write_text("{}\n")
+    (kept / "a2.jsonl").write_text('{"type": "conversation", "version": 99}\n')
     with pytest.raises(ModelNotFoundError, match="2 conversations begin with 'a'"):
-        open_transcript("a", tmp_path)
+        open_transcript("a")
     with pytest.raises(ModelNotFoundError, match="no conversation begins with 'b'"):
-        open_transcript("b", tmp_path)
+        open_transcript("b")
     with pytest.raises(LocalqError, match="a1.jsonl is no conversation"):
-        open_transcript("a1", tmp_path)
+        open_transcript("a1")
     with pytest.raises(LocalqError, match="version 99"):
-        open_transcript("a2", tmp_path)
-    assert list(list_records(tmp_path)) == []
+        open_transcript("a2")
+    assert list(list_records()) == []
 
 
 def test_a_disk_that_is_full_is_told(tmp_path: Path) -> None:

@@ -150,7 +150,7 @@ def test_progress_of_the_prompt_is_reported_and_may_cancel() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        complete(engine, RULES, PROMPT, GenerationOptions(), cancel)
+        list(stream(engine, RULES, PROMPT, GenerationOptions(), cancel))
     assert complete(engine, RULES, PROMPT, GenerationOptions()).text == "x"
 
 

@@ -161,6 +161,24 @@ def test_a_format_that_calibration_does_not_change_has_no_calibrated_one(name: s
         parse_recipe(name)
 
 
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("gguf-99bpw", ["gguf-16bpw"]),
+        ("mlx-0.5bpw", ["mlx-1.5bpw"]),
+        ("gguf-4.127bpw", ["gguf-4.13bpw"]),
+        ("20bpw", ["mlx-16bpw", "gguf-16bpw"]),
+        ("gguf-manybpw", []),
+    ],
+)
+def test_a_budget_that_is_not_possible_is_refused_with_the_limits(name: str, nearest: list[str]) -> None:
+    with pytest.raises(UnknownRecipeError, match=r"budgets are 1\.5 to 16 bits per weight") as caught:
+        parse_recipe(name)
+    assert caught.value.nearest == nearest
+    for found in nearest:
+        parse_recipe(found)
+
+
 def test_a_budget_without_mlx_or_gguf_is_ambiguous() -> None:
     with pytest.raises(UnknownRecipeError) as caught:
         parse_recipe("4.5bpw")

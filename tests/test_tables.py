@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from localq.tables import format_coarsely, format_range, format_rate, format_spread
+from localq.tables import format_coarsely, format_range, format_rate, format_spread, parse_bytes
 
 
 @pytest.mark.parametrize(
@@ -26,3 +26,25 @@ def test_what_belongs_to_a_rate_has_its_decimals() -> None:
 )
 def test_a_ratio_or_a_limit_has_three_significant_digits(value: float, text: str) -> None:
     assert format_coarsely(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "nbytes"),
+    [
+        ("2.2GB", 2_200_000_000),
+        (" 800 mb ", 800_000_000),
+        ("1.5GiB", 1_610_612_736),
+        ("70k", 70_000),
+        ("2Ti", 2 << 40),
+        ("12 B", 12),
+        ("0", 0),
+        ("123456789012345678", 123456789012345678),
+    ],
+)
+def test_sizes_are_read_in_decimal_and_binary_units(text: str, nbytes: int) -> None:
+    assert parse_bytes(text) == nbytes
+
+
+@pytest.mark.parametrize("text", ["", "GB", "2.2", "2.2GBs", "-1GB", "1e3", "20 apples", "5 ib", "٣GB"])
+def test_what_is_no_size_is_none(text: str) -> None:
+    assert parse_bytes(text) is None

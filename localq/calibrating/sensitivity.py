@@ -60,8 +60,6 @@ class CoarseTensor:
         self._importance = importance.weights(layout.gguf_name)
         self._pool = pool
         self._error: float | None = None
-        self.is_used = False
-        """Whether the model computed with it."""
 
     def wants(self, operation: str, weight: str) -> bool:
         """See `Observer`. A tied embedding is looked up and multiplied with."""
@@ -71,7 +69,6 @@ class CoarseTensor:
         """See `Observer`."""
         import numpy as np
 
-        self.is_used = True
         if product.operation == LOOKUP:
             wanted, places = np.unique(product.looked_up(), return_inverse=True)
             rows = [self._change(_Piece(0, row, row + 1)) for row in wanted.tolist()]

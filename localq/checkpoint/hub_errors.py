@@ -107,7 +107,8 @@ def _failure(error: Exception, repo: str, revision: str, name: str) -> DownloadE
         # The client honours transformers' variable of the same meaning too.
         variable = "HF_HUB_OFFLINE" if os.environ.get("HF_HUB_OFFLINE") else "TRANSFORMERS_OFFLINE"
         message = f"{variable} is set, and {repo}@{revision} is not complete in {cache}"
-        return DownloadError(message, f"unset it and run `localq pull {repo}`", missing_model=repo)
+        named = repo if revision == "main" else f"{repo}@{revision}"
+        return DownloadError(message, f"unset it and run `localq pull {named}`", missing_model=repo)
     if is_outage(error) and isinstance(error, errors.HfHubHTTPError):
         message = f"{endpoint} can't send {what} now: {detail}"
         return DownloadError(message, "try again later: finished files are kept, and others go on where they stopped")

@@ -22,7 +22,6 @@ from localq.json_files import read_json
 from localq.regular_files import is_there
 
 if TYPE_CHECKING:
-    import numpy as np
     from numpy.typing import NDArray
 
 
@@ -68,10 +67,6 @@ class Weights:
                 "the weights are damaged, or a merge or a fine-tune failed: no conversion would give right answers",
             )
         return rows
-
-    def read_rows_float32(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """As `read_rows`, widened to float32."""
-        return to_float32(self.read_rows(name, start, stop))
 
 
 @dataclass(frozen=True, slots=True)

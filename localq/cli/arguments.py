@@ -59,6 +59,7 @@ Files = Annotated[
     list[Path] | None,
     typer.Option("-f", "--file", metavar="FILE", help="Put this file before the prompt (repeatable)."),
 ]
+Raw = Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")]
 System = Annotated[str | None, typer.Option("-s", "--system", metavar="TEXT", help="System message.")]
 MaxTokens = Annotated[int, typer.Option("-n", "--max-tokens", metavar="N", help="Generate at most N tokens.")]
 Temperature = Annotated[

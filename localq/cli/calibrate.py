@@ -40,16 +40,22 @@ def calibrate(
 ) -> None:
     """Measure which weights of a model matter most.
 
-    Calibrated formats and formats with a budget need it, such as gguf-q4_k_m-calibrated, mlx-4bit-calibrated,
-    gguf-4.5bpw and mlx-4.5bpw. It is measured once for all of them.
+    Calibrated formats (gguf-q4_k_m-calibrated, mlx-4bit-calibrated) and formats
+    with a budget (gguf-4.5bpw, mlx-4.5bpw) need it. One calibration serves all
+    formats of a model.
 
-    Without --text it is measured on localq's own text, and on text that a small model writes itself. The model computes
-    up to 16,384 tokens once, for the importance of each column of its weights, and 256 tokens
-    (small models up to 2,048) once for each tensor: how far the predictions move when this tensor alone has 3 bits.
-    Don't measure quality later on the same text.
+    Without --text the model is measured on localq's own text, and a small model
+    also on text that it writes itself. Don't measure quality on the same text
+    later.
 
-    It takes as much memory and disk as the model has in bfloat16, and up to 1 GB of memory more; only the figures stay
-    on the disk. If you stop it, all stays there, and the next call goes on where it was.
+    First the model computes up to 16,384 tokens, which say how much each column
+    of its weights matters. Then it computes 256 tokens (a small model up to
+    2,048) for each tensor, which say how far its predictions move when that
+    tensor alone has 3 bits.
+
+    It takes as much memory and disk as the model has in bfloat16, and up to
+    1 GB of memory more; afterwards only the figures stay on the disk. A run
+    that was stopped goes on in the next one.
     """
     from localq.calibrating.calibrate import CalibrationSettings, calibrate_model
     from localq.cli.calibrating import TerminalCalibrationListener

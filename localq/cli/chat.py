@@ -52,7 +52,7 @@ def chat(
     list_: Annotated[bool, typer.Option("--list", help="List the saved conversations.")] = False,
     no_save: Annotated[bool, typer.Option("--no-save", help="Save neither the conversation nor the history.")] = False,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    raw: flags.Raw = False,
     plain: Annotated[bool, typer.Option("--plain", help="Show replies as they are, not as Markdown.")] = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -80,13 +80,14 @@ def chat(
     if list_:
         _list()
         return
-    if is_interactive():
+    interactive = is_interactive()
+    if interactive:
         with quiet_terminal():  # until the first prompt, nothing that is typed gets lost
             session, reference = _prepare(given)
     else:
         session, reference = _prepare(given)
     try:
-        if not _is_here(reference, models_dir):
+        if not interactive or not _is_here(reference, models_dir):
             session.wait()  # a conversion shows its progress, and needs the terminal for it
         session.run()
     finally:
@@ -100,7 +101,9 @@ def _prepare(given: Mapping[str, Any]) -> tuple[Session, str]:
     from localq.reference import parse_reference
 
     settings = _settings(given)
-    reference = given["ref"] or _resumed_reference(settings) or _choose(given["models_dir"])
+    reference = given["ref"]
+    if reference is None:
+        reference = _resumed_reference(settings) or _choose(given["models_dir"])
     parse_reference(reference)
     LoadOptions(**flags.load_options(given))  # names a value that no engine takes
     session = Session(ReplyThread(), _loader(given), settings, interactive=is_interactive())

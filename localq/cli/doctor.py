@@ -199,6 +199,7 @@ def _machine(models_dir: Path | None, json: bool) -> None:
     import psutil
 
     from localq.backends import BACKENDS, default_recipe_name, has_backend
+    from localq.conversion.mlx_search import describe_search
     from localq.conversion.quantizer import describe_quantizer
     from localq.hardware import available_cores, memory_bandwidth_bytes_per_second
     from localq.measure.machine import describe_machine
@@ -212,6 +213,7 @@ def _machine(models_dir: Path | None, json: bool) -> None:
         "memory_bandwidth_bytes_per_second": memory_bandwidth_bytes_per_second(),
         "backends": {form: has_backend(form) for form in BACKENDS},
         "quantizer": describe_quantizer() if has_backend("gguf") else None,
+        "mlx_search": describe_search() if has_backend("mlx") else None,
         "default_recipe": default_recipe_name(),
         "models_folder": str(folder),
         "free_disk_bytes": _free_disk_bytes(folder),
@@ -242,6 +244,7 @@ def _machine_text(machine: Machine, record: dict[str, Any]) -> str:
         "system": f"{machine.os}, Python {machine.python}",
         **backends,
         **({"quantizer": record["quantizer"]} if record["quantizer"] else {}),
+        **({"mlx search": record["mlx_search"]} if record["mlx_search"] else {}),
         "versions": ", ".join(f"{name} {version}" for name, version in machine.versions.items()),
         "models": f"{record['models_folder']}, {format_bytes(record['free_disk_bytes'])} free",
         "default": record["default_recipe"],

@@ -47,7 +47,7 @@ def generate(
     ref: flags.Reference,
     prompt: _Prompt = None,
     files: flags.Files = None,
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without chat template.")] = False,
+    raw: flags.Raw = False,
     no_stdin: _NoStdin = False,
     system: flags.System = None,
     max_tokens: flags.MaxTokens = _DEFAULTS.max_tokens,
@@ -77,8 +77,8 @@ def generate(
 ) -> None:
     """Answer one prompt; convert the model first if needed.
 
-    Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." A loop over a pipe needs --no-stdin,
-    else its lines are read here; a loop over a file does not: a file whose beginning was read already is left alone.
+    Piped text goes before PROMPT: git diff | localq generate REF "Summarise this." In a loop over a pipe give
+    --no-stdin, or the first prompt takes all lines of the pipe. A loop over a file does not need it.
     """
     options, load_options = _options(locals()), flags.load_options(locals())
     messages = _messages(_prompt_text(prompt, _piped_text(prompt, no_stdin), files or [], raw), system, raw)

@@ -40,7 +40,8 @@ def import_(
     """Take a .gguf file or an MLX folder into the models folder.
 
     It is listed by `localq ls`, checked by `localq verify` and opened by its name. The file takes no room twice where
-    the file system has reflinks or hard links. With a hard link, who changes the original changes the artifact too.
+    the file system has reflinks or hard links. With a hard link, a later change of the
+    original changes the artifact too.
     """
     from localq.importing import import_form
 

@@ -9,6 +9,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import typer
+
 _PLAIN_TYPES: dict[Any, Any] = {
     **{kind: kind for kind in (str, int, float, bool, Path)},
     **{list[kind]: kind for kind in (str, Path)},  # type: ignore[valid-type]
@@ -29,11 +31,11 @@ class _PlainConversion:
         self._kind = kind
 
     def coerce(self, value: Any, param: Any, ctx: Any) -> Any:
-        """The value of a parameter. What can't be converted so is left to typer, and so is its message."""
+        """The value of a parameter. Raises typer's usage error."""
         try:
             if param.multiple or param.nargs == -1:
                 return [self._kind(word) for word in value or ()]
             return None if value is None else self._kind(value)
-        except (TypeError, ValueError):
-            param._runtime_param = None
-            return param.get_runtime_param().coerce(value, param=param, ctx=ctx)
+        except ValueError as error:
+            expected = "a whole number" if self._kind is int else "a number"
+            raise typer.BadParameter(f"{value!r} is not {expected}", ctx, param) from error

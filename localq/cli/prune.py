@@ -12,7 +12,7 @@ import typer
 from localq.cli.arguments import DryRun, Json, ModelsDir
 from localq.cli.output import emit, emit_json, say
 from localq.errors import OptionError
-from localq.tables import format_bytes
+from localq.tables import format_bytes, parse_bytes
 
 if TYPE_CHECKING:
     from localq.store.leftovers import Leftover
@@ -30,17 +30,6 @@ _KeepBytes = Annotated[
 ]
 
 _UNITS = {"m": timedelta(minutes=1), "h": timedelta(hours=1), "d": timedelta(days=1), "w": timedelta(weeks=1)}
-_SIZES = {
-    "": 1,
-    "k": 10**3,
-    "m": 10**6,
-    "g": 10**9,
-    "t": 10**12,
-    "ki": 1 << 10,
-    "mi": 1 << 20,
-    "gi": 1 << 30,
-    "ti": 1 << 40,
-}
 
 
 def prune(
@@ -60,7 +49,7 @@ def prune(
     from localq.store.upkeep import find_leftovers, least_recently_used, remove_leftovers
 
     age = _parse_age(older_than) if older_than is not None else None
-    kept = parse_bytes(keep_bytes, "--keep-bytes") if keep_bytes is not None else None
+    kept = _parse_size(keep_bytes) if keep_bytes is not None else None
     store = Store.existing(models_dir)
     leftovers = (find_leftovers if dry_run else remove_leftovers)(store, lost=True)
     lines = [_of_leftover(leftover) for leftover in leftovers]
@@ -112,9 +101,8 @@ def _parse_age(text: str) -> timedelta:
     return int(match[1]) * _UNITS[match[2]]
 
 
-def parse_bytes(text: str, flag: str) -> int:
-    """Bytes of a text such as `20GB`, `1.5 GiB` or `4000000`. Raises OptionError."""
-    match = re.fullmatch(r"(\d{1,18}(?:\.\d{1,9})?)\s*([kmgt]?i?)b?", text.strip().lower())
-    if match is None or match[2] not in _SIZES:
-        raise OptionError(f"{flag} is {text!r}", "give a number of bytes, or one with a unit: 20GB")
-    return int(float(match[1]) * _SIZES[match[2]])
+def _parse_size(text: str) -> int:
+    size = parse_bytes(text)
+    if size is None:
+        raise OptionError(f"--keep-bytes is {text!r}", "give a number of bytes, or one with a unit: 20GB")
+    return size

@@ -10,6 +10,7 @@ import typer
 from localq.cli import arguments as flags
 from localq.cli.completion import complete_reference
 from localq.cli.output import say
+from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, LoadOptions
 
 KEY_VARIABLE = "LOCALQ_API_KEY"
@@ -77,6 +78,8 @@ def serve(
     from localq.serve.models import make_offer
 
     options = LoadOptions(**flags.load_options(locals()))
+    if not (keep_alive >= 0 or keep_alive == -1):
+        raise OptionError(f"--keep-alive is {keep_alive:g}; expected seconds, 0 or more", "-1 never closes a model")
     access = Access(host, api_key or os.environ.get(KEY_VARIABLE) or None, origins(cors or ()))
     require_key(access)
     with bind(host, port) as bound:

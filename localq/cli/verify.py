@@ -34,7 +34,7 @@ def verify(
 ) -> None:
     """Compare artifacts with the hashes in their manifests.
 
-    The first --deep records some logits of each artifact, as there is nothing to compare them with.
+    The first --deep only records some logits of each artifact; later ones compare with them.
     """
     from localq.cli.progress import ByteBar
     from localq.reference import parse_reference
@@ -42,8 +42,8 @@ def verify(
     from localq.store.upkeep import check_artifacts
 
     store = Store.existing(models_dir)
-    damaged = [] if ref else store.damaged()
-    artifacts = store.require(parse_reference(ref)) if ref else store.artifacts()
+    damaged = [] if ref is not None else store.damaged()
+    artifacts = store.artifacts() if ref is None else store.require(parse_reference(ref))
     with ByteBar() as bar:
         changed = check_artifacts(artifacts, lambda done, total: bar.update("verify", done, total))
     results = [

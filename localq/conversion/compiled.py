@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import platform
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -16,8 +17,13 @@ class Compiled:
 
     file: Path
     lanes: int
-    """Floats in a vector."""
+    """Floats in a vector: so many groups of weights are quantized side by side."""
     library: Any
+
+    @property
+    def name(self) -> str:
+        """Of the processor's instructions that it uses."""
+        return {16: "AVX-512", 8: "AVX2"}.get(self.lanes, "SSE2" if platform.machine() == "x86_64" else "NEON")
 
 
 def widest_library(stem: str) -> Compiled | None:

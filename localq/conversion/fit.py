@@ -24,12 +24,10 @@ from localq.conversion.plan_gguf import GgufMetadata, GgufPlan
 from localq.errors import ConversionError, OptionError
 from localq.memory import computes_in_other_memory
 from localq.recipes import Recipe, parse_recipe
-from localq.tables import format_bytes
+from localq.tables import format_bytes, parse_bytes
 
 _FAMILIES = ("mlx", "gguf")
 _MOST_BITS = 16
-_UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMG]I?B)", re.IGNORECASE)
 _MEMORY = re.compile(r"memory(?:=(\d+))?")
 
 
@@ -45,8 +43,8 @@ class Limit:
     @classmethod
     def parse(cls, text: str) -> Limit:
         """`2.2GB`, `800MiB`, `memory` or `memory=8192`. Raises OptionError."""
-        if found := _SIZE.fullmatch(text):
-            return cls(int(float(found[1]) * _UNITS[found[2].upper()]))
+        if (size := parse_bytes(text)) is not None:
+            return cls(size)
         if found := _MEMORY.fullmatch(text):
             return cls(None, int(found[1]) if found[1] else None)
         raise OptionError(

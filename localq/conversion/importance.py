@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from localq.calibration.calibration import Calibration
 from localq.calibration.importance import ImportanceMatrix, importance_digest, read_importance
+from localq.conversion.gguf_pairs import STRING, UINT32, packed_text
 from localq.conversion.plan_mlx import MlxPlan, MlxTensor
 from localq.errors import CalibrationError
 from localq.recipes import GgufRecipe, Recipe
@@ -26,7 +27,6 @@ _EMBEDDINGS, _OUTPUT = "token_embd.weight", "output.weight"
 _TYPES_THAT_NEED_ONE = {"iq3_xxs", "iq2_xxs", "iq2_xs", "iq2_s", "iq1_m", "iq1_s"}
 _TYPES_THAT_GGML_MAKES_WITH_ONE = {"iq2_xxs", "iq2_xs", "iq1_s"}  # it stops the process without (ggml-quants.c)
 _UNQUANTIZED = {"f32", "f16", "bf16"}
-_UINT32, _STRING = 4, 8  # of `enum gguf_type`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +74,11 @@ class Importance:
         texts = {"file": record.file, **({"dataset": record.datasets[0]} if record.datasets else {})}
         numbers = {"entries_count": record.entries}
         numbers |= {"chunks_count": record.chunk_count} if record.chunk_count > 0 else {}
-        pairs = [_key(key) + struct.pack("<I", _STRING) + _text(text) for key, text in texts.items()]
-        return pairs + [_key(key) + struct.pack("<II", _UINT32, number) for key, number in numbers.items()]
+        pairs = [
+            _key(key) + struct.pack("<I", STRING) + packed_text(text.encode(errors="replace"))
+            for key, text in texts.items()
+        ]
+        return pairs + [_key(key) + struct.pack("<II", UINT32, number) for key, number in numbers.items()]
 
 
 def read_given(file: Path) -> Importance:
@@ -117,9 +120,4 @@ def _needs_weights(recipe: Recipe, name: str, type_name: str) -> bool:
 
 
 def _key(name: str) -> bytes:
-    return _text(f"quantize.imatrix.{name}")
-
-
-def _text(text: str) -> bytes:
-    data = text.encode(errors="replace")
-    return struct.pack("<Q", len(data)) + data
+    return packed_text(f"quantize.imatrix.{name}")

@@ -8,57 +8,18 @@
 
    What ordinary weights hardly ever need is not rebuilt: such a lane is called unusual, and ggml quantizes its block.
 
-   Formats and order of operations: ggml-quants.c and ggml-common.h of llama.cpp, by the names given at each function.
-   The build compiles this file once for each vector width: LANES is 4 (SSE2, NEON), 8 (AVX2) or 16 (AVX-512). */
-
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__FAST_MATH__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "needs float operations in their order, and little-endian memory"
-#endif
-
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-/* What plain C can't say of vectors: VECTOR(min) is the processor's own minimum. */
-#ifdef __aarch64__
-#include <arm_neon.h>
-#define VECTOR(name) v##name##q_f32
-#else
-#include <immintrin.h>
-#if LANES == 16
-#define VECTOR(name) _mm512_##name##_ps
-#elif LANES == 8
-#define VECTOR(name) _mm256_##name##_ps
-#else
-#define VECTOR(name) _mm_##name##_ps
-#endif
-#endif
+   Formats and order of operations: ggml-quants.c and ggml-common.h of llama.cpp, by the names given at each function. */
 
 #define MOST 256 /* weights in a block */
+#include "vectors.h"
+
 #define SMALLEST_GROUP 1e-15f /* GROUP_MAX_EPS: below, ggml takes a group for zeros */
 #define LARGEST_USUAL 1e5f /* so that not even sixth powers overflow */
 #define SMALLEST_USUAL 1e-30f
 
-static const Floats zeros;
-static inline Floats smaller(Floats a, Floats b) { return (Floats)VECTOR(min)(a, b); }
-static inline Floats larger(Floats a, Floats b) { return (Floats)VECTOR(max)(a, b); }
-static inline Floats root(Floats a) { return (Floats)VECTOR(sqrt)(a); }
-static inline Floats all(float value) { return value - zeros; }
-
-/* `mask ? a : b` in each lane. */
-static inline Floats choose(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
 static inline Ints choose_ints(Ints mask, Ints a, Ints b) { return (mask & a) | (~mask & b); }
 static inline Floats where(Ints mask, Floats a) { return (Floats)(mask & (Ints)a); }
-static inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
 static inline Floats to_floats(Ints a) { return __builtin_convertvector(a, Floats); }
-
-static inline Ints limited(Ints a, int32_t least, int32_t most)
-{
-    a = ((a < least) & least) | (~(a < least) & a);
-    return ((a > most) & most) | (~(a > most) & a);
-}
 
 static int any(Ints mask)
 {
@@ -69,25 +30,6 @@ static int any(Ints mask)
 
 /* nearest_int: the bits of the sum hold the integer; beyond 2^22 they wrap, as in ggml. */
 static inline Ints nearest(Floats a) { return ((Ints)(a + 12582912.0f) & 0x7fffff) - 0x400000; }
-/* As a float, for magnitudes up to 2^22. */
-static inline Floats rounded(Floats a) { return (a + 12582912.0f) - 12582912.0f; }
-
-/* ggml_compute_fp32_to_fp16 and back. */
-static Ints to_half(Floats a)
-{
-    Floats base = (magnitude(a) * 0x1.0p+112f) * 0x1.0p-110f;
-    Ints exponent = limited((Ints)a & 0x7f800000, 0x38800000, 0x77800000);
-    Ints bits = (Ints)((Floats)(exponent + 0x07800000) + base);
-    return (((Ints)a >> 16) & 0x8000) | (((bits >> 13) & 0x7c00) + (bits & 0x0fff));
-}
-
-static Floats from_half(Ints half)
-{
-    Ints rest = half & 0x7fff;
-    Floats normal = (Floats)((rest << 13) + 0x70000000) * 0x1.0p-112f;
-    Floats denormal = (Floats)(rest | (126 << 23)) - 0.5f;
-    return (Floats)((Ints)choose(rest < 0x0400, denormal, normal) | ((half & 0x8000) << 16));
-}
 
 /* ---- Searches for the scale of a group of weights ---- */
 
@@ -511,23 +453,6 @@ static const Format formats[] = {
 
 /* ---- All blocks of some rows ---- */
 
-enum { FLOAT32, FLOAT16, BFLOAT16 }; /* what the weights are stored as */
-
-/* `count` blocks from block `first` on, one in each lane; after `columns` weights the first one follows again. */
-static void load(const void *weights, int source, int64_t first, int count, int size, int64_t columns, Floats *x)
-{
-    Ints bits[MOST];
-    for (int lane = 0; lane < LANES; ++lane) {
-        int64_t start = (first + (lane < count ? lane : count - 1)) * size % columns;
-        if (source == FLOAT32)
-            for (int i = 0; i < size; ++i) bits[i][lane] = ((const int32_t *)weights)[start + i];
-        else
-            for (int i = 0; i < size; ++i) bits[i][lane] = ((const uint16_t *)weights)[start + i];
-    }
-    for (int i = 0; i < size; ++i)
-        x[i] = source == FLOAT32 ? (Floats)bits[i] : source == BFLOAT16 ? (Floats)(bits[i] << 16) : from_half(bits[i]);
-}
-
 static Ints unusual_sizes(int count, const Floats *x)
 {
     Floats most = zeros;
@@ -587,14 +512,4 @@ int64_t localq_quantize(int type, int source, const void *weights, void *blocks,
             }
     }
     return by_ggml;
-}
-
-/* The most lanes that this processor has instructions for. */
-int localq_lanes(void)
-{
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f")) return 16;
-    if (__builtin_cpu_supports("avx2")) return 8;
-#endif
-    return 4;
 }

@@ -5,71 +5,16 @@
 
    The start is MLX's own choice (quantize in mlx/backend/cpu/quantized.cpp). Then the range of the codes is narrowed at
    both ends by parts of a step, the weights are rounded to codes, and weighted least squares give scale and bias, which
-   are rounded to the type that they are stored in before their error is measured.
-
-   The build compiles this file once for each vector width: LANES is 4 (SSE2, NEON), 8 (AVX2) or 16 (AVX-512). */
-
-#include <stdint.h>
-#include <string.h>
-
-#if defined(__FAST_MATH__) || __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
-#error "needs float operations in their order, and little-endian memory"
-#endif
-
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef int32_t Ints __attribute__((vector_size(4 * LANES)));
-
-/* What plain C can't say of vectors: VECTOR(min) is the processor's own minimum. */
-#ifdef __aarch64__
-#include <arm_neon.h>
-#define VECTOR(name) v##name##q_f32
-#else
-#include <immintrin.h>
-#if LANES == 16
-#define VECTOR(name) _mm512_##name##_ps
-#elif LANES == 8
-#define VECTOR(name) _mm256_##name##_ps
-#else
-#define VECTOR(name) _mm_##name##_ps
-#endif
-#endif
+   are rounded to the type that they are stored in before their error is measured. */
 
 #define MOST 128 /* weights in a group */
+#include "vectors.h"
+
 #define SMALLEST_SCALE 1e-7f /* MLX's */
 #define TURNS 2 /* of least squares, after the search */
 static const float ends[] = {0, 0.4f, 0.8f}; /* steps by which each end of the range is narrowed */
 
-static const Floats zeros;
-static inline Floats smaller(Floats a, Floats b) { return (Floats)VECTOR(min)(a, b); }
-static inline Floats larger(Floats a, Floats b) { return (Floats)VECTOR(max)(a, b); }
-static inline Floats root(Floats a) { return (Floats)VECTOR(sqrt)(a); }
-static inline Floats all(float value) { return value - zeros; }
-static inline Floats choose(Ints mask, Floats a, Floats b) { return (Floats)((mask & (Ints)a) | (~mask & (Ints)b)); }
-static inline Floats magnitude(Floats a) { return (Floats)((Ints)a & 0x7fffffff); }
-/* To the nearest integer, in the middle to the even one; for magnitudes up to 2^22. */
-static inline Floats rounded(Floats a) { return (a + 12582912.0f) - 12582912.0f; }
-
 /* ---- The types that weights, scales and biases are stored in ---- */
-
-enum { FLOAT32, FLOAT16, BFLOAT16 };
-
-static Ints to_half(Floats a)
-{
-    Floats base = (magnitude(a) * 0x1.0p+112f) * 0x1.0p-110f;
-    Ints exponent = (Ints)a & 0x7f800000;
-    exponent = (Ints)choose(exponent < 0x38800000, (Floats)(exponent * 0 + 0x38800000), (Floats)exponent);
-    exponent = (Ints)choose(exponent > 0x77800000, (Floats)(exponent * 0 + 0x77800000), (Floats)exponent);
-    Ints bits = (Ints)((Floats)(exponent + 0x07800000) + base);
-    return (((Ints)a >> 16) & 0x8000) | (((bits >> 13) & 0x7c00) + (bits & 0x0fff));
-}
-
-static Floats from_half(Ints half)
-{
-    Ints rest = half & 0x7fff;
-    Floats normal = (Floats)((rest << 13) + 0x70000000) * 0x1.0p-112f;
-    Floats denormal = (Floats)(rest | (126 << 23)) - 0.5f;
-    return (Floats)((Ints)choose(rest < 0x0400, denormal, normal) | ((half & 0x8000) << 16));
-}
 
 /* The nearest value of the type. Infinities and NaN become NaN. */
 static Floats stored(int type, Floats a)
@@ -79,21 +24,6 @@ static Floats stored(int type, Floats a)
     if (type == BFLOAT16) value = (Floats)(((Ints)a + 0x7fff + (((Ints)a >> 16) & 1)) & ~0xffff);
     Ints finite = (magnitude(a) <= (type == FLOAT16 ? 65519.996f : 3.4028234e38f)) & (magnitude(value) <= 3.4028234e38f);
     return choose(finite, value, (Floats)(finite | 0x7fc00000));
-}
-
-/* One group in each lane, from group `first` on; after `period` values the first one follows again. */
-static void load(const void *values, int type, int64_t first, int count, int size, int64_t period, Floats *x)
-{
-    Ints bits[MOST];
-    for (int lane = 0; lane < LANES; ++lane) {
-        int64_t start = (first + (lane < count ? lane : count - 1)) * size % period;
-        if (type == FLOAT32)
-            for (int i = 0; i < size; ++i) bits[i][lane] = ((const int32_t *)values)[start + i];
-        else
-            for (int i = 0; i < size; ++i) bits[i][lane] = ((const uint16_t *)values)[start + i];
-    }
-    for (int i = 0; i < size; ++i)
-        x[i] = type == FLOAT32 ? (Floats)bits[i] : type == BFLOAT16 ? (Floats)(bits[i] << 16) : from_half(bits[i]);
 }
 
 static inline Floats inverse_power(Floats power) { return (Floats)(0x7f000000 - (Ints)power); }
@@ -266,14 +196,4 @@ void localq_search(int type, int bits, int size, const void *rows, int64_t row_c
             store_value(type, biases, first + lane, bias[lane]);
         }
     }
-}
-
-/* The most lanes that this processor has instructions for. */
-int localq_lanes(void)
-{
-#ifdef __x86_64__
-    if (__builtin_cpu_supports("avx512f")) return 16;
-    if (__builtin_cpu_supports("avx2")) return 8;
-#endif
-    return 4;
 }

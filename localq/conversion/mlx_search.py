@@ -115,6 +115,14 @@ def _compiled() -> Compiled | None:
     return widest_library("_mlx_search")
 
 
+def describe_search() -> str:
+    """Who searches scales and biases for MLX here, for people."""
+    compiled = _compiled()
+    if compiled is None:
+        return "numpy, for calibrated formats: slow, as the faster search was not compiled"
+    return f"compiled ({compiled.name}), for calibrated formats"
+
+
 def by_library(
     compiled: Compiled, rows: NDArray[Any], how: MlxQuantization, importance: NDArray[np.float32]
 ) -> Searched:

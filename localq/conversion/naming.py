@@ -6,13 +6,16 @@ of the `gguf` package (`gguf/metadata.py`), which the converter uses too.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import math
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from localq.checkpoint.folder import Checkpoint
+from localq.conversion.gguf_pairs import packed_pair
 from localq.conversion.vocabulary import TokenizerFolder, name_for_llama_cpp
 
 if TYPE_CHECKING:
@@ -26,8 +29,8 @@ def add_naming(writer: GGUFWriter, checkpoint: Checkpoint, tokenizer: TokenizerF
     before = dict(writer.kv_data[0])
     try:
         _metadata(checkpoint, tokenizer, _model_card(checkpoint.folder)).set_gguf_meta_model(writer)
-        for pair in writer.kv_data[0].values():
-            writer._pack_val(pair.value, pair.type, add_vtype=True, sub_type=pair.sub_type)
+        for key, pair in writer.kv_data[0].items():
+            packed_pair(key, pair)
     except Exception:  # it is someone's free text, and nothing depends on it
         writer.kv_data[0] = before
         _metadata(checkpoint, tokenizer, {}).set_gguf_meta_model(writer)
@@ -75,6 +78,14 @@ def _model_card(folder: Path) -> dict[str, Any]:
     file = folder / "README.md"
     if not file.is_file() or file.stat().st_size > _LARGEST_CARD_BYTES:
         return {}
+    if _has_aliases(file.read_text(encoding="utf-8")):
+        return {}
     logging.getLogger("metadata").setLevel(logging.CRITICAL)  # it tells of entries that it does not know
     card: dict[str, Any] = gguf.Metadata.load_model_card(folder)
     return card
+
+
+def _has_aliases(text: str) -> bool:
+    """Whether the head repeats parts of itself (YAML's &name and *name): a few lines can stand for gigabytes."""
+    head = "\n".join(itertools.takewhile(lambda line: line != "---", text.splitlines()[1:]))
+    return any(f"*{name}" in head for name in re.findall(r"(?<!\w)&([\w-]+)", head))

@@ -7,25 +7,25 @@ number, so it is made once. Format: ggml's docs/gguf.md, version 3.
 from __future__ import annotations
 
 import math
-import reprlib
 import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from localq.checkpoint.folder import Checkpoint
 from localq.conversion import ggml
+from localq.conversion.gguf_pairs import UINT32, packed_pair, packed_text
 from localq.conversion.naming import add_naming
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary
 from localq.disk import temporary_folder
-from localq.errors import CheckpointError, ConversionError
+from localq.errors import ConversionError
 from localq.families.base import FILE_TYPE, MetadataValue, TensorLayout
 from localq.recipes import GgufRecipe
 from localq.store.manifest import Fallback
 
 if TYPE_CHECKING:
     import numpy as np
-    from gguf import GGUFValue, GGUFWriter
+    from gguf import GGUFWriter
     from numpy.typing import NDArray
 
     from localq.conversion.importance import Importance
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 GGUF_ALIGNMENT_BYTES = 32
 """Every tensor of a GGUF file starts at a multiple of this (`GGUF_DEFAULT_ALIGNMENT`)."""
 
-_UINT32, _STRING, _ARRAY = 4, 8, 9  # `enum gguf_type` in gguf.h
-_FORMATS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
 _FIXED = struct.Struct("<4sIQQ")  # magic, version, number of tensors, number of metadata pairs
 
 _UNQUANTIZED = (0, 1, 32)  # file types that the converter itself writes: F32, F16, BF16
@@ -88,7 +86,7 @@ class GgufMetadata:
 
     def with_file_type(self, number: int) -> list[bytes]:
         """All pairs for one format. llama.cpp's quantizer moves two of them to the end."""
-        pairs = {**self.pairs, FILE_TYPE: _text(FILE_TYPE) + struct.pack("<II", _UINT32, number)}
+        pairs = {**self.pairs, FILE_TYPE: packed_text(FILE_TYPE) + struct.pack("<II", UINT32, number)}
         if number not in _UNQUANTIZED:
             pairs |= {key: pairs.pop(key) for key in ("general.quantization_version", FILE_TYPE)}
         return list(pairs.values())
@@ -179,7 +177,7 @@ def gguf_metadata(
     writer.add_quantization_version(GGML_QUANT_VERSION)
     if tokenizer is not None:
         add_vocabulary(writer, tokenizer, checkpoint.config.vocabulary_size, pre_tokenizer)
-    return GgufMetadata({key: _pair(key, pair) for key, pair in writer.kv_data[0].items()})
+    return GgufMetadata({key: packed_pair(key, pair) for key, pair in writer.kv_data[0].items()})
 
 
 def header(
@@ -192,7 +190,7 @@ def header(
     for tensor in tensors:
         sizes = tuple(reversed(tensor.shape))  # GGUF counts from the fastest dimension
         layout = f"<I{len(sizes)}QIQ"
-        parts += [_text(tensor.name), struct.pack(layout, len(sizes), *sizes, tensor.type_number, offset)]
+        parts += [packed_text(tensor.name), struct.pack(layout, len(sizes), *sizes, tensor.type_number, offset)]
         offset += padded(tensor.nbytes)
     whole = b"".join(parts)
     return whole + bytes(-len(whole) % GGUF_ALIGNMENT_BYTES)
@@ -247,38 +245,6 @@ def _silent_fallbacks(recipe: GgufRecipe, tensors: tuple[GgufTensor, ...]) -> li
         for tensor in tensors
         if tensor.name in _OUTPUT_NAMES and tensor.type_name == "q8_0" and tensor.columns % _K_BLOCK
     ]
-
-
-def _pair(key: str, pair: GGUFValue) -> bytes:
-    try:
-        return _text(key) + _packed(pair)
-    except (struct.error, OverflowError, UnicodeEncodeError) as error:
-        value = reprlib.repr(pair.value)
-        raise CheckpointError(
-            f"a GGUF file can't hold {key} = {value}", "take config.json and the tokenizer from the model's page"
-        ) from error
-
-
-def _text(text: str | bytes) -> bytes:
-    data = text.encode() if isinstance(text, str) else text
-    return struct.pack("<Q", len(data)) + data
-
-
-def _packed(pair: GGUFValue) -> bytes:
-    """Type and value. The gguf package's own packing takes a second for Llama 3's tokens."""
-    from gguf import GGUFValueType
-
-    kind = int(pair.type)
-    if kind != _ARRAY:
-        return struct.pack("<I", kind) + _elements(kind, [pair.value])
-    element = int(pair.sub_type if pair.sub_type is not None else GGUFValueType.get_type(pair.value[0]))
-    return struct.pack("<IIQ", _ARRAY, element, len(pair.value)) + _elements(element, pair.value)
-
-
-def _elements(kind: int, values: Sequence[Any]) -> bytes:
-    if kind == _STRING:
-        return b"".join(map(_text, values))
-    return struct.pack(f"<{len(values)}{_FORMATS[kind]}", *values)
 
 
 def _add(writer: GGUFWriter, key: str, value: MetadataValue) -> None:

@@ -12,7 +12,6 @@ import ctypes
 import itertools
 import json
 import os
-import platform
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -43,18 +42,16 @@ class OtherBytesFound(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Kernels:
+class Kernels(Compiled):
     """A compiled kquants.c."""
 
-    file: Path
-    lanes: int
-    """Blocks that are quantized side by side."""
-    library: Any
-
-    @property
-    def name(self) -> str:
-        """Of the processor's instructions that it uses."""
-        return {16: "AVX-512", 8: "AVX2"}.get(self.lanes, "SSE2" if platform.machine() == "x86_64" else "NEON")
+    @classmethod
+    def of(cls, compiled: Compiled) -> Kernels:
+        """The library, told what its function takes."""
+        quantize, pointer, count = compiled.library.localq_quantize, ctypes.c_void_p, ctypes.c_int64
+        quantize.restype = count
+        quantize.argtypes = [ctypes.c_int, ctypes.c_int, pointer, pointer, count, count, pointer, pointer]
+        return cls(compiled.file, compiled.lanes, compiled.library)
 
     def quantize(
         self, type_number: int, rows: NDArray[Any], importance: NDArray[np.float32] | None = None
@@ -79,32 +76,11 @@ class Kernels:
         return result if given_to_ggml >= 0 else None
 
 
-def open_kernels(file: Path, lanes: int) -> Kernels:
-    """A library compiled from kquants.c for vectors of `lanes` floats. Raises OSError."""
-    return _kernels(Compiled(file, lanes, ctypes.CDLL(str(file))))
-
-
-def _kernels(compiled: Compiled) -> Kernels:
-    library = compiled.library
-    library.localq_quantize.restype = ctypes.c_int64
-    library.localq_quantize.argtypes = [
-        ctypes.c_int,
-        ctypes.c_int,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-        ctypes.c_int64,
-        ctypes.c_int64,
-        ctypes.c_void_p,
-        ctypes.c_void_p,
-    ]
-    return Kernels(compiled.file, compiled.lanes, library)
-
-
 @cache
 def widest_kernels() -> Kernels | None:
     """For the widest vectors that this processor has, of the kernels that were compiled with localq."""
     found = widest_library("_kquants")
-    return _kernels(found) if found else None
+    return Kernels.of(found) if found else None
 
 
 class Quantizer:

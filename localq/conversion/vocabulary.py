@@ -346,6 +346,7 @@ def _special_vocabulary(tokenizer: TokenizerFolder, size: int) -> SpecialVocab:
     """
     from gguf import SpecialVocab
 
+    read_optional_json(tokenizer.folder / "chat_template.json")  # raises for one that would fill the memory
     with temporary_folder() as links:
         for file in tokenizer.folder.iterdir():
             if file.name != "tokenizer.json" and file.is_file() and file.stat().st_size <= MOST_TOKENIZER_BYTES:

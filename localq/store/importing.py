@@ -39,7 +39,7 @@ def import_artifact(
     With `force` an artifact of that name and format is replaced. Raises StoreError, or what `check` raises; then
     nothing is left.
     """
-    reference = named_model(name or _plain(found.name))
+    reference = named_model(_plain(found.name) if name is None else name)
     _require_free_name(store, found, reference, force)
     with store.writing(reference, found.recipe, lambda: None) as staging:
         with disk_errors(store.folder):

@@ -64,10 +64,10 @@ def least_recently_used(
     """
     ordered = sorted(artifacts, key=lambda artifact: artifact.last_used)
     left_bytes = sum(artifact.manifest.bytes for artifact in ordered)
-    limit = datetime.now(UTC) - older_than if older_than is not None else None
+    now = datetime.now(UTC)
     chosen = []
     for artifact in ordered:
-        is_old = limit is not None and artifact.last_used < limit
+        is_old = older_than is not None and now - artifact.last_used > older_than
         if is_old or (keep_bytes is not None and left_bytes > keep_bytes):
             chosen.append(artifact)
             left_bytes -= artifact.manifest.bytes

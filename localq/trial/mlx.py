@@ -6,6 +6,7 @@ that localq writes is never tried.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from localq.disk import reason
@@ -37,8 +38,9 @@ def require_openable(folder: Path) -> None:
 
 
 def trust(folder: Path) -> None:
-    """Note that localq wrote a folder, which need not be tried."""
-    verdicts.trust(_LIBRARY, _files(folder))
+    """Note that localq wrote a folder, which need not be tried. Does nothing where that can't be noted."""
+    with suppress(OSError):
+        verdicts.trust(_LIBRARY, _files(folder))
 
 
 def _files(folder: Path) -> list[Path]:

@@ -13,6 +13,7 @@ from localq.calibration.importance import ImportanceMatrix
 from localq.calibration.types import FAST_GGUF_TYPES, PLAIN, PLAIN_GGUF_TYPES, mlx_key
 from localq.checkpoint.folder import Checkpoint, open_checkpoint
 from localq.checkpoint.source import cached_checkpoint
+from localq.checkpoint.tensors import to_float32
 from localq.conversion import ggml
 from localq.reference import parse_reference
 from tests.tiny_checkpoints import CONFIGS, write_checkpoint
@@ -60,7 +61,7 @@ def importance_of(checkpoint: Checkpoint) -> ImportanceMatrix:
 def rows_of(checkpoint: Checkpoint, name: str) -> np.ndarray:
     layout = next(layout for layout in checkpoint.layouts if layout.gguf_name == name)
     with checkpoint.weights as weights:
-        rows = weights.read_rows_float32(layout.name, 0, int(np.prod(layout.shape[:-1])))
+        rows = to_float32(weights.read_rows(layout.name, 0, int(np.prod(layout.shape[:-1]))))
     return rows.reshape(-1, layout.shape[-1])
 
 

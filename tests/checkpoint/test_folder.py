@@ -12,6 +12,7 @@ import pytest
 
 from localq.checkpoint.folder import Checkpoint, open_checkpoint
 from localq.checkpoint.source import resolve_checkpoint
+from localq.checkpoint.tensors import to_float32
 from localq.errors import CheckpointError, UnsupportedModelError
 from localq.reference import parse_reference
 from tests.tiny_checkpoints import (
@@ -335,5 +336,5 @@ def test_a_model_saved_without_its_output_layer_has_names_without_a_prefix(tmp_p
     checkpoint = opened(folder)
     assert checkpoint.layouts == expected.layouts
     with checkpoint.weights as weights:
-        rows = weights.read_rows_float32("model.layers.1.mlp.down_proj.weight", 0, 3)
+        rows = to_float32(weights.read_rows("model.layers.1.mlp.down_proj.weight", 0, 3))
     assert np.array_equal(rows, tensors["model.layers.1.mlp.down_proj.weight"][:3])

@@ -236,14 +236,18 @@ def test_an_endpoint_that_is_not_a_hub_is_a_download_error(
     assert server.endpoint in error.message
 
 
-def test_offline_mode_is_named_with_the_variable_that_set_it(server: HubServer, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("revision", "named"), [("main", REPO), ("v2", f"{REPO}@v2")])
+def test_offline_mode_is_named_with_the_variable_that_set_it(
+    server: HubServer, tmp_path: Path, revision: str, named: str
+) -> None:
     server.add(REPO, FILES)
     code = (
         "from localq.errors import DownloadError\n"
-        f"try: hub.pull({REPO!r})\n"
-        "except DownloadError as error: print(error.message)"
+        f"try: hub.pull({REPO!r}, {revision!r})\n"
+        "except DownloadError as error: print(error.message, error.hint, sep='\\n')"
     )
     done = in_fresh_process(server, tmp_path, code, HF_HUB_OFFLINE="1")
-    expected = f"HF_HUB_OFFLINE is set, and {REPO}@main is not complete in {tmp_path / 'hub'}\n"
+    expected = f"HF_HUB_OFFLINE is set, and {REPO}@{revision} is not complete in {tmp_path / 'hub'}\n"
+    expected += f"unset it and run `localq pull {named}`\n"
     assert (done.stdout, done.stderr) == (expected, "")
     assert server.requests == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from localq.checkpoint.tensors import to_float32
 from localq.checkpoint.weights import Weights, find_weights
 from localq.errors import CheckpointError
 from tests.tiny_checkpoints import write_safetensors, write_weights
@@ -55,7 +56,7 @@ def test_a_range_of_rows_is_that_range_in_float32(tmp_path: Path, dtype: str, st
     write_weights(tmp_path, TENSORS, dtype, shards=1)
     expected = TENSORS["matrix"] if dtype != "F16" else TENSORS["matrix"].astype(np.float16).astype(np.float32)
     with find_weights(tmp_path) as weights:
-        rows = weights.read_rows_float32("matrix", start, stop)
+        rows = to_float32(weights.read_rows("matrix", start, stop))
     assert rows.dtype == np.float32
     np.testing.assert_array_equal(rows, expected[start:stop])
 
@@ -65,7 +66,7 @@ def test_every_finite_bfloat16_is_widened_exactly(tmp_path: Path) -> None:
     bits = bits[bits & 0x7F80 != 0x7F80]
     write_safetensors(tmp_path / "model.safetensors", {"all": (bits.astype(np.uint32) << 16).view(np.float32)})
     with find_weights(tmp_path) as weights:
-        wide = weights.read_rows_float32("all", 0, len(bits))
+        wide = to_float32(weights.read_rows("all", 0, len(bits)))
         np.testing.assert_array_equal(weights.read_rows("all", 0, len(bits)), bits)
     np.testing.assert_array_equal(wide.view(np.uint32) >> 16, bits)
     assert not np.any(wide.view(np.uint32) & 0xFFFF)
@@ -120,7 +121,9 @@ def test_threads_read_at_once(tmp_path: Path) -> None:
     def read(weights: Weights, number: int) -> bool:
         name, sign = ("a", 1) if number % 2 else ("b", -1)
         start = number % 300
-        return np.array_equal(weights.read_rows_float32(name, start, start + 100), sign * values[start : start + 100])
+        return np.array_equal(
+            to_float32(weights.read_rows(name, start, start + 100)), sign * values[start : start + 100]
+        )
 
     with find_weights(tmp_path) as weights, ThreadPoolExecutor(8) as pool:
         assert all(pool.map(lambda number: read(weights, number), range(600)))

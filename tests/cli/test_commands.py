@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import shutil
@@ -13,31 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from typer.testing import CliRunner, Result
+from typer.testing import Result
 
-from localq.cli.main import app
+from tests.cli.test_wrong_input import assert_fails, localq
 from tests.tiny_checkpoints import write_checkpoint
 
 QUESTION, ANSWER = "What is the capital of France?", "The capital of France is Paris."
 FORMS = ["toy-llama:mlx-4bit", "toy-llama:gguf-q4_k_m", "toy-phi:mlx-4bit", "toy-phi:gguf-q4_k_m"]
 
 
-def localq(*arguments: str, stdin: str | bytes = "") -> Result:
-    return CliRunner().invoke(app, list(arguments), input=stdin)
-
-
 def data(result: Result) -> Any:
     assert result.exit_code == 0, result.stderr
     return json.loads(result.stdout)
-
-
-def assert_fails(result: Result, *words: str) -> None:
-    assert result.exit_code == 1
-    assert result.stdout == ""
-    assert "error: " in result.stderr or json.loads(result.stderr.splitlines()[-1])["code"] == 1
-    assert "Traceback" not in result.stderr
-    for word in words:
-        assert word in result.stderr
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -208,92 +194,6 @@ def test_raw_continues_plain_text_and_knows_no_system_message() -> None:
     assert_fails(localq("generate", "toy-phi:gguf-q4_k_m", "Once", "--raw", "--system", "x"), "--system", "--raw")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["generate", "toy-llama:gguf-q4_k_n", "hi"], ["gguf-q4_k_n", "gguf-q4_k_m"]),
-        (["generate", "./nowhere", "hi"], ["./nowhere", "localq ls"]),
-        (["generate", "nonsense", "hi"], ["nonsense", "toy-llama"]),
-        (["generate", "toy-llama:gguf-q4_k_m"], ["blank", "localq generate"]),
-        (["generate", "toy-llama:gguf-q4_k_m", ""], ["blank", "localq generate"]),
-        (["generate", "toy-llama:gguf-q4_k_m", " \t\n"], ["blank", "localq generate"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "-"], ["blank", "localq generate"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "--no-stdin"], ["there is no prompt", "localq generate"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "-", "--no-stdin"], ["--no-stdin", "-"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "-1"], ["temperature", "-1"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--temp", "nan"], ["temperature", "nan"]),
-        *(
-            (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", bias], ["--logit-bias", bias, "15043=-inf"])
-            for bias in ("5", "5:1", "five=1", "5=", "5=x", "=1", "-1=3", "5 =1")
-        ),
-        (
-            ["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9" * 5000 + "=1"],
-            ["--logit-bias", "15043=-inf"],
-        ),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "99999=1"], ["logit_bias", "99999", "512"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logit-bias", "9=inf"], ["logit_bias", "-inf"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "2"], ["--logprobs", "--json"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--logprobs", "-2", "--json"], ["logprobs", "-2"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "--kv-cache-type", "q5_1"], ["kv_cache_type", "q5_1", "q8_0"]),
-        (["generate", "toy-llama:mlx-4bit", "hi", "--flash-attention"], ["flash_attention", "--flash-attention"]),
-        (["generate", "toy-llama:mlx-4bit", "hi", "--batch-tokens", "513"], ["batch_tokens", "513", "512"]),
-        (["generate", "toy-llama:gguf-q4_k_m", "hi", "-c", "999999"], ["999999", "--context-length"]),
-        (["generate", "toy-phi:gguf-q4_k_m", "word " * 400], ["tokens", "256", "--context-length"]),
-        (["convert", "toy-llama", "--to", "q4km"], ["q4km", "gguf-q4_k_m", "localq recipes"]),
-        (["convert", "toy-llama", "--to", "bf16"], ["mlx-bf16 or gguf-bf16"]),
-        (["generate", "toy-lama", "hi"], ["toy-lama", "did you mean toy-llama?"]),
-        (["show", "toy-phy"], ["did you mean toy-phi?"]),
-        (["convert", "toy-llama:mlx-4bit"], ["--to mlx-4bit"]),
-        (["pull", "toy-llama"], ["toy-llama", "org/name"]),
-        (["show", "toy-llama:gguf-q5_k_m"], ["toy-llama:gguf-q5_k_m", "localq convert"]),
-        (["bench", "toy-llama", "--json", "--csv"], ["--json", "--csv"]),
-    ],
-)
-def test_bad_input_is_named_with_what_helps(arguments: list[str], words: list[str]) -> None:
-    assert_fails(localq(*arguments), *words)
-
-
-def test_model_without_chat_template_needs_raw_and_is_refused_before_it_is_converted(tmp_path: Path) -> None:
-    folder = write_checkpoint(tmp_path / "base", "llama-3")
-    config = json.loads((folder / "tokenizer_config.json").read_text())
-    del config["chat_template"]
-    (folder / "tokenizer_config.json").write_text(json.dumps(config))
-    models = ("--models-dir", str(tmp_path / "models"))
-    for name in (f"{folder}:gguf-q8_0", str(folder)):
-        assert_fails(localq("generate", name, "hi", *models), "base has no chat template", "--raw")
-        assert_fails(localq("chat", name, *models), "base has no chat template", "--raw")
-    assert not (tmp_path / "models").exists()
-    form = f"{folder}:gguf-q8_0"
-    assert localq("generate", form, "hi", "--raw", "-n", "1", *models).exit_code == 0
-    assert_fails(localq("generate", form, "hi", *models), "base has no chat template", "--raw")  # also when it is there
-
-
-@pytest.mark.parametrize("arguments", [["ls"], ["show", "toy-phi"], ["rm", "toy-phi"], ["verify"], ["prune"]])
-def test_a_chosen_models_folder_that_does_not_exist_is_an_error(
-    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    absent = str(tmp_path / "absent")
-    assert_fails(localq(*arguments, "--models-dir", absent), f"there is no folder {absent}", "localq convert")
-    assert_fails(localq(*arguments, "--models-dir", absent, "--json"), f"there is no folder {absent}")
-    monkeypatch.setenv("LOCALQ_MODELS", absent)
-    assert_fails(localq(*arguments), f"there is no folder {absent}", "LOCALQ_MODELS")
-    assert not Path(absent).exists()
-
-
-def test_models_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
-    blocked = tmp_path / "file"
-    blocked.write_text("")
-    assert_fails(localq("convert", "toy-llama", "--models-dir", str(blocked)), str(blocked), "--models-dir")
-
-
-def test_disk_without_room_is_found_out_before_any_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import shutil
-
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
-    assert_fails(localq("convert", "toy-llama", "--models-dir", str(tmp_path)), "free", "localq rm")
-    assert not list(tmp_path.glob("toy-llama/*"))
-
-
 def test_files_go_between_piped_text_and_the_prompt(tmp_path: Path) -> None:
     for name, text in (("a.txt", "one\n"), ("b.txt", "two\n\n")):
         (tmp_path / name).write_text(text)
@@ -303,18 +203,6 @@ def test_files_go_between_piped_text_and_the_prompt(tmp_path: Path) -> None:
     assert asked == data(localq(*command, "zero\n\none\n\ntwo\n\nthree"))["prompt_token_ids"]
     alone = data(localq(*command, "--raw", "-f", str(tmp_path / "a.txt")))["prompt_token_ids"]
     assert alone == data(localq(*command, "--raw", "one\n"))["prompt_token_ids"]
-
-
-def test_a_prompt_file_that_cannot_be_read_is_named(tmp_path: Path) -> None:
-    form = "toy-llama:gguf-q4_k_m"
-    assert_fails(localq("generate", form, "-f", str(tmp_path / "no.txt")), "no.txt")
-    assert_fails(localq("generate", form, "-f", str(tmp_path)), str(tmp_path))
-    (tmp_path / "picture").write_bytes(b"\xff\xd8")
-    assert_fails(localq("generate", form, "-f", str(tmp_path / "picture")), "picture", "UTF-8")
-
-
-def test_text_that_is_not_utf_8_is_refused() -> None:
-    assert_fails(localq("generate", "toy-llama:gguf-q4_k_m", stdin=b"\xff\xfe"), "UTF-8")
 
 
 def test_checkpoint_folder_is_found_again_by_the_name_that_ls_shows(tmp_path: Path) -> None:
@@ -334,16 +222,6 @@ def test_gguf_file_and_mlx_folder_can_be_named_themselves() -> None:
         assert result.stdout == ANSWER + "\n", result.stderr
 
 
-def test_unexpected_errors_are_one_line_too(monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*args: object, **kwargs: object) -> None:
-        raise ZeroDivisionError("a bug")
-
-    monkeypatch.setattr("localq.model.load", broken)
-    assert_fails(localq("generate", "toy-llama", "hi"), "ZeroDivisionError", "LOCALQ_DEBUG")
-    monkeypatch.setenv("LOCALQ_DEBUG", "1")
-    assert "Traceback" in localq("generate", "toy-llama", "hi").stderr
-
-
 def test_ctrl_c_exits_with_130(monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*args: object, **kwargs: object) -> None:
         raise KeyboardInterrupt
@@ -357,12 +235,6 @@ def test_reader_that_has_enough_is_no_error(monkeypatch: pytest.MonkeyPatch) -> 
     for _ in range(3):
         ran = subprocess.run(command, shell=True, capture_output=True, check=True)
         assert ran.stderr == b""
-
-
-def test_usage_errors_exit_with_2() -> None:
-    assert localq("generate").exit_code == 2
-    assert localq("nonsense").exit_code == 2
-    assert io.StringIO(localq("generate", "--nonsense").stderr).read() != ""
 
 
 def test_reader_that_has_enough_of_an_answer_ends_it() -> None:

@@ -105,23 +105,22 @@ def test_flags_for_a_checkpoint_need_one(arguments: list[str]) -> None:
 
 
 def test_the_machine_is_described_without_a_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.hardware._BYTES_READ", 1 << 20)
-    monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
     found = record()
     assert found["free_memory_bytes"] <= found["memory_bytes"]
     assert found["memory_bandwidth_bytes_per_second"] > 0 and found["free_disk_bytes"] > 0
     assert found["backends"] == {"mlx": True, "gguf": True}
     assert found["default_recipe"] in RECIPES
     assert found["quantizer"].startswith(("localq (", "ggml: "))
+    assert found["mlx_search"].startswith(("compiled (", "numpy, "))
     monkeypatch.setenv("LOCALQ_QUANTIZER", "ggml")
+    monkeypatch.setattr("localq.conversion.mlx_search._compiled", lambda: None)
     text = doctor().stdout
     assert found["cpu"] in " ".join(text.split()) and found["models_folder"] in text
     assert "quantizer   ggml, because LOCALQ_QUANTIZER says so" in text
+    assert "mlx search  numpy, for calibrated formats: slow" in text
 
 
-def test_the_models_folder_can_be_chosen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("localq.hardware._BYTES_READ", 1 << 20)
-    monkeypatch.setattr("localq.measure.machine._BUSY_SECONDS", 0.01)
+def test_the_models_folder_can_be_chosen(tmp_path: Path) -> None:
     models = tmp_path / "models"
     assert record("--models-dir", models)["models_folder"] == str(models)
     folder = write_checkpoint(tmp_path / "model", "llama-3")

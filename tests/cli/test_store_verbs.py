@@ -57,6 +57,7 @@ def test_prune_deletes_what_was_not_used_for_long_only_when_asked(made: list[Art
     dry = localq("prune", "--older-than", "30d", "--dry-run").stdout
     assert dry.startswith("would remove toy-llama:gguf-q8_0, 1.44 MB, last used 20") and dry.count("\n") == 1
     assert len(Store().artifacts()) == 3
+    assert localq("prune", "--older-than", "999999w").stdout == ""  # before the calendar begins
     (record,) = json.loads(localq("prune", "--older-than", "30d", "--json").stdout)
     assert (record["model"], record["recipe"], record["path"]) == ("toy-llama", "gguf-q8_0", str(made[0].folder))
     assert localq("prune", "--keep-bytes", "1MB").stdout.startswith("removed toy-llama:gguf-q4_0, ")

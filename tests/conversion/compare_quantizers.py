@@ -9,6 +9,7 @@ KQUANTS_FLAGS adds some. Prints how many blocks were compared and how many diffe
 from __future__ import annotations
 
 import argparse
+import ctypes
 import os
 import platform
 import shlex
@@ -24,7 +25,8 @@ import numpy as np
 
 from localq.checkpoint.tensors import to_float32
 from localq.conversion import ggml
-from localq.conversion.quantizer import Kernels, kinds_of_weights, open_kernels
+from localq.conversion.compiled import Compiled
+from localq.conversion.quantizer import Kernels, kinds_of_weights
 
 TYPES = ("q8_0", "q2_K", "q3_K", "q4_K", "q5_K", "q6_K", "iq4_nl", "iq4_xs")
 COMPILER = shlex.split(os.environ.get("CC", "cc"))
@@ -41,7 +43,7 @@ def compiled(lanes: int) -> Kernels:
     flags += shlex.split(os.environ.get("KQUANTS_FLAGS", ""))
     library = folder / f"kquants_{lanes}.so"
     subprocess.run([*COMPILER, "-shared", "-fPIC", f"-DLANES={lanes}", *flags, source, "-o", library], check=True)
-    return open_kernels(library, lanes)
+    return Kernels.of(Compiled(library, lanes, ctypes.CDLL(str(library))))
 
 
 def widths_here() -> list[int]:

@@ -89,7 +89,7 @@ def test_one_unusual_block_does_not_change_its_neighbours(lanes: int) -> None:
     kernels = kernels_of(lanes)
     for value in (np.inf, -np.inf, np.nan, 1e30, 1e-40):
         for name in TYPES:
-            for position in range(0, 32 * 256, 256):
+            for position in range(0, 17 * 256, 256):  # each lane of the widest vectors, and a second vector
                 rows = weights(4, 0, 16).reshape(1, -1).copy()
                 rows[0, position : position + 32] = value
                 assert differing_blocks(kernels, ggml.type_number(name), rows, None) == 0

@@ -14,11 +14,13 @@ import pytest
 import tokenizers
 from tokenizers import pre_tokenizers
 
+from localq.conversion.convert import convert
 from localq.conversion.vocabulary import TokenizerFolder, add_vocabulary, name_for_llama_cpp
 from localq.errors import CheckpointError, OptionError
 from localq.text.gguf_tokenizer import GgufTokenizer, load_gguf_tokenizer
 from localq.text.tokenizer_json import read_tokenizer_json
 from tests.hard_texts import MARKED_SCRIPTS, TEXTS
+from tests.tiny_checkpoints import write_checkpoint
 from tests.tiny_tokenizers import (
     CL100K_SPLIT,
     O200K_SPLIT,
@@ -295,3 +297,10 @@ def test_more_tokens_around_a_text_than_llama_cpp_can_add_are_refused(
 ) -> None:
     with pytest.raises(CheckpointError, match="one token at each end"):
         written(framed(tmp_path, single))
+
+
+def test_an_absurd_chat_template_json_is_refused_before_it_fills_the_memory(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "model", "llama-3")
+    (folder / "chat_template.json").write_text('{"a": [' + "[]," * 300_000 + "[]]}")
+    with pytest.raises(CheckpointError, match=r"chat_template\.json can't be read as JSON: it holds more values"):
+        convert(str(folder), ["gguf-q8_0"], models_dir=tmp_path / "models")

@@ -21,13 +21,6 @@ def config_of(name: str, **changes: Any) -> ModelConfig:
     return parse_config({**CONFIGS[name], **changes})
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_tensors_are_those_of_transformers(name: str) -> None:
-    layouts = FAMILY.tensors(config_of(name))
-    assert {layout.name: layout.shape for layout in layouts} == dict(tensor_shapes(CONFIGS[name]))
-    assert len({layout.gguf_name for layout in layouts}) == len(layouts)
-
-
 def test_only_queries_and_keys_change_the_order_of_rows() -> None:
     turned = {
         layout.name.split(".", 3)[3]: layout.rope_head_count

@@ -22,11 +22,8 @@ def config_of(name: str, **changes: Any) -> ModelConfig:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_tensors_are_those_of_transformers(name: str) -> None:
-    layouts = FAMILY.tensors(config_of(name))
-    assert {layout.name: layout.shape for layout in layouts} == dict(tensor_shapes(CONFIGS[name]))
-    assert len({layout.gguf_name for layout in layouts}) == len(layouts)
-    assert not any(layout.rope_head_count for layout in layouts)
+def test_no_rows_change_their_order(name: str) -> None:
+    assert not any(layout.rope_head_count for layout in FAMILY.tensors(config_of(name)))
 
 
 @pytest.mark.parametrize("name", NAMES)

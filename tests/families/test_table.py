@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 
 from localq.errors import CheckpointError, UnsupportedModelError
+from localq.families.config import parse_config
 from localq.families.table import FAMILIES, family_of, find_family
+from tests.tiny_checkpoints import CONFIGS, tensor_shapes
 
 
 @pytest.mark.parametrize("architecture", FAMILIES)
@@ -16,6 +18,15 @@ def test_every_architecture_of_the_table_has_a_family(architecture: str) -> None
     assert family.name and "mlx" in family.formats
     if "gguf" in family.formats:
         assert family.gguf_architecture()
+
+
+@pytest.mark.parametrize("name", [name for name, raw in CONFIGS.items() if raw["model_type"] != "phimoe"])
+def test_tensors_are_those_of_transformers(name: str) -> None:
+    """Phi-MoE's, where experts are put together, are compared in test_phimoe.py."""
+    config = parse_config(CONFIGS[name])
+    layouts = find_family(config.architecture).tensors(config)
+    assert {layout.name: layout.shape for layout in layouts} == dict(tensor_shapes(CONFIGS[name]))
+    assert len({layout.gguf_name for layout in layouts}) == len(layouts)
 
 
 @pytest.mark.parametrize("architecture", ["GPT2LMHeadModel", "MistralForCausalLM", "Qwen3ForCausalLM"])

@@ -31,14 +31,6 @@ _SMALL = BenchSettings(prompt_tokens=(4,), generated_tokens=(2,), repetitions=1)
 _CHECKOUT = Path(__file__).parents[2]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _little_memory_is_read() -> Iterator[None]:
-    patch = pytest.MonkeyPatch()
-    patch.setattr("localq.hardware._BYTES_READ", 1 << 20)
-    yield
-    patch.undo()
-
-
 @pytest.fixture(scope="module")
 def steps_and_report(forms: list[Form]) -> tuple[list[Step], BenchReport]:
     steps: list[Step] = []

@@ -37,11 +37,12 @@ def is_loaded() -> bool:
 
 
 def library(folder: Path) -> Path:
-    """Compile faults.c."""
+    """Compile faults.c. Several processes may do so at the same time: the file appears whole."""
     built = folder / f"faults-{hashlib.sha256(SOURCE.read_bytes()).hexdigest()[:12]}.so"
     if not built.exists():
-        command = ["cc", "-shared", "-fPIC", "-O1", "-o", str(built), str(SOURCE), "-ldl", "-lpthread"]
-        subprocess.run(command, check=True)
+        own = built.with_suffix(f".{os.getpid()}")
+        subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", own, SOURCE, "-ldl", "-lpthread"], check=True)
+        own.replace(built)
     return built
 
 

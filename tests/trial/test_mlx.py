@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import localq
 from localq.errors import CheckpointError, EngineError, ModelFileError
 from localq.trial import verdicts
+from localq.trial.mlx import trust
 from localq.trial.process import Trial
 
 pytest.importorskip("mlx_lm")
@@ -42,6 +44,14 @@ def test_an_artifact_of_localq_is_not_tried(models_dir: Path, monkeypatch: pytes
     monkeypatch.setattr(verdicts, "_this_process", {})
     (artifact,) = localq.convert("toy-llama", ["mlx-4bit"], models_dir=tmp_path)
     localq.load(artifact).close()
+
+
+def test_a_folder_that_cant_be_listed_is_not_noted(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(path: Path, pattern: str) -> list[Path]:
+        raise OSError(errno.EINVAL, "Invalid argument", str(path))
+
+    monkeypatch.setattr(Path, "glob", fail)
+    trust(folder)
 
 
 def test_more_layers_than_tensors_are_refused_before_mlx_makes_them(folder: Path) -> None:
