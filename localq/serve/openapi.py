@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from localq.serve.messages import CountRequest
-from localq.serve.protocols import Protocol
+from localq.serve.protocols import Named, Protocol
 from localq.version import __version__
 
 _ERRORS = {
@@ -24,18 +23,20 @@ _ERRORS = {
 }
 
 
-def describe(protocols: Mapping[str, Protocol], count_path: str, model_ids: Sequence[str]) -> dict[str, Any]:
+def describe(
+    protocols: Mapping[str, Protocol], counts: Mapping[str, type[Named]], model_ids: Sequence[str]
+) -> dict[str, Any]:
     """The description; the names of models are those that there are now."""
     schemas: dict[str, Any] = {"Error": {"type": "object"}}
     paths: dict[str, Any] = {}
-    requests = {path: protocol.request for path, protocol in protocols.items()} | {count_path: CountRequest}
+    requests = {path: protocol.request for path, protocol in protocols.items()} | dict(counts)
     for path, request in requests.items():
         prefix = path.strip("/").replace("/", "_")
         schema = request.model_json_schema(ref_template=f"#/components/schemas/{prefix}_{{model}}")
         schemas |= {f"{prefix}_{name}": part for name, part in schema.pop("$defs", {}).items()}
         schema["properties"]["model"]["enum"] = list(model_ids)
         content = {"application/json": {"schema": schema}}
-        answers = ["application/json"] if path == count_path else ["application/json", "text/event-stream"]
+        answers = ["application/json"] if path in counts else ["application/json", "text/event-stream"]
         summary = (request.__doc__ or "").partition("\n")[0]
         paths[path] = {
             "post": {

@@ -85,7 +85,12 @@ REFUSED = [
     (RESPONSES, {"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
     (MESSAGES, {"stop": "x"}, None),
     (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1}}, None),
+    (MESSAGES, {"output_config": {"effort": "max"}}, None),
     (MESSAGES, {"messages": [{"role": "system", "content": "x"}]}, None),
+    (RESPONSES, {"include": ["file_search_call.results"]}, "include[0]"),
+    (RESPONSES, {"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    (RESPONSES, {"top_logprobs": 21}, "top_logprobs"),
+    (RESPONSES, {"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
 ]
 
 
@@ -119,8 +124,13 @@ ROUTINE = [
     (TEXT, {"best_of": 1, "suffix": None, "user": "me", "logprobs": None, "echo": False}),
     (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": None, "include": [], "tools": []}),
     (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}], "instructions": "Go"}),
+    (RESPONSES, {"include": ["reasoning.encrypted_content"], "reasoning": {"effort": "none", "summary": "auto"}}),
+    (RESPONSES, {"prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"}}),
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 7}}}}),
     (MESSAGES, {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "top_k": 3}),
     (MESSAGES, {"metadata": {"user_id": "me"}, "thinking": {"type": "disabled"}, "stop_sequences": []}),
+    (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 31999}, "cache_control": {"type": "ephemeral"}}),
+    (MESSAGES, {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {}, "speed": "standard"}),
 ]
 
 
