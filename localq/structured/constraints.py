@@ -60,11 +60,17 @@ class Grammars:
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # what can't begin, such as a schema that refers to itself alone, is an error too
+            # What can't begin is an error too: a schema that refers to itself alone, an expression that is too large.
+            begun = matcher.deep_copy()
+            begun.consume_tokens(begun.compute_ff_tokens())
+            matcher.compute_bitmask()
+            matcher = begun if begun.is_error() else matcher
         if matcher.is_error():
             reason = matcher.get_error().partition("\n<")[0].strip()
             if "coerce_one_of" in reason:
                 reason = "oneOf whose parts may fit the same value is not supported; anyOf is"
+            elif reason == "NoExtensionBias":
+                reason = "no reply can follow it"
             raise OptionError(f"{name} can't be kept: {reason}", "simplify it")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)
 
