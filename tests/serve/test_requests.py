@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jsonschema
 import pytest
 
 import localq
@@ -191,3 +192,18 @@ def test_hostile_requests_get_well_formed_errors(server: Server) -> None:
     counts = run(server.port, requests=600, seed=1)
     assert sum(counts.values()) == 600 and set(counts) <= {200, 400, 403, 404, 405, 408, 413, 415, 431}
     assert counts[200] > 10
+
+
+def test_the_description_says_what_is_accepted(server: Server) -> None:
+    described = server.ask("/openapi.json")[1]
+
+    def is_valid(path: str, body: dict[str, Any]) -> bool:
+        schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        whole = {**schema, "components": described["components"]}
+        return bool(jsonschema.Draft202012Validator(whole).is_valid({**LEAST[path], **body}))
+
+    assert [change for path, change in ROUTINE if not is_valid(path, change)] == []
+    unsaid = [change for path, change, _ in REFUSED if is_valid(path, change)]
+    # What only a model knows (tools, ids), and two fields that exclude each other.
+    assert all({"tools", "prompt", "logit_bias", "max_completion_tokens", "echo"} & set(change) for change in unsaid)
+    assert len(unsaid) < len(REFUSED) / 8
