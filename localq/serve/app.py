@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -17,17 +17,28 @@ from starlette.routing import Route, Router
 from localq.options import LoadOptions
 from localq.serve.chat_completions import CHAT
 from localq.serve.completions import COMPLETIONS
-from localq.serve.core import Core, Replies
+from localq.serve.core import Core, Replies, Wanted
 from localq.serve.door import Access, App, Door
 from localq.serve.intake import ClientGone, Receive, Strict, check, parse_json
 from localq.serve.messages import MESSAGES, CountRequest, count_wanted
 from localq.serve.models import Catalogue, Models, Offer
 from localq.serve.openapi import describe
 from localq.serve.page import make_page
-from localq.serve.protocols import Protocol
+from localq.serve.protocols import Named, Protocol
 from localq.serve.refusals import Refusal
-from localq.serve.responses import RESPONSES
+from localq.serve.responses import RESPONSES, ResponsesRequest, responses_wanted
 from localq.serve.tally import Tally
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How a protocol counts the tokens of a request."""
+
+    request: type[Named]
+    wanted: Callable[[Any], Wanted]
+    answer: Mapping[str, str]
+    """What else the answer has."""
+
 
 PROTOCOLS = {
     "/v1/chat/completions": CHAT,
@@ -35,8 +46,11 @@ PROTOCOLS = {
     "/v1/responses": RESPONSES,
     "/v1/messages": MESSAGES,
 }
-COUNT_PATH = "/v1/messages/count_tokens"
-PATHS = frozenset({*PROTOCOLS, COUNT_PATH, "/v1/models", "/health", "/metrics", "/openapi.json", "/"})
+COUNTS: dict[str, Count] = {
+    "/v1/messages/count_tokens": Count(CountRequest, count_wanted, {}),
+    "/v1/responses/input_tokens": Count(ResponsesRequest, responses_wanted, {"object": "response.input_tokens"}),
+}
+PATHS = frozenset({*PROTOCOLS, *COUNTS, "/v1/models", "/health", "/metrics", "/openapi.json", "/"})
 
 _LARGE_BODY_BYTES = 100_000  # takes a millisecond or more to read
 
@@ -106,10 +120,14 @@ class Endpoints:
 
         return answer
 
-    async def count(self, request: Request) -> Response:
-        """The tokens of a request to Anthropic's protocol."""
-        wanted = count_wanted(await _asked(CountRequest, request))
-        return JSONResponse({"input_tokens": await self._core.count(wanted)})
+    def count(self, how: Count) -> Callable[[Request], Awaitable[Response]]:
+        """The endpoint that counts the tokens of a request."""
+
+        async def answer(request: Request) -> Response:
+            wanted = how.wanted(await _asked(how.request, request))
+            return JSONResponse({**how.answer, "input_tokens": await self._core.count(wanted)})
+
+        return answer
 
     async def models(self, request: Request) -> Response:
         """All names."""
@@ -134,7 +152,7 @@ class Endpoints:
     async def openapi(self, request: Request) -> Response:
         """The description of all this."""
         ids = list(await asyncio.to_thread(self._models.catalogue.offers))
-        return JSONResponse(describe(PROTOCOLS, COUNT_PATH, ids))
+        return JSONResponse(describe(PROTOCOLS, {path: one.request for path, one in COUNTS.items()}, ids))
 
     async def page(self, request: Request) -> Response:
         """For a browser."""
@@ -182,7 +200,7 @@ def make_server(settings: Settings, offers: Sequence[Offer]) -> tuple[App, Model
 def _make_app(core: Core, access: Access) -> App:
     endpoints = Endpoints(core, core.models, core.tally)
     routes = [Route(path, endpoints.of(protocol), methods=["POST"]) for path, protocol in PROTOCOLS.items()]
-    routes.append(Route(COUNT_PATH, endpoints.count, methods=["POST"]))
+    routes += [Route(path, endpoints.count(how), methods=["POST"]) for path, how in COUNTS.items()]
     for path, endpoint in (
         ("/v1/models", endpoints.models),
         ("/v1/models/{name:path}", endpoints.model),

@@ -22,9 +22,8 @@ from localq.serve.protocols import (
     SchemaFormat,
     Text,
     TextFormat,
-    finite,
     joined,
-    token_text,
+    logprob_entries,
 )
 from localq.serve.refusals import Refusal
 from localq.serve.tools import (
@@ -144,14 +143,9 @@ class _Chat(Choices):
 
 
 def _logprobs(asked: ChatRequest, replies: Replies, tokens: Sequence[TokenLogprobs]) -> dict[str, Any]:
-    def entry(token_id: int, logprob: float) -> dict[str, Any]:
-        text, raw = token_text(replies.model.tokenizer, token_id)
-        return {"token": text, "logprob": finite(logprob), "bytes": raw}
-
     if not asked.logprobs:
         return {}
-    content = [{**entry(one.token_id, one.logprob), "top_logprobs": [entry(*top) for top in one.top]} for one in tokens]
-    return {"logprobs": {"content": content, "refusal": None}}
+    return {"logprobs": {"content": logprob_entries(replies.model.tokenizer, tokens), "refusal": None}}
 
 
 _CHOICES = _Chat()

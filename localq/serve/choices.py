@@ -28,6 +28,7 @@ MOST_CHOICES = 128
 _Penalty = Annotated[float, Field(ge=-2, le=2)]
 _Form = Annotated[str, Field(min_length=1)]
 _Token = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
+_Biases = dict[_Token, Annotated[float, Field(ge=-100, le=100)]]
 
 
 class ChoicesStreamOptions(StreamOptions):
@@ -42,7 +43,7 @@ class ChoicesRequest(OpenAiRequest):
     stream_options: ChoicesStreamOptions | None = None
     presence_penalty: _Penalty | None = None
     frequency_penalty: _Penalty | None = None
-    logit_bias: dict[_Token, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[_Biases, Field(json_schema_extra={"additionalProperties": False})] | None = None
     stop: Annotated[str, Field(min_length=1)] | StopStrings | None = None
     n: Annotated[int, Field(ge=1, le=MOST_CHOICES), WHOLE] | None = None
     top_k: NotNegative | None = None

@@ -10,12 +10,14 @@ from pydantic import Field
 from localq.serve.core import Call, Piece, Replies, Reply, Tools, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
+    WHOLE,
     Absent,
     Content,
     Count,
     Drawn,
     Named,
     NotNegative,
+    Off,
     Protocol,
     StopStrings,
     Text,
@@ -50,7 +52,22 @@ class ToolResult(Strict):
     cache_control: dict[str, Any] | None = None
 
 
-_Block = Annotated[TextPart | ToolUse | ToolResult, Field(discriminator="type")]
+class Thinking(Strict):
+    """What was thought before an earlier reply."""
+
+    type: Literal["thinking"]
+    thinking: str
+    signature: str | None = None
+
+
+class HiddenThinking(Strict):
+    """The same, encrypted: only who wrote it can read it."""
+
+    type: Literal["redacted_thinking"]
+    data: str
+
+
+_Block = Annotated[TextPart | ToolUse | ToolResult | Thinking | HiddenThinking, Field(discriminator="type")]
 
 
 class Message(Strict):
@@ -74,7 +91,9 @@ class Message(Strict):
             for part in self.content
             if isinstance(part, ToolResult)
         ]
-        said = {"role": self.role, "content": text, **({"tool_calls": calls} if calls else {})}
+        thoughts = "\n".join(part.thinking for part in self.content if isinstance(part, Thinking))
+        thought = {"reasoning_content": thoughts} if thoughts else {}
+        said = {"role": self.role, "content": text, **thought, **({"tool_calls": calls} if calls else {})}
         return [*results, *([said] if text or calls or not results else [])]
 
 
@@ -84,10 +103,33 @@ class Metadata(Strict):
     user_id: Text | None = None
 
 
-class Disabled(Strict):
-    """Off."""
+class NoThinking(Strict):
+    """No thinking, or as much as the model sees fit: models here think in their text, if at all."""
 
-    type: Literal["disabled"]
+    type: Literal["disabled", "adaptive"]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class ThinkingBudget(Strict):
+    """At most so many tokens of thinking; models here think in their text, if at all."""
+
+    type: Literal["enabled"]
+    budget_tokens: Annotated[int, Field(ge=1024), WHOLE]
+    display: Literal["summarized", "omitted"] | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON by a schema, which is always kept."""
+
+    type: Literal["json_schema"]
+    schema_: dict[str, Any] = Field(alias="schema")
+
+
+class OutputConfig(Strict):
+    """The form of the reply."""
+
+    format: JsonSchemaFormat | None = None
+    effort: Absent = None
 
 
 class Tool(Strict):
@@ -99,6 +141,9 @@ class Tool(Strict):
     input_schema: dict[str, Any]
     strict: bool | None = Field(default=None, description="Changes nothing: the schema is always kept.")
     cache_control: dict[str, Any] | None = None
+    eager_input_streaming: bool | None = Field(default=None, description="Changes nothing: arguments come as made.")
+    defer_loading: Off | None = None
+    allowed_callers: list[Literal["direct"]] | None = None
 
 
 class ToolChoice(Strict):
@@ -116,24 +161,32 @@ class CountRequest(Named):
     system: Content | None = None
     tools: Annotated[list[Tool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: ToolChoice | None = None
-    thinking: Disabled | None = None
+    thinking: Annotated[NoThinking | ThinkingBudget, Field(discriminator="type")] | None = None
     cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached.")
-    output_config: Absent = None
+    output_config: OutputConfig | None = None
+    speed: Literal["standard"] | None = None
 
     def conversation(self) -> list[dict[str, Any]]:
         """Its messages, the system's first."""
         system = [] if self.system is None else [{"role": "system", "content": joined(self.system)}]
         return [*system, *(plain for one in self.messages for plain in one.plain())]
 
+    @property
+    def schema_(self) -> dict[str, Any] | None:
+        """What the reply must follow."""
+        form = self.output_config.format if self.output_config else None
+        return form.schema_ if form else None
+
     def offered(self) -> Tools | None:
         """The tools. Raises Refusal."""
+        form = {"schema": self.schema_}
         functions = [
             Function(name=one.name, description=one.description, parameters=one.input_schema)
             for one in self.tools or ()
         ]
         asked = self.tool_choice or ToolChoice(type="auto")
         choice = {"any": "required", "tool": f":{asked.name}"}.get(asked.type, asked.type)
-        return chosen_tools(functions, choice, not asked.disable_parallel_tool_use, {})
+        return chosen_tools(functions, choice, not asked.disable_parallel_tool_use, form)
 
 
 class MessagesRequest(CountRequest, Drawn):
@@ -160,7 +213,7 @@ def _wanted(asked: MessagesRequest) -> Wanted:
         model=asked.model,
         prompts=(tuple(messages),),
         max_tokens=asked.max_tokens,
-        options=asked.options(stop=asked.stop_sequences),
+        options=asked.options(stop=asked.stop_sequences, schema=asked.schema_),
         begun=begun,
         tools=asked.offered(),
     )

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import secrets
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from localq.generation import TokenLogprobs
 from localq.serve.core import Replies, Reply, Wanted
 from localq.serve.intake import Strict
 from localq.serve.refusals import Refusal
@@ -27,6 +28,7 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1), WHOLE]
 NotNegative = Annotated[int, Field(ge=0, le=2**31 - 1), WHOLE]
 Off = Annotated[bool, AfterValidator(lambda value: _only_false(value)), Field(json_schema_extra={"const": False})]
 """False; `Literal[False]` would take 0 too."""
+FormatName = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
 StopStrings = Annotated[list[Annotated[str, Field(min_length=1)]], Field(max_length=16)]
 
 _NUMBERS = ("temperature", "top_p", "top_k", "min_p", "repeat_penalty", "presence_penalty", "frequency_penalty")
@@ -109,7 +111,7 @@ class JsonFormat(Strict):
 class SchemaFormat(Strict):
     """JSON by a schema, which is always kept."""
 
-    name: Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+    name: FormatName | None = None
     schema_: dict[str, Any] = Field(alias="schema")
     description: str | None = None
     strict: bool | None = Field(default=None, description="Changes nothing: the schema is always kept.")
@@ -133,7 +135,8 @@ class OpenAiRequest(Drawn):
     service_tier: Literal["auto", "default"] | None = None
     safety_identifier: Text | None = None
     prompt_cache_key: Text | None = None
-    prompt_cache_retention: Literal["in_memory"] | None = None
+    prompt_cache_retention: Literal["in_memory", "in-memory", "24h"] | None = None
+    prompt_cache_options: dict[str, Any] | None = None
     parallel_tool_calls: bool | None = None
 
 
@@ -143,9 +146,10 @@ class TextPart(Strict):
     type: Literal["text", "input_text", "output_text"]
     text: str
     cache_control: dict[str, Any] | None = Field(default=None, description="Changes nothing: prompts are cached.")
+    prompt_cache_breakpoint: dict[str, Any] | None = Field(default=None, description="Changes nothing, too.")
     annotations: AbsentList = None
     citations: AbsentList = None
-    logprobs: AbsentList = None
+    logprobs: list[dict[str, Any]] | None = Field(default=None, description="Of an earlier reply; changes nothing.")
 
 
 Content = str | list[TextPart]
@@ -173,6 +177,16 @@ def token_text(tokenizer: Tokenizer, token_id: int) -> tuple[str, list[int] | No
     if shown:
         return shown.decode("utf-8", "replace"), list(shown)
     return next((name for name, number in tokenizer.added_tokens.items() if number == token_id), ""), None
+
+
+def logprob_entries(tokenizer: Tokenizer, tokens: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
+    """Log-probabilities of tokens as OpenAI's chats and responses list them."""
+
+    def entry(token_id: int, logprob: float) -> dict[str, Any]:
+        text, raw = token_text(tokenizer, token_id)
+        return {"token": text, "logprob": finite(logprob), "bytes": raw}
+
+    return [{**entry(one.token_id, one.logprob), "top_logprobs": [entry(*top) for top in one.top]} for one in tokens]
 
 
 def finite(logprob: float) -> float:

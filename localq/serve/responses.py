@@ -9,14 +9,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
+from localq.generation import TokenLogprobs
 from localq.serve.core import Call, Replies, Reply, Wanted
 from localq.serve.intake import Strict
 from localq.serve.protocols import (
     WHOLE,
     Absent,
-    AbsentList,
     Content,
     Count,
+    FormatName,
     JsonFormat,
     Off,
     OpenAiRequest,
@@ -26,10 +27,12 @@ from localq.serve.protocols import (
     TextFormat,
     event,
     joined,
+    logprob_entries,
     new_id,
 )
 from localq.serve.refusals import Refusal
 from localq.serve.tools import MOST_TOOLS, Function, Name, call_in_history, chosen_tools
+from localq.text.tokenizer import Tokenizer
 
 
 class InputMessage(Strict):
@@ -56,6 +59,8 @@ class FunctionCall(Strict):
     arguments: str
     id: Text | None = None
     status: Literal["in_progress", "completed", "incomplete"] | None = None
+    namespace: Absent = None
+    caller: Absent = None
 
     def plain(self) -> dict[str, Any]:
         """As chat templates read it."""
@@ -107,6 +112,7 @@ class JsonSchemaFormat(SchemaFormat):
     """JSON by a schema."""
 
     type: Literal["json_schema"]
+    name: FormatName
 
 
 _Format = Annotated[TextFormat | JsonFormat | JsonSchemaFormat, Field(discriminator="type")]
@@ -117,6 +123,13 @@ class TextConfig(Strict):
 
     format: _Format | None = None
     verbosity: Literal["medium"] | None = None
+
+
+class Reasoning(Strict):
+    """None: models here reason in their text, if at all."""
+
+    effort: Literal["none"] | None = None
+    summary: Literal["auto", "concise", "detailed"] | None = None
 
 
 class ResponsesRequest(OpenAiRequest):
@@ -131,15 +144,21 @@ class ResponsesRequest(OpenAiRequest):
     tools: Annotated[list[FunctionTool], Field(max_length=MOST_TOOLS)] | None = None
     tool_choice: Literal["none", "auto", "required"] | NamedFunction | None = None
     max_tool_calls: Absent = None
-    include: AbsentList = None
-    reasoning: Absent = None
-    top_logprobs: Annotated[int, Field(ge=0, le=0), WHOLE] | None = None
+    include: list[Literal["message.output_text.logprobs", "reasoning.encrypted_content"]] | None = None
+    reasoning: Reasoning | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     previous_response_id: Absent = None
     conversation: Absent = None
     prompt: Absent = None
 
+    @property
+    def with_logprobs(self) -> bool:
+        """Whether log-probabilities are asked for."""
+        return bool(self.top_logprobs) or "message.output_text.logprobs" in (self.include or ())
 
-def _wanted(asked: ResponsesRequest) -> Wanted:
+
+def responses_wanted(asked: ResponsesRequest) -> Wanted:
+    """What a request asks for. Raises Refusal."""
     messages: list[dict[str, Any]] = []
     if asked.instructions:
         messages.append({"role": "system", "content": asked.instructions})
@@ -153,7 +172,8 @@ def _wanted(asked: ResponsesRequest) -> Wanted:
             else:
                 messages.append(plain)
     form, choice = asked.text.format if asked.text else None, asked.tool_choice
-    options = asked.options(schema=form.schema_ if form else None)
+    logprobs = asked.top_logprobs or 0 if asked.with_logprobs else None
+    options = asked.options(logprobs, schema=form.schema_ if form else None)
     return Wanted(
         model=asked.model,
         prompts=(tuple(messages),),
@@ -198,6 +218,7 @@ def _response(asked: ResponsesRequest, replies: Replies, head: dict[str, Any], i
         "temperature": 1.0 if asked.temperature is None else asked.temperature,
         "text": {"format": _format(asked), "verbosity": "medium"},
         "tool_choice": choice.model_dump() if isinstance(choice, NamedFunction) else choice or "auto",
+        "top_logprobs": asked.top_logprobs or 0,
         "tools": [{"strict": True, **tool.model_dump(exclude_none=True)} for tool in asked.tools or ()],
         "top_p": 1.0 if asked.top_p is None else asked.top_p,
         "truncation": "disabled",
@@ -224,10 +245,19 @@ def _status(reply: Reply) -> str:
     return {None: "in_progress", "length": "incomplete"}.get(reply.finish_reason, "completed")
 
 
-def _message_item(item_id: str, reply: Reply | None = None) -> dict[str, Any]:
-    """The message among the outputs: empty, or with the text of the reply."""
-    status, content = ("in_progress", []) if reply is None else (_status(reply), [_part(reply.text)])
-    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": content}
+def _message_item(item_id: str, status: str = "in_progress", *content: dict[str, Any]) -> dict[str, Any]:
+    """The message among the outputs."""
+    return {"id": item_id, "type": "message", "status": status, "role": "assistant", "content": [*content]}
+
+
+def _of_text(reply: Reply, tokenizer: Tokenizer) -> Iterator[TokenLogprobs]:
+    """The log-probabilities of the text; calls come after it."""
+    size, whole = 0, len(reply.text.encode())
+    for one in reply.logprobs:
+        if reply.calls and size >= whole:
+            return
+        size += len(tokenizer.token_bytes(one.token_id))
+        yield one
 
 
 def _call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
@@ -236,9 +266,11 @@ def _call_item(call: Call, status: str, arguments: str) -> dict[str, Any]:
     return {**own, "call_id": call.id, "name": call.name, "arguments": arguments}
 
 
-def _items(reply: Reply, message_id: str) -> list[dict[str, Any]]:
+def _items(replies: Replies, message_id: str) -> list[dict[str, Any]]:
     """The outputs at the end of the reply."""
-    message = [_message_item(message_id, reply)] if reply.text or not reply.calls else []
+    reply, tokenizer = replies.replies[0], replies.model.tokenizer
+    part = _part(reply.text, logprob_entries(tokenizer, _of_text(reply, tokenizer)))
+    message = [_message_item(message_id, _status(reply), part)] if reply.text or not reply.calls else []
     last = len(reply.calls) - 1
     return message + [
         _call_item(call, _status(reply) if place == last else "completed", call.arguments)
@@ -246,12 +278,12 @@ def _items(reply: Reply, message_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def _part(text: str) -> dict[str, Any]:
-    return {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
+def _part(text: str, logprobs: Sequence[dict[str, Any]] = ()) -> dict[str, Any]:
+    return {"type": "output_text", "text": text, "annotations": [], "logprobs": [*logprobs]}
 
 
 def _answer(asked: ResponsesRequest, replies: Replies, whole: Sequence[Reply]) -> dict[str, Any]:
-    return _response(asked, replies, _head(), _items(whole[0], new_id("msg_")))
+    return _response(asked, replies, _head(), _items(replies, new_id("msg_")))
 
 
 Named = Callable[..., bytes]
@@ -266,7 +298,7 @@ def _item_ends(named: Named, index: int, item: dict[str, Any]) -> Iterator[bytes
     place = {"item_id": item["id"], "output_index": index}
     if item["type"] == "message":
         (part,) = item["content"]
-        yield named("output_text.done", **place, content_index=0, text=part["text"], logprobs=[])
+        yield named("output_text.done", **place, content_index=0, text=part["text"], logprobs=part["logprobs"])
         yield named("content_part.done", **place, content_index=0, part=part)
     else:
         yield named("function_call_arguments.done", **place, name=item["name"], arguments=item["arguments"])
@@ -283,17 +315,20 @@ async def _events(asked: ResponsesRequest, replies: Replies) -> AsyncIterator[by
     yield named("created", response=_response(asked, replies, head))
     yield named("in_progress", response=_response(asked, replies, head))
     index = -1  # of the output that has begun
+    held: list[TokenLogprobs] = []
     async for piece in replies.pieces():
         if index < 0 and (piece.text or (piece.finish_reason and not reply.calls)):
             index = 0
             for one in _message_begins(named, message_id):
                 yield one
-        if piece.text:
+        held += piece.logprobs
+        if piece.text or (held and index == 0 and not reply.calls):
             place = {"item_id": message_id, "output_index": 0, "content_index": 0}
-            yield named("output_text.delta", **place, delta=piece.text, logprobs=[])
+            known, held = logprob_entries(replies.model.tokenizer, held), []
+            yield named("output_text.delta", **place, delta=piece.text, logprobs=known)
         for part in piece.calls:
             if part.name is not None:
-                before = _items(reply, message_id)[index] | {"status": "completed"} if index >= 0 else None
+                before = _items(replies, message_id)[index] | {"status": "completed"} if index >= 0 else None
                 for one in _item_ends(named, index, before) if before else ():
                     yield one
                 index += 1
@@ -303,7 +338,7 @@ async def _events(asked: ResponsesRequest, replies: Replies) -> AsyncIterator[by
                 item_id = _call_item(reply.calls[part.place], "", "")["id"]
                 place = {"item_id": item_id, "output_index": index}
                 yield named("function_call_arguments.delta", **place, delta=part.arguments)
-    items = _items(reply, message_id)
+    items = _items(replies, message_id)
     for one in _item_ends(named, index, items[index]):
         yield one
     yield named(items[-1]["status"], response=_response(asked, replies, head, items))
@@ -314,4 +349,4 @@ def _failed(refusal: Refusal) -> bytes:
     return event({"type": "error", **fields}, "error")
 
 
-RESPONSES = Protocol(ResponsesRequest, _wanted, _answer, _events, _failed)
+RESPONSES = Protocol(ResponsesRequest, responses_wanted, _answer, _events, _failed)

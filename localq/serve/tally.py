@@ -51,6 +51,10 @@ def _quoted(text: str) -> str:
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
+def _head(name: str, kind: str, about: str) -> list[str]:
+    return [f"# HELP localq_{name} {about}", f"# TYPE localq_{name} {kind}"]
+
+
 class Tally:
     """Counts since the server began."""
 
@@ -85,21 +89,21 @@ class Tally:
     def metrics(self, models: Models) -> str:
         """The figures in Prometheus' text form."""
         opened = models.opened()
-        lines = ["# TYPE localq_requests_total counter"]
+        lines = _head("requests_total", "counter", "Requests by path and status.")
         for (path, status), count in sorted(self._requests.items()):
             lines.append(f'localq_requests_total{{path="{path}",status="{status}"}} {count}')
-        lines.append("# TYPE localq_tokens_total counter")
+        lines += _head("tokens_total", "counter", "Tokens of prompts, of them from the cache, and of replies.")
         for (model, kind), count in sorted(self._tokens.items()):
             lines.append(f'localq_tokens_total{{model="{model}",kind="{kind}"}} {count}')
-        lines.append("# TYPE localq_compute_seconds_total counter")
+        lines += _head("compute_seconds_total", "counter", "Seconds that replies took, by phase.")
         for phase, seconds in self._seconds.items():
             lines.append(f'localq_compute_seconds_total{{phase="{phase}"}} {seconds:.6f}')
-        gauges = {
-            "replies_queued": self.queued,
-            "replies_running": sum(one.batcher.running for one in opened),
-            "replies_waiting": sum(one.batcher.waiting for one in opened),
-            "models_open": len(opened),
-        }
-        for name, value in gauges.items():
-            lines += [f"# TYPE localq_{name} gauge", f"localq_{name} {value}"]
+        gauges = (
+            ("replies_queued", self.queued, "Replies that are wanted and not at their end."),
+            ("replies_running", sum(one.batcher.running for one in opened), "Replies that are being computed."),
+            ("replies_waiting", sum(one.batcher.waiting for one in opened), "Replies that wait for their turn."),
+            ("models_open", len(opened), "Models in memory."),
+        )
+        for name, value, about in gauges:
+            lines += [*_head(name, "gauge", about), f"localq_{name} {value}"]
         return "\n".join(lines) + "\n"

@@ -14,7 +14,7 @@ from localq.serve.protocols import AbsentList, Content, Text, joined
 from localq.serve.refusals import Refusal
 from localq.structured.tools import CallPart
 
-Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,64}$")]
+Name = Annotated[str, Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")]
 MOST_TOOLS = 128
 
 
@@ -66,6 +66,7 @@ class ToolCall(Strict):
     id: Text
     type: Literal["function"]
     function: CalledFunction
+    index: int | None = Field(default=None, description="As streams number calls; changes nothing.")
 
 
 class CallingMessage(Strict):
@@ -93,10 +94,12 @@ class ToolMessage(Strict):
     role: Literal["tool"]
     content: Content
     tool_call_id: Text
+    name: Text | None = None
 
     def plain(self) -> dict[str, Any]:
         """As chat templates read it."""
-        return {"role": "tool", "content": joined(self.content), "tool_call_id": self.tool_call_id}
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": "tool", "content": joined(self.content), "tool_call_id": self.tool_call_id, **named}
 
 
 def call_in_history(call_id: str, name: str, arguments: str) -> dict[str, Any]:

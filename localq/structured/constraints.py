@@ -12,6 +12,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, cast
 
 from localq.errors import OptionError
+from localq.structured.schemas import prepared
 from localq.text.tokenizer import utf8_bytes
 
 if TYPE_CHECKING:
@@ -25,9 +26,6 @@ if TYPE_CHECKING:
 _SPECIAL = b"\xff"
 """How llguidance tells tokens without text from those with text: this byte is not UTF-8."""
 _LINE = b"\n"
-_COMBINING = {"allOf", "anyOf", "oneOf", "$ref"}
-_VALUES = {"enum", "const", "default", "examples"}
-_OTHER_PROPERTIES = {"additionalProperties", "patternProperties", "unevaluatedProperties"}
 
 
 class Grammars:
@@ -62,11 +60,17 @@ class Grammars:
         limits = llguidance.LLParserLimits(verbose_errors=False)
         matcher = llguidance.LLMatcher(self._vocabulary, grammar, log_level=0, limits=limits)
         if not matcher.is_error():
-            matcher.compute_bitmask()  # what can't begin, such as a schema that refers to itself alone, is an error too
+            # What can't begin is an error too: a schema that refers to itself alone, an expression that is too large.
+            begun = matcher.deep_copy()
+            begun.consume_tokens(begun.compute_ff_tokens())
+            matcher.compute_bitmask()
+            matcher = begun if begun.is_error() else matcher
         if matcher.is_error():
             reason = matcher.get_error().partition("\n<")[0].strip()
             if "coerce_one_of" in reason:
                 reason = "oneOf whose parts may fit the same value is not supported; anyOf is"
+            elif reason == "NoExtensionBias":
+                reason = "no reply can follow it"
             raise OptionError(f"{name} can't be kept: {reason}", "simplify it")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)
 
@@ -83,45 +87,13 @@ def quoted(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def closed(schema: Mapping[str, Any]) -> dict[str, Any]:
-    """A JSON schema whose objects have no other properties than it names, where it does not speak of others.
-
-    Whatever follows this one follows the given one too. Small models would invent properties without end. Parts that
-    are combined (`allOf`, `oneOf`) speak about the same object: then nothing is changed.
-    """
-    return dict(schema) if _combines(schema) else _closed(schema)
-
-
-def _combines(schema: object) -> bool:
-    parts = schema.values() if isinstance(schema, Mapping) else schema if isinstance(schema, list) else ()
-    names = schema.keys() if isinstance(schema, Mapping) else set[str]()
-    several = "properties" in names and not names.isdisjoint(_COMBINING)
-    overlaps = "oneOf" in names and "discriminator" not in names
-    return several or overlaps or "allOf" in names or any(map(_combines, parts))
-
-
-def _closed(schema: Any) -> Any:
-    if isinstance(schema, list):
-        return [_closed(part) for part in schema]
-    if not isinstance(schema, Mapping):
-        return schema
-    made = {name: part if name in _VALUES else _closed(part) for name, part in schema.items()}
-    if "discriminator" in made and "oneOf" in made:  # as pydantic writes unions: no two of them fit the same object
-        made["anyOf"] = made.pop("oneOf")
-    named, needed = made.get("properties"), made.get("required", [])
-    are_all_named = isinstance(named, Mapping) and isinstance(needed, list) and all(one in named for one in needed)
-    if are_all_named and made.keys().isdisjoint(_OTHER_PROPERTIES):
-        made["additionalProperties"] = False
-    return made
-
-
 def _schema_grammar(schema: Mapping[str, Any]) -> str:
     import llguidance
 
     # With blanks allowed anywhere, small models write nothing else to the end of the context.
     try:
         return llguidance.LLMatcher.grammar_from_json_schema(
-            json.dumps(closed(schema)), overrides={"whitespace_flexible": False, "lenient": False}
+            json.dumps(prepared(schema)), overrides={"whitespace_flexible": False, "lenient": False}
         )
     except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"schema can't be kept: {error}", "give a JSON schema") from error

@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from localq.errors import ChatTemplateError
-from localq.structured.constraints import closed, quoted
+from localq.structured.constraints import quoted
+from localq.structured.schemas import prepared
 from localq.text.chat_template import ChatTemplate
 from localq.text.tokenizer import Tokenizer
 
@@ -94,7 +95,7 @@ class ToolFormat:
 
     def _call(self, tool: Mapping[str, Any]) -> str:
         function = tool["function"]
-        schema = closed({"type": "object", **(function.get("parameters") or {"properties": {}})})
+        schema = prepared({"type": "object", **(function.get("parameters") or {"properties": {}})})
         # Written as the templates write the arguments of earlier calls.
         schema["x-guidance"] = {"item_separator": ", ", "key_separator": ": ", "whitespace_flexible": False}
         return f"{quoted(function['name'] + self.middle)} %json {json.dumps(schema)}"

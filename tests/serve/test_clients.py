@@ -208,4 +208,4 @@ def test_errors_are_those_that_clients_know(client: openai.OpenAI, claude: anthr
     with pytest.raises(anthropic.NotFoundError, match="toy-lama"):
         claude.messages.create(model="toy-lama", max_tokens=1, messages=MESSAGES)  # type: ignore[arg-type]
     with pytest.raises(anthropic.BadRequestError, match="thinking"):
-        claude.messages.create(model=GGUF, max_tokens=9, messages=MESSAGES, thinking={"type": "adaptive"})  # type: ignore[arg-type]
+        claude.messages.create(model=GGUF, max_tokens=9, messages=MESSAGES, thinking={"type": "between_tools"})  # type: ignore[arg-type]

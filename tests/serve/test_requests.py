@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import jsonschema
 import pytest
 
 import localq
@@ -85,7 +86,12 @@ REFUSED = [
     (RESPONSES, {"input": [{"type": "function_call_output", "output": "x"}]}, "input[0].call_id"),
     (MESSAGES, {"stop": "x"}, None),
     (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 1}}, None),
+    (MESSAGES, {"output_config": {"effort": "max"}}, None),
     (MESSAGES, {"messages": [{"role": "system", "content": "x"}]}, None),
+    (RESPONSES, {"include": ["file_search_call.results"]}, "include[0]"),
+    (RESPONSES, {"reasoning": {"effort": "high"}}, "reasoning.effort"),
+    (RESPONSES, {"top_logprobs": 21}, "top_logprobs"),
+    (RESPONSES, {"text": {"format": {"type": "json_schema", "schema": {}}}}, "text.format.name"),
 ]
 
 
@@ -119,8 +125,13 @@ ROUTINE = [
     (TEXT, {"best_of": 1, "suffix": None, "user": "me", "logprobs": None, "echo": False}),
     (RESPONSES, {"text": {"format": {"type": "text"}}, "reasoning": None, "include": [], "tools": []}),
     (RESPONSES, {"input": [{"role": "user", "content": [{"type": "input_text", "text": "Hi"}]}], "instructions": "Go"}),
+    (RESPONSES, {"include": ["reasoning.encrypted_content"], "reasoning": {"effort": "none", "summary": "auto"}}),
+    (RESPONSES, {"prompt_cache_retention": "24h", "prompt_cache_options": {"mode": "implicit"}}),
+    (CHAT, {"response_format": {"type": "json_schema", "json_schema": {"schema": {"const": 7}}}}),
     (MESSAGES, {"system": [{"type": "text", "text": "x", "cache_control": {"type": "ephemeral"}}], "top_k": 3}),
     (MESSAGES, {"metadata": {"user_id": "me"}, "thinking": {"type": "disabled"}, "stop_sequences": []}),
+    (MESSAGES, {"thinking": {"type": "enabled", "budget_tokens": 31999}, "cache_control": {"type": "ephemeral"}}),
+    (MESSAGES, {"thinking": {"type": "adaptive", "display": "omitted"}, "output_config": {}, "speed": "standard"}),
 ]
 
 
@@ -181,3 +192,18 @@ def test_hostile_requests_get_well_formed_errors(server: Server) -> None:
     counts = run(server.port, requests=600, seed=1)
     assert sum(counts.values()) == 600 and set(counts) <= {200, 400, 403, 404, 405, 408, 413, 415, 431}
     assert counts[200] > 10
+
+
+def test_the_description_says_what_is_accepted(server: Server) -> None:
+    described = server.ask("/openapi.json")[1]
+
+    def is_valid(path: str, body: dict[str, Any]) -> bool:
+        schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        whole = {**schema, "components": described["components"]}
+        return bool(jsonschema.Draft202012Validator(whole).is_valid({**LEAST[path], **body}))
+
+    assert [change for path, change in ROUTINE if not is_valid(path, change)] == []
+    unsaid = [change for path, change, _ in REFUSED if is_valid(path, change)]
+    # What only a model knows (tools, ids), and two fields that exclude each other.
+    assert all({"tools", "prompt", "logit_bias", "max_completion_tokens", "echo"} & set(change) for change in unsaid)
+    assert len(unsaid) < len(REFUSED) / 8
