@@ -25,9 +25,7 @@ _References = Annotated[
 _Host = Annotated[
     str, typer.Option("--host", metavar="ADDRESS", help="Listen here; others than this machine need a key.")
 ]
-_Port = Annotated[
-    int, typer.Option("--port", metavar="N", help="Listen at this port; 0: any free one.")
-]
+_Port = Annotated[int, typer.Option("--port", metavar="N", help="Listen at this port; 0: any free one.")]
 _Reproducible = Annotated[
     bool, typer.Option("--reproducible", help="Give each seeded reply as if it were alone; slower.")
 ]

@@ -25,6 +25,8 @@ class Record:
     id: str
     method: str
     path: str
+    client: str = ""
+    """Who asks; not for the log."""
     started: float = field(default_factory=time.perf_counter)
     status: int = CLIENT_GONE
     model: str = ""
@@ -60,8 +62,14 @@ class Tally:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._seconds = {"prompt": 0.0, "decode": 0.0}
-        self.queued = 0
-        """Replies that are wanted and not at their end."""
+        self.queued: Counter[str] = Counter()
+        """Replies of each client that are wanted and not at their end."""
+
+    def leave(self, client: str, count: int) -> None:
+        """Replies of a client are at their end."""
+        self.queued[client] -= count
+        if not self.queued[client]:
+            del self.queued[client]
 
     def count(self, record: Record, model: str, replies: Sequence[Reply]) -> None:
         """Count the tokens of the replies to one request."""
@@ -95,7 +103,7 @@ class Tally:
         for phase, seconds in self._seconds.items():
             lines.append(f'localq_compute_seconds_total{{phase="{phase}"}} {seconds:.6f}')
         gauges = {
-            "replies_queued": self.queued,
+            "replies_queued": self.queued.total(),
             "replies_running": sum(one.batcher.running for one in opened),
             "replies_waiting": sum(one.batcher.waiting for one in opened),
             "models_open": len(opened),

@@ -114,6 +114,52 @@ def test_beyond_the_queue_clients_are_told_to_come_again(
         assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
 
 
+@pytest.mark.parametrize(
+    ("path", "busy", "other"),
+    [
+        (CHAT, {"headers": {"user-agent": "script"}}, {"headers": {"user-agent": "editor"}}),
+        (CHAT, {"fields": {"user": "a"}}, {"fields": {"user": "b"}}),
+        (CHAT, {"fields": {"safety_identifier": "a"}}, {}),
+        ("/v1/messages", {"fields": {"metadata": {"user_id": "a"}}}, {"fields": {"metadata": {"user_id": "b"}}}),
+    ],
+)
+def test_a_client_that_asks_much_does_not_keep_another_one_waiting(
+    server: Server, models: dict[str, localq.Model], path: str, busy: dict[str, Any], other: dict[str, Any]
+) -> None:
+    ended: list[str] = []
+
+    def ask(name: str, headers: dict[str, str] | None = None, fields: Any = None) -> None:
+        body = {**BODY, "model": GGUF, "max_tokens": 10, **(fields or {})}
+        assert server.ask(path, body, headers=headers)[0] == 200
+        ended.append(name)
+
+    ask("first")
+    (model,) = (one for one in server.models.opened() if one.offer.id == GGUF)
+    with ThreadPoolExecutor(41) as clients:
+        with model.model.turn():
+            replies = [clients.submit(ask, "busy", **busy) for _ in range(40)]
+            wait_until(lambda: model.batcher.waiting == 40)
+            replies.append(clients.submit(ask, "other", **other))
+            wait_until(lambda: model.batcher.waiting == 41)
+        for reply in replies:
+            reply.result()
+    assert ended.index("other") < 30
+
+
+def test_one_client_leaves_room_in_the_queue_for_others(
+    models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "MOST_WAITING", 16)
+    body = {**endless(models[GGUF], GGUF), "user": "a", "n": 10}
+    with running(models_dir, GGUF) as server, ThreadPoolExecutor(1) as client:
+        busy = client.submit(server.ask, CHAT, body)
+        wait_until(lambda: "replies_queued 10\n" in server.ask("/metrics")[1])
+        status, answer = server.ask(CHAT, body)
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert server.ask(CHAT, {**BODY, "model": GGUF, "user": "b", "n": 2})[0] == 200
+        assert busy.result()[0] == 200
+
+
 @pytest.mark.parametrize("name", [GGUF, MLX])
 def test_replies_in_company_are_those_of_runs_alone(models_dir: Path, name: str) -> None:
     questions = ["What is the capital of France?", "Hi", "Where is the cat?", "Count to ten."]
