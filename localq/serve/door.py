@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from localq.errors import LocalqError
 from localq.serve.intake import MOST_BODY_BYTES, ClientGone, Receive, read_body, too_large
-from localq.serve.refusals import Refusal, failure
+from localq.serve.refusals import Refusal, failure, no_room
 from localq.serve.tally import CLIENT_GONE, Record, Tally
 
 MOST_HEADER_BYTES = 16_384
@@ -155,6 +155,8 @@ class Door:
     def _refusal(self, scope: Any, headers: Mapping[str, str]) -> Refusal | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return Refusal(431, f"the headers are larger than {MOST_HEADER_BYTES:,} bytes")
+        if scope.get("localq.is_full") and scope["path"] != "/health":
+            return no_room()
         host, origin = headers.get("host", ""), headers.get("origin")
         if sum(name == b"host" for name, _ in scope["headers"]) != 1 or not self._access.allows_host(host):
             return Refusal(403, "the Host header does not name this server", code="foreign_host")

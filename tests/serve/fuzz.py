@@ -21,6 +21,8 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +112,25 @@ def go_away(port: int, body: dict[str, Any], times: int, seed: int) -> None:
             time.sleep(draw.random() * 0.05)
 
 
+def stay_idle(port: int, count: int) -> float:
+    """Open connections that say nothing, and keep them; the slowest seconds in which /health answers meanwhile."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    slowest, held = 0.0, []
+    for number in range(count):
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        if number % 100 == 99:
+            started = time.perf_counter()
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            slowest = max(slowest, time.perf_counter() - started)
+    return slowest
+
+
 def _request(draw: random.Random) -> tuple[bytes, str]:
     path = draw.choice(list(REQUESTS))
     body: Any = {"model": draw.choice(MODELS[: draw.choice((2, 7))]), **REQUESTS[path]}
@@ -189,6 +210,7 @@ def main() -> None:
     arguments.add_argument("--requests", type=int, default=100_000)
     arguments.add_argument("--seed", type=int, default=1)
     arguments.add_argument("--disconnects", type=int, default=1000)
+    arguments.add_argument("--idle", type=int, default=10_000)
     given = arguments.parse_args()
 
     def each(done: int) -> None:
@@ -204,6 +226,15 @@ def main() -> None:
             body = {"model": MODELS[0], "messages": [USER], "stream": stream, "logit_bias": bias}
             go_away(server.port, body, given.disconnects // 2, given.seed)
         server.wait_until_idle()
+        files, most = psutil.Process().num_fds(), 0
+        with ProcessPoolExecutor(1, get_context("spawn")) as clients:
+            idle = clients.submit(stay_idle, server.port, given.idle)
+            while not idle.done():
+                most = max(most, psutil.Process().num_fds())
+                time.sleep(0.01)
+        slowest = idle.result()
+        sys.stdout.write(f"{given.idle:,} idle connections: /health answered within {slowest:.2f} s, ")
+        sys.stdout.write(f"at most {most - files} open files\n")
     sys.stdout.write(", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) + "\n")
 
 
