@@ -57,6 +57,8 @@ class Connection(H11Protocol):
         if self._refused:
             return
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MOST_HEADER_BYTES:
+            self.flow.resume_reading()  # a little more may come while the answer is made: else its end would go unseen
         if self.conn.their_state is not h11.IDLE:  # the headers are there
             self._stop("_headers_due")
         elif self._headers_due is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():

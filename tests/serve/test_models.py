@@ -101,6 +101,21 @@ def test_a_client_that_goes_away_frees_its_sequence(
     assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
 
 
+@pytest.mark.parametrize("more", [b"\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_that_goes_away_is_noticed_though_it_sent_more(
+    server: Server, models: dict[str, localq.Model], more: bytes
+) -> None:
+    data = json.dumps({**endless(models[GGUF], GGUF), "n": 100}).encode()
+    server.log.clear()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data + more)
+        wait_until(lambda: any(one.batcher.running for one in server.models.opened()))
+    wait_until(lambda: server.log)
+    assert f"{CHAT} 499" in server.log[0]
+    server.wait_until_idle()
+
+
 def test_beyond_the_queue_clients_are_told_to_come_again(
     models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
