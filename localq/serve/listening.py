@@ -25,7 +25,7 @@ FINISHING_SECONDS = 30
 """How long running requests may take after SIGTERM or Ctrl-C."""
 
 MOST_CONNECTIONS = 512
-"""Open at the same time, where the process may have three times as many files. Beyond, the one that is idle longest goes."""
+"""Open at a time, where the process may have three times as many files. Beyond, the one that is idle longest goes."""
 
 _BACKLOG = 100  # connections that the system holds, and that are accepted at a time
 _SPARE_CONNECTIONS = 32  # beyond the most: for errors, and for what /health answers
