@@ -209,8 +209,8 @@ class Core:
             raise Refusal(400, f"{count} replies are more than {self._most_queued}, the most at a time", "n")
         own, free = self.tally.queued[record.client], self._most_queued - self.tally.queued.total()
         if own + count > free:  # so there is always room for another client
-            reason = f"{own} replies of this client are wanted already" if own else "the queue is full"
-            raise try_later(429, f"{reason}, and there is room for {free} of all clients", "queue_full")
+            own_part = f"this client has {own} replies in the queue, and the rest of it is for others"
+            raise try_later(429, own_part if own else "the queue is full", "queue_full")
         self.tally.queued[record.client] += count  # before anything is awaited: many requests may come at once
         replies = None
         try:
