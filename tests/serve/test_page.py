@@ -307,7 +307,7 @@ def test_calls_of_tools_json_and_reasoning_are_shown_apart(tab: Browser) -> None
     tab.run("""{ const real = window.fetch; window.fetch = async (path, options) => {
         window.fetch = real;
         window.sent = JSON.parse(options.body);
-        const part = (index, name, text) => ({ delta: { tool_calls: [{ index, function: { name, arguments: text } }] }});
+        const part = (index, name, text) => ({delta: { tool_calls: [{ index, function: { name, arguments: text } }] }});
         const choices = [part(0, "weather", ""), part(0, undefined, '{"city": "Par'), part(0, undefined, 'is"}'),
             part(1, "now", "{}"), { delta: {}, finish_reason: "tool_calls" }];
         return new Response(choices.map(one => `data: ${JSON.stringify({ choices: [one] })}\\n\\n`).join("")
