@@ -10,6 +10,7 @@ import typer
 from localq.cli import arguments as flags
 from localq.cli.completion import complete_reference
 from localq.cli.output import say
+from localq.errors import OptionError
 from localq.options import MOST_BATCH_TOKENS, LoadOptions
 
 KEY_VARIABLE = "LOCALQ_API_KEY"
@@ -77,6 +78,8 @@ def serve(
     from localq.serve.models import make_offer
 
     options = LoadOptions(**flags.load_options(locals()))
+    if not (keep_alive >= 0 or keep_alive == -1):
+        raise OptionError(f"--keep-alive is {keep_alive:g}; expected 0 or more seconds, or -1: never")
     access = Access(host, api_key or os.environ.get(KEY_VARIABLE) or None, origins(cors or ()))
     require_key(access)
     with bind(host, port) as bound:
@@ -88,5 +91,7 @@ def serve(
         bound.listen()  # clients that come from now on are heard, in a moment
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{bound.getsockname()[1]}"
+        if not models.catalogue.offers():
+            say("there is no converted model yet: `localq convert MODEL` makes one, and this server finds it")
         say(f"serving at {address}/v1, with a chat page at {address}/; Ctrl-C ends")
         run(app, bound, say)

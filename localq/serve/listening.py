@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import Callable
@@ -178,7 +179,11 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        hint = "another program may use the port: give another one with --port, or 0 for any that is free"
+        hint = f"--host must be an address of this machine, which {host} is not; 127.0.0.1 is one"
+        if error.errno == errno.EADDRINUSE:
+            hint = "another program uses the port: give another one with --port, or 0 for any that is free"
+        elif error.errno == errno.EACCES:
+            hint = "only an administrator may use this port: give one above 1023 with --port"
         raise LocalqError(f"can't listen at {host}:{port}: {error.strerror}", hint) from error
     return bound
 

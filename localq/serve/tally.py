@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CLIENT_GONE = 499
 """The status in the log and in the figures where the client closed the connection first."""
 
+_SHOWN_REPLIES = 4
+
 
 @dataclass
 class Record:
@@ -43,7 +45,9 @@ class Record:
         took = f"{time.perf_counter() - self.started:.3f}s"
         words = [now, self.id, self.method, _quoted(self.path), str(self.status), took]
         named = [("model", self.model), ("form", self.form), ("error", self.failure)]
-        named += [("reply", reply) for reply in self.replies] + [("prompt", prompt) for prompt in self.prompts]
+        named += [("reply", reply) for reply in self.replies[:_SHOWN_REPLIES]]
+        named += [("more_replies", str(len(self.replies) - _SHOWN_REPLIES))] if self.replies[_SHOWN_REPLIES:] else []
+        named += [("prompt", prompt) for prompt in self.prompts]
         return " ".join([*words, *(f"{name}={_quoted(value)}" for name, value in named if value)])
 
 

@@ -260,6 +260,10 @@ def test_the_log_has_a_line_for_each_request_and_prompts_only_when_asked(models_
         assert "France" not in "".join(server.log)
         assert '"/v1/models/a\\nb" 404' in model
     with running(models_dir, GGUF, log_prompts=True) as server:
+        server.ask(CHAT, {**BODY, "model": GGUF, "n": 20, "max_tokens": 1})
+        wait_until(lambda: any("20" in line for line in server.log))
+        (line,) = (line for line in server.log if " req_" in line)
+        assert line.count("reply=") == 4 and "more_replies=16" in line
         server.ask(CHAT, {**BODY, "model": GGUF})
         wait_until(lambda: any("France" in line for line in server.log))
 
