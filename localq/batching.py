@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from localq.engine_thread import borrow_engine_thread, return_engine_thread
 from localq.engines.base import Drawn, Feed, Guide, shared_prefix_tokens
 from localq.errors import EngineError, LocalqError, UnsupportedOptionError
+from localq.fairness import Rotation
 from localq.generation import Chunk, Meter, ReplyState
 
 if TYPE_CHECKING:
@@ -45,6 +46,8 @@ class ReplyRequest:
     """What the reply may be; a new one for each request. None: what the options say."""
     raw: bool = False
     """Whether the prompt is a plain text to continue, without a chat template; see `Model.text_rules`."""
+    client: str = ""
+    """Who asks: clients get their places by turns."""
 
 
 class Ticket:
@@ -64,7 +67,7 @@ class Ticket:
 
 
 class Batcher:
-    """Computes replies of one model, up to `LoadOptions.sequences` at the same time; the others wait in order.
+    """Computes replies of one model, up to `LoadOptions.sequences` at the same time; the others wait for their turn.
 
     What a reply leaves in its sequence is kept until another one needs the place: a prompt that begins in the same way
     uses it. While there are requests, `Model.generate` in other threads waits.
@@ -76,6 +79,7 @@ class Batcher:
         self._engine: Engine = model.engine
         self._arrived: deque[_Reply] = deque()
         self._active: list[_Reply] = []
+        self._rotation = Rotation()
         self._changed = threading.Condition()
         self._closed = False
         self._clock = count(1)
@@ -188,17 +192,18 @@ class Batcher:
     def _admit(self) -> None:
         """Begin the replies that there is room for; those that can soon use the prompt of another one wait for it."""
         self._active = [reply for reply in self._active if not reply.is_over]
-        for reply in list(self._arrived):
+        with self._changed:
+            self._arrived = deque(reply for reply in self._arrived if not reply.ticket.is_cancelled)
+            waiting = list(self._arrived)
+        if len(self._active) == self._sequences:
+            return
+        for reply in self._rotation.order(waiting, self._active):
             if len(self._active) == self._sequences:
                 return
-            if reply.ticket.is_cancelled:
-                reply.end()
-            elif self._computes_beginning_of(reply.whole):
-                continue
-            else:
+            if not self._computes_beginning_of(reply.whole):
                 self._begin(reply)
-            with self._changed:
-                self._arrived.remove(reply)
+                with self._changed:
+                    self._arrived.remove(reply)
 
     def _computes_beginning_of(self, prompt: Sequence[int]) -> bool:
         """Whether a prompt is being computed that begins in the same way, and has not come to where they differ."""
@@ -213,6 +218,7 @@ class Batcher:
             cached = self._engine.begin(sequence, reply.whole)
             self._held_tokens[sequence] = cached
             reply.begin(self._engine, sequence, cached)
+            self._rotation.began(reply)
         except LocalqError as error:
             reply.fail(error)
         else:
@@ -244,6 +250,7 @@ class _Reply:
 
     def __init__(self, request: ReplyRequest, rules: TextRules, on_event: OnEvent) -> None:
         self.whole = [*request.prompt, *request.begun]
+        self.client, self.arrived = request.client, time.monotonic()
         self.ticket = Ticket()
         self.sequence = -1
         self.in_prompt = True

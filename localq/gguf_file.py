@@ -189,7 +189,8 @@ def _read_tried(path: Path) -> GgufHeader:
     if not context:
         said = [line.strip() for line in "".join(log).splitlines() if line.strip()]
         reason = said[0].partition(": ")[2] if said else "no reason given"
-        raise CheckpointError(f"{path} is damaged, or not a GGUF file: {reason}", "download the file again")
+        hint = "download the file again, or make it again: `localq convert SOURCE --to FORMAT --force`"
+        raise CheckpointError(f"{path} is damaged, or not a GGUF file: {reason}", hint)
     try:
         keys = {library.gguf_get_key(context, key): key for key in range(library.gguf_get_n_kv(context))}
         metadata = {name.decode(errors="replace"): _value(context, key) for name, key in keys.items()}

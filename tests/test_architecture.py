@@ -29,7 +29,7 @@ LAYERS = [
     {"calibration"},
     {"store"},
     {"generation", "memory", "context_length", "structured"},
-    {"text", "engines", "checkpoint", "families", "turns"},
+    {"text", "engines", "checkpoint", "families", "turns", "fairness"},
     {"json_files", "tables", "gguf_file", "options", "reference", "demo", "backends", "transcript"},
     {"trial"},
     {"recipes", "llama_log", "child_process", "disk", "copying", "hardware", "keywords", "notebook", "regular_files"},

@@ -113,7 +113,7 @@ def test_a_truncated_gguf_file_is_refused(length: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:length])
     with pytest.raises(CheckpointError, match=r"model\.gguf is (damaged|cut off)") as caught:
         load(path)
-    assert "\n" not in caught.value.message and caught.value.hint == "download the file again"
+    assert "\n" not in caught.value.message and caught.value.hint.startswith("download the file again")
 
 
 def test_an_architecture_that_llama_cpp_does_not_know_is_named(tmp_path: Path) -> None:

@@ -79,7 +79,7 @@ def serve(
 
     options = LoadOptions(**flags.load_options(locals()))
     if not (keep_alive >= 0 or keep_alive == -1):
-        raise OptionError(f"--keep-alive is {keep_alive:g}; expected seconds, 0 or more", "-1 never closes a model")
+        raise OptionError(f"--keep-alive is {keep_alive:g}; expected 0 or more seconds, or -1: never")
     access = Access(host, api_key or os.environ.get(KEY_VARIABLE) or None, origins(cors or ()))
     require_key(access)
     with bind(host, port) as bound:
@@ -91,5 +91,7 @@ def serve(
         bound.listen()  # clients that come from now on are heard, in a moment
         name = f"[{host}]" if ":" in host else host
         address = f"http://{name}:{bound.getsockname()[1]}"
+        if not models.catalogue.offers():
+            say("there is no converted model yet: `localq convert MODEL` makes one, and this server finds it")
         say(f"serving at {address}/v1, with a chat page at {address}/; Ctrl-C ends")
         run(app, bound, say)

@@ -109,6 +109,7 @@ class Endpoints:
         async def answer(request: Request) -> Response:
             asked = await _asked(protocol.request, request)
             wanted, record = protocol.wanted(asked), request.scope["localq.record"]
+            record.client += _user(asked)
             replies = await _unless_gone(request.receive, self._core.begin(wanted, record))
             if asked.stream:
                 return EventStream(protocol.events(asked, replies), replies, protocol)
@@ -167,6 +168,12 @@ async def _asked(kind: type[Strict], request: Request) -> Any:
     if len(body) < _LARGE_BODY_BYTES:
         return check(kind, parse_json(body))
     return await asyncio.to_thread(lambda: check(kind, parse_json(body)))
+
+
+def _user(asked: Any) -> str:
+    """Whom a program asks for, as the protocols name that; empty where the request does not say."""
+    user = getattr(asked, "user", None) or getattr(asked, "safety_identifier", None)
+    return user or getattr(getattr(asked, "metadata", None), "user_id", None) or ""
 
 
 def _model(offer: Offer) -> dict[str, Any]:

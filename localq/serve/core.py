@@ -22,8 +22,8 @@ from localq.serve.refusals import Refusal, as_refusal, try_later
 from localq.serve.tally import CLIENT_GONE, Record, Tally
 from localq.structured.tools import CallPart, CallReader
 
-MOST_WAITING = 128
-"""Replies that may wait for their turn, of all requests together."""
+MOST_WAITING = 256
+"""Replies that may wait for their turn, of all requests together. A client gets as many places as are left then."""
 
 _LARGEST_SEED = 2**32 - 2
 
@@ -190,7 +190,7 @@ class Replies:
             for ticket in self._tickets:
                 ticket.cancel()
             self.opened.release()
-            self._tally.queued -= len(self.replies)
+            self._tally.leave(self.record.client, len(self.replies))
             self._tally.count(self.record, self.opened.offer.id, self.replies)
 
 
@@ -207,20 +207,22 @@ class Core:
         count = len(wanted.prompts) * wanted.count
         if count > self._most_queued:
             raise Refusal(400, f"{count} replies are more than {self._most_queued}, the most at a time", "n")
-        if self.tally.queued + count > self._most_queued:
-            raise try_later(429, f"{self.tally.queued} replies are wanted already", "queue_full")
-        self.tally.queued += count  # before anything is awaited: many requests may come at once
+        own, free = self.tally.queued[record.client], self._most_queued - self.tally.queued.total()
+        if own + count > free:  # so there is always room for another client
+            own_part = f"this client has {own} replies in the queue, and the rest of it is for others"
+            raise try_later(429, own_part if own else "the queue is full", "queue_full")
+        self.tally.queued[record.client] += count  # before anything is awaited: many requests may come at once
         replies = None
         try:
             opened = await self.models.use(wanted.model)
             replies = Replies(opened, self.tally, record)
             record.model, record.form = opened.offer.model, opened.offer.form
-            requests = await asyncio.to_thread(_requests, opened.model, wanted)
+            requests = await asyncio.to_thread(_requests, opened.model, wanted, record.client)
             if self._log_prompts:
                 record.prompts = [_shown(opened.model, request.prompt) for request in requests[:: wanted.count]]
             replies.submit(requests, wanted.tools is not None)
         except BaseException as error:
-            self.tally.queued -= count if replies is None else count - len(replies.replies)
+            self.tally.leave(record.client, count if replies is None else count - len(replies.replies))
             if replies is not None:
                 replies.close()
             if isinstance(error, LocalqError):
@@ -272,7 +274,7 @@ def _constraint(model: Model, wanted: Wanted, options: GenerationOptions, begun:
     return constraint
 
 
-def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
+def _requests(model: Model, wanted: Wanted, client: str) -> list[ReplyRequest]:
     """One for each reply, in the order of the prompts. Raises errors of the tree before anything is computed."""
     begun = tuple(model.tokenizer.encode(wanted.begun, add_special_tokens=False)) if wanted.begun else ()
     options = GenerationOptions(**wanted.options)
@@ -289,7 +291,8 @@ def _requests(model: Model, wanted: Wanted) -> list[ReplyRequest]:
         for number in range(wanted.count):
             seed = None if options.seed is None else (options.seed + number) % _LARGEST_SEED
             chosen = replace(limited, seed=seed)
-            requests.append(ReplyRequest(ids, chosen, begun, _constraint(model, wanted, chosen, begun), wanted.raw))
+            constraint = _constraint(model, wanted, chosen, begun)
+            requests.append(ReplyRequest(ids, chosen, begun, constraint, wanted.raw, client))
     return requests
 
 

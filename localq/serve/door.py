@@ -20,7 +20,7 @@ from starlette.responses import JSONResponse, Response
 
 from localq.errors import LocalqError
 from localq.serve.intake import MOST_BODY_BYTES, ClientGone, Receive, read_body, too_large
-from localq.serve.refusals import Refusal, failure
+from localq.serve.refusals import Refusal, failure, no_room
 from localq.serve.tally import CLIENT_GONE, Record, Tally
 
 MOST_HEADER_BYTES = 16_384
@@ -108,7 +108,7 @@ class Door:
             await self._app(scope, receive, send)
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        record = Record(f"req_{secrets.token_hex(8)}", scope["method"], scope["path"])
+        record = Record(f"req_{secrets.token_hex(8)}", scope["method"], scope["path"], _client(scope, headers))
         extra = {"x-request-id": record.id, "vary": "Origin", "x-content-type-options": "nosniff"}
         if (origin := headers.get("origin")) in self._access.origins:
             extra |= {"access-control-allow-origin": str(origin), "access-control-expose-headers": "x-request-id"}
@@ -155,6 +155,8 @@ class Door:
     def _refusal(self, scope: Any, headers: Mapping[str, str]) -> Refusal | None:
         if sum(len(name) + len(value) for name, value in scope["headers"]) > MOST_HEADER_BYTES:
             return Refusal(431, f"the headers are larger than {MOST_HEADER_BYTES:,} bytes")
+        if scope.get("localq.is_full") and scope["path"] != "/health":
+            return no_room()
         host, origin = headers.get("host", ""), headers.get("origin")
         if sum(name == b"host" for name, _ in scope["headers"]) != 1 or not self._access.allows_host(host):
             return Refusal(403, "the Host header does not name this server", code="foreign_host")
@@ -172,6 +174,11 @@ class Door:
                 raise too_large(close=True)
             return b""  # the client waits for a word before it sends the body
         return await read_body(receive, keep)
+
+
+def _client(scope: Any, headers: Mapping[str, str]) -> str:
+    """Who shares the queue as one: a program at an address. All programs of a laptop have the same address."""
+    return f"{(scope.get('client') or ('',))[0]} {headers.get('user-agent', '')} "
 
 
 def _error(refusal: Refusal, scope: Any) -> Response:

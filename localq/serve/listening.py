@@ -1,11 +1,13 @@
-"""The sockets, the connections and the signals: uvicorn, with limits for slow clients."""
+"""The sockets, the connections and the signals: uvicorn, with limits for slow clients and for many of them."""
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import json
 import socket
 from collections.abc import Callable
+from http import HTTPStatus
 from typing import Any
 
 import h11
@@ -14,7 +16,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from localq.errors import LocalqError, OptionError
 from localq.serve.door import MOST_HEADER_BYTES, App
-from localq.serve.refusals import Refusal
+from localq.serve.refusals import Refusal, no_room
 
 HEADER_SECONDS = 10.0
 """Until the headers of a request must have come."""
@@ -23,13 +25,21 @@ READING_SECONDS = 30.0
 FINISHING_SECONDS = 30
 """How long running requests may take after SIGTERM or Ctrl-C."""
 
+MOST_CONNECTIONS = 512
+"""Open at a time, where the process may have three times as many files. Beyond, the one that is idle longest goes."""
+
+_BACKLOG = 100  # connections that the system holds, and that are accepted at a time
+_SPARE_CONNECTIONS = 32  # beyond the most: for errors, and for what /health answers
 _LINGERING_SECONDS = 1.0
 _MOST_PORT = 65535
-_FRAMING = {408: "the headers did not come in time", 431: f"the headers are larger than {MOST_HEADER_BYTES:,} bytes"}
+_FRAMING = {
+    408: "the headers did not come in time",
+    431: f"the headers are larger than {MOST_HEADER_BYTES:,} bytes",
+}
 
 
 class Connection(H11Protocol):
-    """One connection: slow clients are cut, and what is not HTTP gets an error in JSON."""
+    """One connection: slow clients are cut, idle ones make room, and what is not HTTP gets an error in JSON."""
 
     _headers_due: asyncio.TimerHandle | None = None
     _reading_due: asyncio.TimerHandle | None = None
@@ -38,6 +48,9 @@ class Connection(H11Protocol):
     def connection_made(self, transport: Any) -> None:
         """See asyncio."""
         super().connection_made(transport)
+        self._idle_since = self.loop.time()
+        if self._is_too_many():
+            self._make_room()
         self._headers_due = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
 
     def data_received(self, data: bytes) -> None:
@@ -45,10 +58,40 @@ class Connection(H11Protocol):
         if self._refused:
             return
         super().data_received(data)
+        if self.conn.their_state is h11.DONE and len(self.conn.trailing_data[0]) <= MOST_HEADER_BYTES:
+            self.flow.resume_reading()  # a little more may come while the answer is made: else its end would go unseen
         if self.conn.their_state is not h11.IDLE:  # the headers are there
             self._stop("_headers_due")
         elif self._headers_due is None and self.timeout_keep_alive_task is None and not self.transport.is_closing():
             self._headers_due = self.loop.call_later(HEADER_SECONDS, self._refuse, 408)
+
+    def _make_room(self) -> None:
+        """Close the connection that is idle longest; where all are busy, this one is refused."""
+        others = [one for one in self.connections if isinstance(one, Connection) and one is not self and one._is_idle()]
+        if others:
+            oldest = min(others, key=lambda one: (one.timeout_keep_alive_task is None, one._idle_since))
+            oldest.transport.close() if oldest.timeout_keep_alive_task else oldest._refuse(503)
+        elif self._is_too_many(_SPARE_CONNECTIONS):
+            self._refuse(503)
+        else:
+            self.app = self._answer_where_there_is_room
+
+    def _is_too_many(self, spare: int = 0) -> bool:
+        return len(self.connections) > most_connections() + spare
+
+    def _is_idle(self) -> bool:
+        """Whether no whole request is there: it is between two requests, or the next one has not come to its end."""
+        is_between = self.cycle is None or self.cycle.response_complete
+        is_open = not self._refused and not self.transport.is_closing()
+        return is_open and (is_between or self.conn.their_state is h11.SEND_BODY)
+
+    async def _answer_where_there_is_room(self, scope: Any, receive: Any, send: Any) -> None:
+        await self.config.loaded_app({**scope, "localq.is_full": self._is_too_many()}, receive, send)
+
+    def on_response_complete(self) -> None:
+        """See uvicorn."""
+        self._idle_since = self.loop.time()
+        super().on_response_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """See asyncio."""
@@ -83,14 +126,16 @@ class Connection(H11Protocol):
             self.cycle.disconnected = True
             self.cycle.message_event.set()
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            refusal = Refusal(status, _FRAMING.get(status, "this is not a valid HTTP request"))
+            said = _FRAMING.get(status, "this is not a valid HTTP request")
+            is_full = status == HTTPStatus.SERVICE_UNAVAILABLE
+            refusal = no_room() if is_full else Refusal(status, said, headers={"Connection": "close"})
             body = json.dumps(refusal.body("")).encode()
             headers = [
                 ("content-type", "application/json"),
                 ("content-length", str(len(body))),
-                ("connection", "close"),
+                *refusal.headers.items(),
             ]
-            reason = {400: b"Bad Request", 408: b"Request Timeout"}.get(status, b"Request Header Fields Too Large")
+            reason = HTTPStatus(status).phrase.encode()
             for event in (
                 h11.Response(status_code=status, headers=headers, reason=reason),
                 h11.Data(data=body),
@@ -99,9 +144,20 @@ class Connection(H11Protocol):
                 self.transport.write(self.conn.send(event) or b"")
             # With bytes left unread, closing at once could take the answer back from the client.
             self.transport.write_eof()
-            self.loop.call_later(_LINGERING_SECONDS, self.transport.close)
+            lingering = 0 if self._is_too_many(_SPARE_CONNECTIONS) else _LINGERING_SECONDS
+            self.loop.call_later(lingering, self.transport.close)
         else:
             self.transport.close()
+
+
+def most_connections() -> int:
+    """How many connections may be open."""
+    try:
+        import resource
+    except ImportError:  # Windows, which has no such limit
+        return MOST_CONNECTIONS
+    files, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return MOST_CONNECTIONS if files == resource.RLIM_INFINITY else min(MOST_CONNECTIONS, files // 3)
 
 
 def bind(host: str, port: int) -> socket.socket:
@@ -123,7 +179,11 @@ def bind(host: str, port: int) -> socket.socket:
             bound.close()
             raise
     except OSError as error:
-        hint = "another program may use the port: give another one with --port, or 0 for any that is free"
+        hint = f"--host must be an address of this machine, which {host} is not; 127.0.0.1 is one"
+        if error.errno == errno.EADDRINUSE:
+            hint = "another program uses the port: give another one with --port, or 0 for any that is free"
+        elif error.errno == errno.EACCES:
+            hint = "only an administrator may use this port: give one above 1023 with --port"
         raise LocalqError(f"can't listen at {host}:{port}: {error.strerror}", hint) from error
     return bound
 
@@ -154,6 +214,7 @@ def uvicorn_of(app: App, log: Callable[[str], None]) -> uvicorn.Server:
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=FINISHING_SECONDS,
+        backlog=_BACKLOG,
         h11_max_incomplete_event_size=MOST_HEADER_BYTES,
     )
     return _Server(config, log)

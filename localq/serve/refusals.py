@@ -50,6 +50,13 @@ def try_later(status: int, message: str, code: str) -> Refusal:
     return Refusal(status, message, code=code, headers={"Retry-After": str(RETRY_SECONDS)})
 
 
+def no_room() -> Refusal:
+    """Where too many connections are open."""
+    refusal = try_later(503, "too many connections are open", "too_many_connections")
+    refusal.headers = {**refusal.headers, "Connection": "close"}
+    return refusal
+
+
 def failure() -> Refusal:
     """The server's own fault; the reason is in its log."""
     return Refusal(500, "the server failed; its log says why", code="internal_error")

@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 CLIENT_GONE = 499
 """The status in the log and in the figures where the client closed the connection first."""
 
+_SHOWN_REPLIES = 4
+
 
 @dataclass
 class Record:
@@ -25,6 +27,8 @@ class Record:
     id: str
     method: str
     path: str
+    client: str = ""
+    """Who asks; not for the log."""
     started: float = field(default_factory=time.perf_counter)
     status: int = CLIENT_GONE
     model: str = ""
@@ -41,7 +45,9 @@ class Record:
         took = f"{time.perf_counter() - self.started:.3f}s"
         words = [now, self.id, self.method, _quoted(self.path), str(self.status), took]
         named = [("model", self.model), ("form", self.form), ("error", self.failure)]
-        named += [("reply", reply) for reply in self.replies] + [("prompt", prompt) for prompt in self.prompts]
+        named += [("reply", reply) for reply in self.replies[:_SHOWN_REPLIES]]
+        named += [("more_replies", str(len(self.replies) - _SHOWN_REPLIES))] if self.replies[_SHOWN_REPLIES:] else []
+        named += [("prompt", prompt) for prompt in self.prompts]
         return " ".join([*words, *(f"{name}={_quoted(value)}" for name, value in named if value)])
 
 
@@ -64,8 +70,14 @@ class Tally:
         self._requests: Counter[tuple[str, int]] = Counter()
         self._tokens: Counter[tuple[str, str]] = Counter()
         self._seconds = {"prompt": 0.0, "decode": 0.0}
-        self.queued = 0
-        """Replies that are wanted and not at their end."""
+        self.queued: Counter[str] = Counter()
+        """Replies of each client that are wanted and not at their end."""
+
+    def leave(self, client: str, count: int) -> None:
+        """Replies of a client are at their end."""
+        self.queued[client] -= count
+        if not self.queued[client]:
+            del self.queued[client]
 
     def count(self, record: Record, model: str, replies: Sequence[Reply]) -> None:
         """Count the tokens of the replies to one request."""
@@ -99,7 +111,7 @@ class Tally:
         for phase, seconds in self._seconds.items():
             lines.append(f'localq_compute_seconds_total{{phase="{phase}"}} {seconds:.6f}')
         gauges = (
-            ("replies_queued", self.queued, "Replies that are wanted and not at their end."),
+            ("replies_queued", self.queued.total(), "Replies that are wanted and not at their end."),
             ("replies_running", sum(one.batcher.running for one in opened), "Replies that are being computed."),
             ("replies_waiting", sum(one.batcher.waiting for one in opened), "Replies that wait for their turn."),
             ("models_open", len(opened), "Models in memory."),

@@ -108,6 +108,36 @@ def test_a_reply_is_cancelled_in_its_prompt_or_in_the_queue(
         assert sum(map(sum, fed)) < 300
 
 
+@pytest.mark.parametrize(
+    ("sequences", "asked_by", "begun"),
+    [(1, "aaaaaabbc", "abcabaaaa"), (1, "aaaa", "aaaa"), (2, "aaaabbbb", "abababab"), (2, "aabbccdd", "abcdabcd")],
+)
+def test_clients_get_their_places_by_turns(
+    opened: Callable[..., Model], sequences: int, asked_by: str, begun: str
+) -> None:
+    model, order = opened(sequences=sequences), []
+    with closing(Batcher(model)) as batcher:
+        listeners = [Listener() for _ in asked_by]
+        with model.turn():  # nothing begins before all are there
+            for number, (client, listener) in enumerate(zip(asked_by, listeners, strict=True)):
+                listener.at_token[1] = lambda client=client: order.append(client)  # type: ignore[misc]
+                prompt = tuple(some_prompt(3, seed=number))
+                batcher.submit(ReplyRequest(prompt, replace(GREEDY, max_tokens=4), client=client), listener)
+        for listener in listeners:
+            listener.wait()
+    assert "".join(order) == begun
+
+
+def test_a_cancelled_reply_leaves_the_queue_at_once(opened: Callable[..., Model]) -> None:
+    with closing(Batcher(opened(sequences=1))) as batcher:
+        running = asked(batcher, PROMPT, replace(GREEDY, max_tokens=400))
+        ticket = batcher.submit(ReplyRequest(tuple(PROMPT), GREEDY), Listener())
+        ticket.cancel()
+        wait_until(lambda: batcher.waiting == 0)
+        assert not running.over.is_set()
+        running.wait()
+
+
 def test_a_failure_of_the_engine_reaches_every_running_reply_and_later_ones_succeed(
     opened: Callable[..., Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -13,6 +13,7 @@ after the others; then 1,000 clients went away, and every sequence was free.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import random
 import socket
@@ -21,6 +22,10 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from copy import deepcopy
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -110,9 +115,52 @@ def go_away(port: int, body: dict[str, Any], times: int, seed: int) -> None:
             time.sleep(draw.random() * 0.05)
 
 
+def reply(port: int, count: int, seed: int, each: Callable[[int], None]) -> None:
+    """Send requests that are in order, of all protocols, eight at a time: all of them get their reply."""
+    draw = random.Random(seed)
+
+    def ask(number: int) -> None:
+        path = draw.choice([path for path in REQUESTS if "count" not in path])
+        words = " ".join(draw.choices(["cat", "Paris", "seven", "🦙"], k=draw.randint(1, 60)))
+        prompt = {"prompt": words} if path == "/v1/completions" else {"input": words}
+        if "messages" in REQUESTS[path]:
+            prompt = {"messages": [{"role": "user", "content": words}]}
+        stream = {"stream": True} if draw.random() < 0.5 else {}
+        data = json.dumps({**REQUESTS[path], **prompt, **stream, "model": draw.choice(MODELS[:4])}).encode()
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+        connection.request("POST", path, data, {"content-type": "application/json", "user-agent": draw.choice("abc")})
+        with connection.getresponse() as answer:
+            assert answer.status == 200, answer.read()
+            answer.read()
+        connection.close()
+
+    with ThreadPoolExecutor(8) as clients:
+        for number, _ in enumerate(clients.map(ask, range(count)), start=1):
+            each(number)
+
+
+def stay_idle(port: int, count: int) -> float:
+    """Open connections that say nothing, and keep them; the slowest seconds in which /health answers meanwhile."""
+    import resource
+
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    slowest, held = 0.0, []
+    for number in range(count):
+        held.append(socket.create_connection(("127.0.0.1", port), timeout=30))
+        if number % 100 == 99:
+            started = time.perf_counter()
+            with socket.create_connection(("127.0.0.1", port), timeout=30) as connection:
+                connection.sendall(b"GET /health HTTP/1.1\r\nhost: localhost\r\n\r\n")
+                answer = connection.recv(65536)
+            assert answer.startswith(b"HTTP/1.1 200 "), answer
+            slowest = max(slowest, time.perf_counter() - started)
+    return slowest
+
+
 def _request(draw: random.Random) -> tuple[bytes, str]:
     path = draw.choice(list(REQUESTS))
-    body: Any = {"model": draw.choice(MODELS[: draw.choice((2, 7))]), **REQUESTS[path]}
+    body: Any = {"model": draw.choice(MODELS[: draw.choice((2, 7))]), **deepcopy(REQUESTS[path])}
     for _ in range(draw.choice((0, 1, 1, 2))):
         _change(draw, body)
     data = json.dumps(body, ensure_ascii=draw.random() < 0.7).encode("utf-8", "surrogatepass")
@@ -188,22 +236,34 @@ def main() -> None:
     arguments = argparse.ArgumentParser()
     arguments.add_argument("--requests", type=int, default=100_000)
     arguments.add_argument("--seed", type=int, default=1)
+    arguments.add_argument("--replies", type=int, default=10_000)
     arguments.add_argument("--disconnects", type=int, default=1000)
+    arguments.add_argument("--idle", type=int, default=10_000)
     given = arguments.parse_args()
 
-    def each(done: int) -> None:
-        if done % max(given.requests // 10, 1) == 0:
-            sys.stdout.write(f"{done:,} requests, {psutil.Process().memory_info().rss / 1e6:.0f} MB\n")
+    def each(what: str, total: int, done: int) -> None:
+        if done % max(total // 10, 1) == 0:
+            sys.stdout.write(f"{done:,} {what}, {psutil.Process().memory_info().rss / 1e6:.0f} MB\n")
             sys.stdout.flush()
             server.log.clear()
 
     with tempfile.TemporaryDirectory() as folder, running(Path(folder), MODELS[0], MODELS[2]) as server:
-        counts = run(server.port, given.requests, given.seed, each)
+        counts = run(server.port, given.requests, given.seed, partial(each, "hostile requests", given.requests))
+        reply(server.port, given.replies, given.seed, partial(each, "replies", given.replies))
         for stream in (True, False):
             bias = {str(token): -100 for token in range(5)}
             body = {"model": MODELS[0], "messages": [USER], "stream": stream, "logit_bias": bias}
             go_away(server.port, body, given.disconnects // 2, given.seed)
         server.wait_until_idle()
+        files, most = psutil.Process().num_fds(), 0
+        with ProcessPoolExecutor(1, get_context("spawn")) as clients:
+            idle = clients.submit(stay_idle, server.port, given.idle)
+            while not idle.done():
+                most = max(most, psutil.Process().num_fds())
+                time.sleep(0.01)
+        slowest = idle.result()
+        sys.stdout.write(f"{given.idle:,} idle connections: /health answered within {slowest:.2f} s, ")
+        sys.stdout.write(f"at most {most - files} open files\n")
     sys.stdout.write(", ".join(f"{status}: {count:,}" for status, count in sorted(counts.items())) + "\n")
 
 

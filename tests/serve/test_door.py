@@ -8,7 +8,7 @@ import json
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -208,6 +208,65 @@ def test_deep_and_endless_json_is_refused(server: Server, body: bytes) -> None:
 def test_values_that_json_can_not_hold_are_refused(server: Server, text: str) -> None:
     body = text.encode() if text[0] in '[{n"' else f'{{"model":"{GGUF}","prompt":"a","temperature":{text}}}'.encode()
     assert server.ask("/v1/completions", body)[0] == 400
+
+
+IDLE = {
+    "silent": b"",
+    "half of a header": b"GET /v1/models HTTP/1.1\r\nHost: loc",
+    "half of a body": POST + b"Content-Length: 100\r\n\r\n{",
+}
+
+
+@pytest.mark.parametrize("name", IDLE)
+def test_idle_connections_make_room_for_new_ones(server: Server, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setattr(listening, "MOST_CONNECTIONS", 5)
+    health = b"GET /health HTTP/1.1\r\n" + HOST + b"\r\n"
+    with ExitStack() as stack:
+
+        def connect(data: bytes) -> socket.socket:
+            one = stack.enter_context(socket.create_connection(("127.0.0.1", server.port), timeout=10))
+            one.sendall(data)
+            return one
+
+        kept = connect(health)
+        got = b""
+        while b'"ok"}' not in got:
+            got += kept.recv(65536)
+        idle = [connect(IDLE[name]) for _ in range(20)]
+        assert server.ask("/health")[0] == 200
+        assert kept.recv(65536) == b""  # closed first, and without an error: no request was lost
+        for one in idle[:15]:
+            head, _, body = b"".join(iter(lambda one=one: one.recv(65536), b"")).partition(b"\r\n\r\n")
+            assert head.startswith(b"HTTP/1.1 503 Service Unavailable\r\n")
+            assert head.lower().count(b"connection: close") == 1 and b"\r\nretry-after: " in head.lower()
+            assert json.loads(body)["error"]["code"] == "too_many_connections"
+        idle[-1].setblocking(False)
+        with pytest.raises(BlockingIOError):
+            idle[-1].recv(1)
+
+
+def test_where_all_connections_are_busy_only_health_is_answered(
+    models_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wanted = {"model": GGUF, "prompt": "a", "max_tokens": 1, "stream": True}
+    body = json.dumps(wanted).encode()
+    with running(models_dir, GGUF) as server, ExitStack() as stack:
+        assert server.ask("/v1/completions", wanted)[0] == 200
+        monkeypatch.setattr(listening, "MOST_CONNECTIONS", 2)
+        with server.models.opened()[0].model.turn():  # so the replies do not begin
+            asked = [stack.enter_context(socket.create_connection(("127.0.0.1", server.port))) for _ in range(2)]
+            for one in asked:
+                one.sendall(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+                assert b"200 OK" in one.recv(65536)
+            status, answer = server.ask("/v1/models")
+            assert (status, answer["error"]["code"]) == (503, "too_many_connections")
+            assert server.ask("/health")[0] == 200
+            monkeypatch.setattr(listening, "_SPARE_CONNECTIONS", 0)
+            assert server.ask("/health")[0] == 503
+        for one in asked:
+            while one.recv(65536):
+                pass
+        assert server.ask("/v1/models")[0] == 200
 
 
 def test_several_requests_may_come_at_once_on_one_connection(server: Server) -> None:

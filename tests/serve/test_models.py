@@ -101,6 +101,21 @@ def test_a_client_that_goes_away_frees_its_sequence(
     assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
 
 
+@pytest.mark.parametrize("more", [b"\r\n", b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n"])
+def test_a_client_that_goes_away_is_noticed_though_it_sent_more(
+    server: Server, models: dict[str, localq.Model], more: bytes
+) -> None:
+    data = json.dumps({**endless(models[GGUF], GGUF), "n": 100}).encode()
+    server.log.clear()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n"
+        connection.sendall(head.encode() + data + more)
+        wait_until(lambda: any(one.batcher.running for one in server.models.opened()))
+    wait_until(lambda: server.log)
+    assert f"{CHAT} 499" in server.log[0]
+    server.wait_until_idle()
+
+
 def test_beyond_the_queue_clients_are_told_to_come_again(
     models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -112,6 +127,52 @@ def test_beyond_the_queue_clients_are_told_to_come_again(
         assert statuses[0] == 200 and statuses[-1] == 429 and set(statuses) == {200, 429}
         assert server.ask(CHAT, {**BODY, "model": GGUF, "n": 100})[0] == 400
         assert server.ask(CHAT, {**BODY, "model": GGUF})[0] == 200
+
+
+@pytest.mark.parametrize(
+    ("path", "busy", "other"),
+    [
+        (CHAT, {"headers": {"user-agent": "script"}}, {"headers": {"user-agent": "editor"}}),
+        (CHAT, {"fields": {"user": "a"}}, {"fields": {"user": "b"}}),
+        (CHAT, {"fields": {"safety_identifier": "a"}}, {}),
+        ("/v1/messages", {"fields": {"metadata": {"user_id": "a"}}}, {"fields": {"metadata": {"user_id": "b"}}}),
+    ],
+)
+def test_a_client_that_asks_much_does_not_keep_another_one_waiting(
+    server: Server, models: dict[str, localq.Model], path: str, busy: dict[str, Any], other: dict[str, Any]
+) -> None:
+    ended: list[str] = []
+
+    def ask(name: str, headers: dict[str, str] | None = None, fields: Any = None) -> None:
+        body = {**BODY, "model": GGUF, "max_tokens": 10, **(fields or {})}
+        assert server.ask(path, body, headers=headers)[0] == 200
+        ended.append(name)
+
+    ask("first")
+    (model,) = (one for one in server.models.opened() if one.offer.id == GGUF)
+    with ThreadPoolExecutor(41) as clients:
+        with model.model.turn():
+            replies = [clients.submit(ask, "busy", **busy) for _ in range(40)]
+            wait_until(lambda: model.batcher.waiting == 40)
+            replies.append(clients.submit(ask, "other", **other))
+            wait_until(lambda: model.batcher.waiting == 41)
+        for reply in replies:
+            reply.result()
+    assert ended.index("other") < 30
+
+
+def test_one_client_leaves_room_in_the_queue_for_others(
+    models_dir: Path, models: dict[str, localq.Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(core, "MOST_WAITING", 16)
+    body = {**endless(models[GGUF], GGUF), "user": "a", "n": 10}
+    with running(models_dir, GGUF) as server, ThreadPoolExecutor(1) as client:
+        busy = client.submit(server.ask, CHAT, body)
+        wait_until(lambda: "replies_queued 10\n" in server.ask("/metrics")[1])
+        status, answer = server.ask(CHAT, body)
+        assert (status, answer["error"]["code"]) == (429, "queue_full")
+        assert server.ask(CHAT, {**BODY, "model": GGUF, "user": "b", "n": 2})[0] == 200
+        assert busy.result()[0] == 200
 
 
 @pytest.mark.parametrize("name", [GGUF, MLX])
@@ -199,6 +260,10 @@ def test_the_log_has_a_line_for_each_request_and_prompts_only_when_asked(models_
         assert "France" not in "".join(server.log)
         assert '"/v1/models/a\\nb" 404' in model
     with running(models_dir, GGUF, log_prompts=True) as server:
+        server.ask(CHAT, {**BODY, "model": GGUF, "n": 20, "max_tokens": 1})
+        wait_until(lambda: any("20" in line for line in server.log))
+        (line,) = (line for line in server.log if " req_" in line)
+        assert line.count("reply=") == 4 and "more_replies=16" in line
         server.ask(CHAT, {**BODY, "model": GGUF})
         wait_until(lambda: any("France" in line for line in server.log))
 

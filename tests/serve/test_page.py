@@ -233,7 +233,7 @@ def test_keys_send_break_lines_and_stop_and_the_last_question_can_be_changed(tab
     tab.wait("!running")
     assert tab.run("[turns[0].question, turns[0].replies[0].state]") == ["One\ntwo", "stopped"]
     server.wait_until_idle()
-    click(tab, "Change the question")
+    tab.run("turns[0].view.change.click()")
     assert tab.run("[document.activeElement.value, $('editing').hidden]") == ["One\ntwo", False]
     tab.type(" three")
     tab.run("$('temperature').value = '3'")
@@ -246,6 +246,96 @@ def test_keys_send_break_lines_and_stop_and_the_last_question_can_be_changed(tab
     click(tab, "Retry")
     tab.wait("!running && turns[0].replies[0].state === 'done'")
     assert tab.run("turns.length") == 1
+
+
+@needs_browser
+def test_an_earlier_question_can_be_changed_and_what_followed_goes(tab: Browser) -> None:
+    for question in ("One", "Two", "Three"):
+        answered(tab, f"Reply to {question}")
+    tab.run("turns[1].view.change.click()")
+    assert "deletes the one after it" in tab.run("$('editing').innerText")
+    tab.press("Escape")
+    assert tab.run("[turns.length, $('editing').hidden, $('question').value]") == [3, True, ""]
+    tab.run("turns[0].view.change.click()")
+    assert "deletes the 2 after it" in tab.run("$('editing').innerText")
+    answered(tab, "Another reply")
+    assert tab.run("turns.map(one => one.replies[0].text)") == ["Another reply"]
+    assert tab.run("document.querySelectorAll('.turn').length") == 1
+
+
+@needs_browser
+def test_chats_are_kept_listed_shown_again_and_deleted(tab: Browser, server: Server) -> None:
+    tab.run("Object.keys(localStorage).filter(one => one.startsWith(CHAT)).forEach(one => forget(one))")
+    tab.run("localStorage.setItem('localq.chat.0', '{damaged')")
+    tab.run("$('system').value = 'Be short.'")
+    answered(tab, "The first reply")
+    tab.run("$('new').click(); $('system').value = ''; $('question').focus()")
+    answered(tab, "The second reply")
+    tab.open(f"{server.url}/?again")
+    tab.wait("forms.size > 1 && turns.length === 1 && turns[0].replies[0].text === 'The second reply'")
+    rows = "[...document.querySelectorAll('#chats .row')]"
+    tab.run("$('chats').firstElementChild.click()")
+    tab.wait(f"{rows}.length === 2")
+    tab.run(f"{rows}[1].firstChild.click()")
+    assert tab.run("[turns[0].replies[0].text, $('system').value, $('chats').open]") == [
+        "The first reply",
+        "Be short.",
+        False,
+    ]
+    assert tab.run("$('shown-system').innerText") == "System message: Be short."
+    tab.run("window.confirm = () => true; $('chats').open = true")
+    tab.wait(f"{rows}.length === 2")
+    tab.run(f"{rows}[1].lastChild.click()")
+    tab.wait(f"{rows}.length === 1")
+    assert tab.run("[turns.length, $('chats').open, chats().length]") == [0, True, 1]
+    tab.run("$('chats').open = false; $('system').value = ''; 0")
+    # Where there is no more room, the oldest chats go, and the one that is open stays.
+    tab.run("""{ const real = Storage.prototype.setItem;
+        Storage.prototype.setItem = function (name, value) {
+            if (name.startsWith(CHAT) && Object.keys(localStorage).filter(one => one.startsWith(CHAT)).length > 1)
+                throw new DOMException('full', 'QuotaExceededError');
+            real.call(this, name, value);
+        }; }""")
+    answered(tab, "The third reply")
+    assert tab.run("chats().map(one => one.turns[0].replies[0].text)") == ["The third reply"]
+    tab.open(f"{server.url}/?again")
+    tab.wait("forms.size > 1")
+
+
+@needs_browser
+def test_calls_of_tools_json_and_reasoning_are_shown_apart(tab: Browser) -> None:
+    tab.run("""{ const real = window.fetch; window.fetch = async (path, options) => {
+        window.fetch = real;
+        window.sent = JSON.parse(options.body);
+        const part = (index, name, text) => ({delta: { tool_calls: [{ index, function: { name, arguments: text } }] }});
+        const choices = [part(0, "weather", ""), part(0, undefined, '{"city": "Par'), part(0, undefined, 'is"}'),
+            part(1, "now", "{}"), { delta: {}, finish_reason: "tool_calls" }];
+        return new Response(choices.map(one => `data: ${JSON.stringify({ choices: [one] })}\\n\\n`).join("")
+            + "data: [DONE]\\n\\n");
+    }; }""")
+    tab.run("""$('more').value = '{"tools": [{"type": "function"}], "top_p": 0.5, "model": "another"}'; 0""")
+    send(tab, "What is the weather?")
+    tab.wait("turns.length && !running")
+    assert tab.run("[sent.tools.length, sent.top_p, sent.model, sent.stream]") == [1, 0.5, GGUF, True]
+    assert tab.run("[...document.querySelectorAll('.code')].map(one => one.innerText.replace(/\\s+/g, ' '))") == [
+        'Call of the tool weather Copy { "city": "Paris" }',
+        "Call of the tool now Copy {}",
+    ]
+    assert "weather, now" in tab.run("$('said').textContent")
+    tab.run("""$('more').value = '{"response_format": {"type": "json_object"}}'; 0""")
+    answered(tab, '{"a_b_": "**c**"}')
+    assert tab.run(f"{PLAIN}({BODY})") == '<pre>{"a_b_": "**c**"}</pre>'
+    for wrong in ("[1]", "{", "null"):
+        tab.run(f"$('more').value = {wrong!r}; 0")
+        send(tab, "Hello")
+        assert tab.run("[turns.length, $('settings').open]") == [2, True]
+        tab.run("$('settings').open = false; $('question').value = ''; 0")
+    tab.run("$('more').value = ''; $('more').dispatchEvent(new Event('change', { bubbles: true }))")
+    answered(tab, "<think>\nSome **thought**.\n\nMore.\n</think> The reply.")
+    assert tab.run(f"[{BODY}.querySelector('details').open, {BODY}.querySelectorAll('details p').length]") == [False, 2]
+    assert tab.run(f"{BODY}.innerText.trim().split(/\\n+/)") == ["Reasoning", "The reply."]
+    answered(tab, "<think>\nIt never ends")
+    assert tab.run(f"{BODY}.querySelector('details').open")
 
 
 @needs_browser
@@ -363,7 +453,8 @@ def test_a_server_with_a_key_asks_for_it(models_dir: Path, tmp_path: Path) -> No
         tab.wait("forms.size && $('key-form').hidden")
         send(tab, "Hello")
         tab.wait("turns.length && !running")
-        assert tab.run("[turns[0].replies[0].state, localStorage.length]") == ["done", 0]
+        assert tab.run("turns[0].replies[0].state") == "done"
+        assert tab.run("Object.keys(localStorage).length && !JSON.stringify(localStorage).includes('secret')")
         assert "secret" not in tab.run("document.documentElement.outerHTML")
         sent: list[Any] = [
             one["params"]["request"]["url"] for one in tab.events if one["method"] == "Network.requestWillBeSent"

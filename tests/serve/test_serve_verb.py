@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+import localq
 from localq.cli.main import app
 
 ENDLESS = {"model": "toy-llama", "prompt": "The", "max_tokens": 1_000_000, "stream": True}
@@ -63,20 +64,35 @@ def test_what_can_not_be_served_is_said_at_once(models_dir: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         cases = [
-            (["--port", port], "can't listen at 127.0.0.1", "--port"),
+            (["--port", port], "can't listen at 127.0.0.1", "another program uses the port"),
             (["--port", "65536"], "--port is 65536", "65535"),
             (["--port", "-1"], "--port is -1", ""),
             (["--host", "0.0.0.0"], "no key", "--api-key"),
-            (["--host", "203.0.113.1", "--api-key", "k"], "can't listen at 203.0.113.1", ""),
+            (["--host", "203.0.113.1", "--api-key", "k"], "can't listen at 203.0.113.1", "--host must be"),
             (["no-such-model"], "no-such-model", ""),
             (["--cors", "*"], "--cors", "https://example.org"),
             (["--sequences", "0"], "sequences", ""),
+            (["--keep-alive", "nan"], "--keep-alive is nan", "-1"),
+            (["--keep-alive", "-2"], "--keep-alive is -2", "-1"),
         ]
         for flags, message, hint in cases:
             given = ["serve", "--port", "0", *flags, "--models-dir", str(models_dir)]
             result = CliRunner().invoke(app, given, prog_name="localq")
             assert result.exit_code == 1, result.stderr
             assert message in result.stderr and hint in result.stderr
+
+
+def test_a_damaged_model_and_a_folder_without_models_are_told_with_what_helps(models_dir: Path, tmp_path: Path) -> None:
+    with process(tmp_path, "--port", "0") as child:
+        assert child.stderr is not None
+        assert "`localq convert MODEL` makes one" in child.stderr.readline()
+    localq.convert("toy-llama", ["gguf-q8_0"], models_dir=tmp_path)
+    (file,) = tmp_path.rglob("*.gguf")
+    file.write_bytes(b"JUNK" + file.read_bytes()[4:])
+    given = ["serve", "toy-llama:q8_0", "--port", "0", "--models-dir", str(tmp_path)]
+    result = CliRunner().invoke(app, given, prog_name="localq")
+    assert result.exit_code == 1
+    assert "is damaged" in result.stderr and "localq convert SOURCE --to FORMAT --force" in result.stderr
 
 
 def test_the_key_may_come_from_the_environment(models_dir: Path) -> None:
