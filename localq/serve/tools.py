@@ -128,8 +128,8 @@ def chosen_tools(
         raise Refusal(400, "tools has two functions of one name", "tools", "invalid_value")
     if not functions or choice == "none":
         return None
-    if any(options.get(form) for form in ("schema", "regex", "choice", "grammar")):
-        reason = "a reply can't have tools and a response_format, regex, choice or grammar; leave one of them out"
+    if any(options.get(form) for form in ("regex", "choice", "grammar")):
+        reason = "a reply can't have tools and a regex, choice or grammar; leave one of them out"
         raise Refusal(400, reason, "tools", "invalid_value")
     offered = tuple(one.described() for one in functions)
     return Tools(offered, choice == "required" or is_named, several is not False and not is_named, only)

@@ -34,7 +34,8 @@ def prepared(schema: Mapping[str, Any]) -> dict[str, Any]:
     Objects have no other properties than the schema names, where it does not speak of others: small models would invent
     properties without end. Parts that are combined (`allOf`, `oneOf`) speak about the same object: then it stays open.
     """
-    return _prepared(schema, close=not _combines(schema))
+    made: dict[str, Any] = _prepared(schema, close=not _combines(schema))
+    return made
 
 
 def _inner(schema: Mapping[str, Any]) -> Iterator[Any]:
