@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 
 from localq.serve.core import Call, Reply, Tools
 from localq.serve.intake import Strict
-from localq.serve.protocols import AbsentList, Content, Text, joined
+from localq.serve.protocols import AbsentList, Content, FromReply, Text, joined
 from localq.serve.refusals import Refusal
 from localq.structured.tools import CallPart
 
@@ -53,14 +53,14 @@ class NamedTool(Strict):
     function: Named
 
 
-class CalledFunction(Strict):
+class CalledFunction(FromReply):
     """What was called."""
 
     name: Name
     arguments: str
 
 
-class ToolCall(Strict):
+class ToolCall(FromReply):
     """A call in an earlier reply."""
 
     id: Text
@@ -69,7 +69,7 @@ class ToolCall(Strict):
     index: int | None = Field(default=None, description="As streams number calls; changes nothing.")
 
 
-class CallingMessage(Strict):
+class CallingMessage(FromReply):
     """An earlier reply with calls."""
 
     role: Literal["assistant"]
