@@ -17,6 +17,7 @@ from localq.serve.protocols import (
     AbsentList,
     Content,
     Count,
+    FromReply,
     JsonFormat,
     Protocol,
     SchemaFormat,
@@ -40,7 +41,7 @@ from localq.serve.tools import (
 )
 
 
-class Message(Strict):
+class Message(FromReply):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]

@@ -9,7 +9,7 @@ import asyncio
 import secrets
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, cast
 
 from localq.batching import ReplyRequest, Ticket
 from localq.engines.base import Constraint, check_bias, check_prompt
@@ -264,7 +264,9 @@ def _constraint(model: Model, wanted: Wanted, options: GenerationOptions, begun:
     if wanted.tools is None:
         return model.constraint(options, begun)
     tools = [one for one in wanted.tools.offered if wanted.tools.only in (None, one["function"]["name"])]
-    grammar = model.tool_format.grammar(tools, required=wanted.tools.required, several=wanted.tools.several)
+    limits = {"required": wanted.tools.required, "several": wanted.tools.several}
+    schema = cast(Mapping[str, Any] | None, options.schema)
+    grammar = model.tool_format.grammar(tools, **limits, schema=schema)
     try:
         constraint = model.grammars.lark(grammar, "tools")
     except OptionError as error:  # of the lines, the first one has the reason

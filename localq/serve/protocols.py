@@ -140,6 +140,12 @@ class OpenAiRequest(Drawn):
     parallel_tool_calls: bool | None = None
 
 
+class FromReply(Strict):
+    """A part of an earlier reply, as it comes back."""
+
+    provider_specific_fields: dict[str, Any] | None = Field(default=None, description="litellm's own; changes nothing.")
+
+
 class TextPart(Strict):
     """A piece of a message's text."""
 

@@ -10,7 +10,7 @@ from pydantic import Discriminator, Field, Tag
 
 from localq.serve.core import Call, Reply, Tools
 from localq.serve.intake import Strict
-from localq.serve.protocols import AbsentList, Content, Text, joined
+from localq.serve.protocols import AbsentList, Content, FromReply, Text, joined
 from localq.serve.refusals import Refusal
 from localq.structured.tools import CallPart
 
@@ -53,14 +53,14 @@ class NamedTool(Strict):
     function: Named
 
 
-class CalledFunction(Strict):
+class CalledFunction(FromReply):
     """What was called."""
 
     name: Name
     arguments: str
 
 
-class ToolCall(Strict):
+class ToolCall(FromReply):
     """A call in an earlier reply."""
 
     id: Text
@@ -69,7 +69,7 @@ class ToolCall(Strict):
     index: int | None = Field(default=None, description="As streams number calls; changes nothing.")
 
 
-class CallingMessage(Strict):
+class CallingMessage(FromReply):
     """An earlier reply with calls."""
 
     role: Literal["assistant"]
@@ -128,8 +128,8 @@ def chosen_tools(
         raise Refusal(400, "tools has two functions of one name", "tools", "invalid_value")
     if not functions or choice == "none":
         return None
-    if any(options.get(form) for form in ("schema", "regex", "choice", "grammar")):
-        reason = "a reply can't have tools and a response_format, regex, choice or grammar; leave one of them out"
+    if any(options.get(form) for form in ("regex", "choice", "grammar")):
+        reason = "a reply can't have tools and a regex, choice or grammar; leave one of them out"
         raise Refusal(400, reason, "tools", "invalid_value")
     offered = tuple(one.described() for one in functions)
     return Tools(offered, choice == "required" or is_named, several is not False and not is_named, only)

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from localq.errors import ChatTemplateError
+from localq.errors import ChatTemplateError, OptionError
 from localq.structured.constraints import quoted
 from localq.structured.schemas import prepared
 from localq.text.chat_template import ChatTemplate
@@ -67,14 +67,29 @@ class ToolFormat:
         written = self.first + (self.between or "").join(texts) + self.last
         return {"role": "assistant", "content": (message.get("content") or "") + written}
 
-    def grammar(self, tools: Sequence[Mapping[str, Any]], *, required: bool, several: bool) -> str:
-        """In Lark's notation: what a reply with these tools may be; free text as well unless `required`."""
+    def grammar(
+        self,
+        tools: Sequence[Mapping[str, Any]],
+        *,
+        required: bool,
+        several: bool,
+        schema: Mapping[str, Any] | None = None,
+    ) -> str:
+        """In Lark's notation: what a reply with these tools may be.
+
+        Unless `required` that is text as well, or JSON by the schema. Raises OptionError where such JSON may begin as a
+        call does.
+        """
         more = f"({self._written(self.between)} call)*" if several and self.between else ""
         calls = f"call {more} {self._written(self.last)}"
         lines = ["%llguidance {}", f"call: {' | '.join(map(self._call, tools))}"]
         mark = self._mark
         if required:
             lines.append(f"start: {self._written(self.first)} {calls}")
+        elif schema is not None:
+            brace = 0 if mark else 1  # apart, as the answer has it: words of a grammar are as long as they can be
+            first = f"{self._written(self.first[:brace])} {self._written(self.first[brace:])}"
+            lines += [f"start: answer | {first} {calls}", f"answer: {self._answer(schema)}"]
         elif mark in self.hidden:
             lines += [f"start: TEXT? ({self._written(self.first)} {calls})?", "TEXT: /(?s:.+)/"]
         elif mark:
@@ -92,6 +107,16 @@ class ToolFormat:
     def _mark(self) -> str:
         """What tells a call from text wherever it stands; empty where only a reply that begins with JSON is a call."""
         return self.first.partition("[" if self.first.find("[") >= 0 else "{")[0].strip()
+
+    def _answer(self, schema: Mapping[str, Any]) -> str:
+        made = prepared(schema)
+        names = made.get("properties", {}).keys()
+        is_closed = made.get("type") == "object" and made.get("additionalProperties") is False
+        if not self._mark and not (is_closed and names.isdisjoint({"name", "type"})):
+            reason = "this model's calls are JSON as well; with tools, a schema must be that of an object with named"
+            raise OptionError(f"{reason} properties, none of them name or type", "leave the tools or the schema out")
+        made["x-guidance"] = {"whitespace_flexible": False}
+        return f"%json {json.dumps(made)}"
 
     def _call(self, tool: Mapping[str, Any]) -> str:
         function = tool["function"]

@@ -58,6 +58,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "/v1/responses": {"input": "Hi", "max_output_tokens": 2, "instructions": "Be short.", "text": {}},
     "/v1/messages": {"messages": [USER], "max_tokens": 2, "system": "Be short.", "stop_sequences": ["x"]},
     "/v1/messages/count_tokens": {"messages": [USER]},
+    "/v1/responses/input_tokens": {"input": "Hi", "include": ["message.output_text.logprobs"], "top_logprobs": 1},
 }
 VALUES: list[Any] = [
     *(

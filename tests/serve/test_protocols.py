@@ -74,13 +74,15 @@ def test_earlier_thoughts_go_to_the_template(server: Server) -> None:
 
 
 def test_calls_and_results_come_back_as_programs_write_them(tooled: Server) -> None:
-    """With the number that a stream gives a call, and the name of the function beside its result."""
+    """The number that a stream gives a call, the name of the function beside its result, fields of litellm."""
     answer = ask(tooled, tools=TOOLS, tool_choice="required")["choices"][0]["message"]
     (call,) = answer["tool_calls"]
     result = {"role": "tool", "tool_call_id": call["id"], "content": "Paris"}
     plain = ask(tooled, messages=[*MESSAGES, answer, result], max_tokens=3)
     named = {**result, "name": call["function"]["name"]}
-    same = ask(tooled, messages=[*MESSAGES, {**answer, "tool_calls": [{**call, "index": 0}]}, named], max_tokens=3)
+    own = {"provider_specific_fields": {"refusal": None}}
+    calling = {**answer, **own, "tool_calls": [{**call, **own, "index": 0}]}
+    same = ask(tooled, messages=[*MESSAGES, calling, named], max_tokens=3)
     assert same["choices"] == plain["choices"]
 
 

@@ -71,8 +71,11 @@ def test_what_fails_only_while_it_is_computed_is_told_in_the_stream(client: open
     asked: Any = {"model": GGUF, "prompt": "A", "max_tokens": 400, "seed": 1, "temperature": 2}
     status, body = server.ask(TEXT, {**asked, "regex": slow})
     assert status == 400 and "can't follow its regex" in body["error"]["message"]
-    with pytest.raises(openai.APIError, match="can't follow its regex") as told:
-        list(client.completions.create(**asked, stream=True, extra_body={"regex": slow}))
+    with (
+        client.completions.create(**asked, stream=True, extra_body={"regex": slow}) as chunks,
+        pytest.raises(openai.APIError, match="can't follow its regex") as told,
+    ):
+        list(chunks)
     assert told.value.code == "invalid_value" and not isinstance(told.value, openai.APIStatusError)
     with client.responses.stream(model=GGUF, input="A") as stream:  # the server goes on
         assert stream.get_final_response().output_text

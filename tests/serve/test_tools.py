@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -128,7 +129,29 @@ def test_a_call_and_its_result_in_the_conversation(tooled: Server) -> None:
 
 
 CALL = {"id": "call_1", "type": "function", "function": {"name": "weather", "arguments": "[1]"}}
+BAD = {"type": "object", "properties": {"a": {"not": {}}}}
+BAD_FORM = {"type": "json_schema", "json_schema": {"name": "a", "schema": BAD}}
 BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"properties": {"a": {"not": {}}}}}}
+
+
+ANSWER = {"type": "object", "properties": {"city": {"enum": ["Paris", "Rome"]}}, "required": ["city"]}
+FORM: dict[str, Any] = {"type": "json_schema", "json_schema": {"name": "a", "schema": ANSWER}}
+
+
+def test_a_reply_is_a_call_or_follows_the_response_format(tooled: Server) -> None:
+    for name in (NAMES[0], PHI):
+        asked: dict[str, Any] = {"model": name, "tools": TOOLS, "response_format": FORM, "temperature": 2, "n": 32}
+        reasons = set()
+        for choice in ask(tooled, **asked, seed=1)["choices"]:
+            reasons.add(choice["finish_reason"])
+            if choice["finish_reason"] == "tool_calls":
+                called = [one["function"] for one in choice["message"]["tool_calls"]]
+                check_calls([(one["name"], one["arguments"]) for one in called])
+            elif choice["finish_reason"] == "stop":
+                assert json.loads(choice["message"]["content"])["city"] in ("Paris", "Rome")
+        assert {"stop", "tool_calls"} <= reasons
+        (call,) = ask(tooled, **asked | {"n": 1}, tool_choice="required", parallel_tool_calls=False)["choices"]
+        assert call["message"]["content"] is None
 
 
 @pytest.mark.parametrize(
@@ -139,7 +162,9 @@ BAD_SCHEMA = {"type": "function", "function": {"name": "f", "parameters": {"prop
         ({"tools": [TOOLS[0], TOOLS[0]]}, "two functions of one name"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
         ({"tools": [{"type": "web_search"}]}, "tools[0]"),
-        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "leave one of them out"),
+        ({"tools": TOOLS, "regex": "a"}, "leave one of them out"),
+        ({"tools": TOOLS, "response_format": {"type": "json_object"}}, "this model's calls are JSON as well"),
+        ({"tools": TOOLS, "response_format": BAD_FORM}, 'Unimplemented keys: ["not"]'),
         ({"tools": [BAD_SCHEMA]}, 'Unimplemented keys: ["not"]'),
         ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL]}]}, "'call_1' are not an object"),
         ({"messages": [*USER, {"role": "assistant", "tool_calls": [CALL, CALL]}]}, "call"),
