@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import accumulate, count
 from typing import TYPE_CHECKING, Any
 
 from localq.engine_thread import borrow_engine_thread, return_engine_thread
@@ -152,16 +152,26 @@ class Batcher:
             return not self._closed
 
     def _round(self) -> None:
-        """One token for every reply that has its prompt computed, and a chunk of one prompt."""
+        """One token for every reply that has its prompt computed, and a step for prompts."""
         for reply in self._active:
             if reply.ticket.is_cancelled:
                 reply.end()
         self._admit()
         self._step([reply for reply in self._active if not reply.in_prompt])
-        prompts = [reply for reply in self._active if reply.in_prompt]
-        if prompts:
-            chosen = min(prompts, key=lambda reply: self._last_use[reply.sequence])
-            self._step([chosen])
+        self._step(self._next_prompts())
+
+    def _next_prompts(self) -> list[_Reply]:
+        """Those whose next chunks are computed together, the least recently computed first.
+
+        The running replies wait for the step. It is of one chunk, unless more prompts wait than replies run.
+        """
+        waiting = [reply for reply in self._active if reply.in_prompt]
+        waiting.sort(key=lambda reply: self._last_use[reply.sequence])
+        running = len(self._active) - len(waiting)
+        chunk = self._engine.chunk_tokens
+        room = min(self._engine.step_tokens, chunk * max(1, len(waiting) // max(1, running)))
+        sizes = accumulate(min(chunk, reply.pending_tokens) for reply in waiting)
+        return [reply for reply, size in zip(waiting, sizes, strict=True) if size <= room]
 
     def _step(self, replies: list[_Reply]) -> None:
         """One step of the engine for these replies. Its failure ends all running replies; later ones may succeed."""
@@ -261,6 +271,11 @@ class _Reply:
         self._cached = cached
         self._pending = self.whole[cached:]
         self.sequence = sequence
+
+    @property
+    def pending_tokens(self) -> int:
+        """Still to be computed of the prompt, while it is."""
+        return len(self._pending)
 
     @property
     def computed_tokens(self) -> int:

@@ -66,6 +66,7 @@ class ScriptedEngine:
         self.vocabulary_size = vocabulary_size
         self.state_settings: Mapping[str, str | bool] = {"engine": "scripted"}
         self.sequences, self.chunk_tokens = sequences, PREFILL_CHUNK_TOKENS
+        self.step_tokens = self.chunk_tokens
         self._cached = [SequenceTokens() for _ in range(sequences)]
         self._rests: list[list[int] | None] = [None] * sequences
         self._closed = False

@@ -26,7 +26,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from localq.errors import EngineError, OptionError, PromptTooLongError
 from localq.options import MOST_BATCH_TOKENS
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 PrefillProgress = Callable[[int, int], None]
 """Called after every chunk of the prompt with (tokens done, tokens in all). When it raises, the prefill is cancelled
 and the engine stays usable."""
+
+_Item = TypeVar("_Item")
 
 PREFILL_CHUNK_TOKENS = MOST_BATCH_TOKENS
 """Most prompt tokens computed between two chances to cancel."""
@@ -137,6 +139,13 @@ class Engine(Protocol):
     @property
     def chunk_tokens(self) -> int:
         """Most tokens of a prompt in a step. Reproducible engines want all of them whole, but the last one."""
+
+    @property
+    def step_tokens(self) -> int:
+        """Most tokens of prompts in a step that takes about as long as they do; at least `chunk_tokens`.
+
+        It is more where the prompts of several sequences are computed together.
+        """
 
     @property
     def state_settings(self) -> Mapping[str, str | bool]:
@@ -327,10 +336,10 @@ def shared_prefix_tokens(cached: Sequence[int], prompt: Sequence[int]) -> int:
     return next((i for i in range(limit) if cached[i] != prompt[i]), limit)
 
 
-def chunks(tokens: Sequence[int], start: int, size: int = PREFILL_CHUNK_TOKENS) -> Iterator[Sequence[int]]:
-    """`tokens` from `start` on, in pieces of at most `size`."""
-    for first in range(start, len(tokens), size):
-        yield tokens[first : first + size]
+def chunks(items: Sequence[_Item], start: int, size: int = PREFILL_CHUNK_TOKENS) -> Iterator[Sequence[_Item]]:
+    """`items` from `start` on, in pieces of at most `size`."""
+    for first in range(start, len(items), size):
+        yield items[first : first + size]
 
 
 def rows_per_chunk(vocabulary_size: int) -> int:

@@ -84,7 +84,7 @@ class MlxEngine:
         self._make_cache = network.make_cache
         most_tokens = _MOST_PASS_TOKENS.get(network.model.model_type)
         self._pass_tokens = most_tokens or options.batch_tokens
-        self.chunk_tokens = min(self._pass_tokens, _chunk_tokens())
+        self.chunk_tokens = self.step_tokens = min(self._pass_tokens, _chunk_tokens())
         # A pass of one sequence has the same numbers in any company; that of several may round otherwise.
         self._shares_passes = not options.reproducible and most_tokens is None and self.sequences > 1
         self._shares_passes = self._shares_passes and can_be_grouped(self._model, self._make_cache())

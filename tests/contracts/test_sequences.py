@@ -69,6 +69,17 @@ def test_sequences_that_are_computed_together_get_the_ids_that_each_gets_alone(
     assert together(four_sequences, PROMPTS, options) == alone
 
 
+def test_prompts_of_different_lengths_may_be_computed_in_one_step(four_sequences: Engine) -> None:
+    alone = [generated(four_sequences, replace(GREEDY, max_tokens=1), prompt) for prompt in PROMPTS]
+    feeds = []
+    for sequence in (2, 0, 3, 1):
+        reused = four_sequences.begin(sequence, PROMPTS[sequence])
+        sampler = four_sequences.sampler(GREEDY, PROMPTS[sequence])
+        feeds.append(Feed(sequence, PROMPTS[sequence][reused:], sampler))
+    drawn = [one and [one.token_id] for one in four_sequences.step(feeds)]
+    assert drawn == [alone[feed.sequence] for feed in feeds]
+
+
 def test_a_sequence_pauses_while_others_go_on_and_leaves_without_a_trace(four_sequences: Engine) -> None:
     alone = [generated(four_sequences, GREEDY, prompt) for prompt in PROMPTS]
     started = [begun(four_sequences, sequence, prompt, GREEDY) for sequence, prompt in enumerate(PROMPTS)]
