@@ -1,10 +1,12 @@
-"""Tokens per second and time to first token of `localq serve` beside llama-server, with 1 to 16 clients, by turns.
+"""Tokens per second and time to first token of `localq serve` beside another server, with 1 to 16 clients, by turns.
 
-    python benchmarks/serving.py LLAMA_SERVER MODEL.gguf [-r 2] [--clients 1 4 8 16] [--reproducible]
+    python benchmarks/serving.py MODEL.gguf --peer LLAMA_SERVER [-r 3] [--clients 1 4 8 16] [--words 5] [--reproducible]
+    python benchmarks/serving.py MLX_FOLDER --peer mlx_lm
 
-LLAMA_SERVER is llama.cpp's program, built from the source that llama-cpp-python brings. Each turn starts a server, lets
-each number of clients ask at the same time for 32 tokens after a prompt of their own of about 16 tokens, and stops it.
-Rates are all new tokens / seconds from the first request to the last answer: prompts are part of it.
+LLAMA_SERVER is llama.cpp's program, built from the source that llama-cpp-python brings; mlx_lm is mlx_lm.server. Each
+turn starts a server, lets each number of clients ask at the same time for 32 tokens after a prompt of their own, a few
+tokens for each of its words, and stops it. Rates are all new tokens / seconds from the first request to the last
+answer: prompts are part of it. `--reproducible` adds a third contender.
 """
 
 from __future__ import annotations
@@ -20,15 +22,27 @@ import tempfile
 import threading
 import time
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 PORT, TOKENS = 18_099, 32
 
 
-def ask(number: int, model: str, firsts: list[float], counts: list[int]) -> None:
+@dataclass(frozen=True)
+class Contender:
+    """A server."""
+
+    command: list[str]
+    model: str
+    """Its name for the model."""
+    words: int
+    """Of each prompt."""
+
+
+def ask(number: int, contender: Contender, firsts: list[float], counts: list[int]) -> None:
     """One streamed completion; notes the seconds until the first piece and the tokens."""
-    words = " ".join(f"word{number}{index}" for index in range(5))
-    request = {"model": model, "prompt": f"Number {number}: {words}", "max_tokens": TOKENS, "temperature": 0}
+    prompt = f"{number}: " + " ".join(f"word{number}{index}" for index in range(contender.words))
+    request = {"model": contender.model, "prompt": prompt, "max_tokens": TOKENS, "temperature": 0}
     request |= {"stream": True, "stream_options": {"include_usage": True}}
     connection = http.client.HTTPConnection("127.0.0.1", PORT, timeout=600)
     started = time.perf_counter()
@@ -45,9 +59,9 @@ def ask(number: int, model: str, firsts: list[float], counts: list[int]) -> None
     counts.append(tokens)
 
 
-def measure(command: list[str], model: str, clients: list[int]) -> list[tuple[float, float]]:
+def measure(contender: Contender, clients: list[int]) -> list[tuple[float, float]]:
     """(tokens per second, median seconds to the first token) for each number of clients, of one server."""
-    with tempfile.TemporaryFile() as log, subprocess.Popen(command, stdout=log, stderr=log) as server:
+    with tempfile.TemporaryFile() as log, subprocess.Popen(contender.command, stdout=log, stderr=log) as server:
         try:
             for _ in range(600):
                 with suppress(OSError):
@@ -56,13 +70,13 @@ def measure(command: list[str], model: str, clients: list[int]) -> list[tuple[fl
                     if connection.getresponse().status == 200:
                         break
                 time.sleep(0.1)
-            ask(0, model, [], [])  # warm-up
+            ask(0, contender, [], [])  # warm-up
             found = []
             for count in clients:
                 firsts: list[float] = []
                 counts: list[int] = []
                 threads = [
-                    threading.Thread(target=ask, args=(1000 * count + number, model, firsts, counts))
+                    threading.Thread(target=ask, args=(1000 * count + number, contender, firsts, counts))
                     for number in range(count)
                 ]
                 started = time.perf_counter()
@@ -76,25 +90,41 @@ def measure(command: list[str], model: str, clients: list[int]) -> list[tuple[fl
             server.terminate()
 
 
+def make_contenders(arguments: argparse.Namespace) -> dict[str, Contender]:
+    """localq's server in one mode or both, and the other one, with the same contexts and threads."""
+    model, most, words = arguments.model, max(arguments.clients), arguments.words
+    context = -(-(TOKENS + 20 + 6 * words) // 256) * 256
+    own = [sys.executable, "-m", "localq", "serve", str(model), "--port", str(PORT), "-c", str(context)]
+    own += ["--sequences", str(most)]
+    name = model.stem if model.is_file() else f"{model.parent.name.replace('--', '/')}:{model.name}"
+    found = {"`localq serve`": Contender(own, name, words)}
+    if arguments.reproducible:
+        found["`localq serve --reproducible`"] = Contender([*own, "--reproducible"], name, words)
+    if arguments.peer == "mlx_lm":
+        peer = [sys.executable, "-m", "mlx_lm", "server", "--model", str(model), "--port", str(PORT)]
+        found["mlx_lm.server"] = Contender([*peer, "--decode-concurrency", str(most)], str(model), words)
+    else:
+        peer = [arguments.peer, "-m", str(model), "--port", str(PORT), "-np", str(most), "-c", str(context * most)]
+        peer += ["-t", str(len(os.sched_getaffinity(0)))]
+        found["llama-server"] = Contender(peer, "any", words)
+    return found
+
+
 def main() -> None:
     """Measure and print a table in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("llama_server")
     parser.add_argument("model", type=Path)
-    parser.add_argument("-r", "--repetitions", type=int, default=2)
+    parser.add_argument("--peer", required=True)
+    parser.add_argument("-r", "--repetitions", type=int, default=3)
     parser.add_argument("--clients", type=int, nargs="+", default=[1, 4, 8, 16])
+    parser.add_argument("--words", type=int, default=5)
     parser.add_argument("--reproducible", action="store_true")
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     arguments = parser.parse_args()
-    most = max(arguments.clients)
-    own = [sys.executable, "-m", "localq", "serve", str(arguments.model), "--port", str(PORT), "-c", "512"]
-    own += ["--sequences", str(most), *(["--reproducible"] if arguments.reproducible else [])]
-    peer = [arguments.llama_server, "-m", str(arguments.model), "--port", str(PORT), "-np", str(most)]
-    peer += ["-c", str(512 * most), "-t", str(arguments.threads)]
-    runs: dict[str, list[list[tuple[float, float]]]] = {"localq serve": [], "llama-server": []}
+    contenders = make_contenders(arguments)
+    runs: dict[str, list[list[tuple[float, float]]]] = {name: [] for name in contenders}
     for _ in range(arguments.repetitions):
-        runs["localq serve"].append(measure(own, arguments.model.stem, arguments.clients))
-        runs["llama-server"].append(measure(peer, "any", arguments.clients))
+        for name, contender in contenders.items():
+            runs[name].append(measure(contender, arguments.clients))
     print("| server | " + " | ".join(f"{count} clients" for count in arguments.clients) + " |")
     print("|---" * (len(arguments.clients) + 1) + "|")
     for name, turns in runs.items():
