@@ -79,7 +79,7 @@ def serve(
 
     options = LoadOptions(**flags.load_options(locals()))
     if not (keep_alive >= 0 or keep_alive == -1):
-        raise OptionError(f"--keep-alive is {keep_alive:g}; expected 0 or more seconds, or -1: never")
+        raise OptionError(f"--keep-alive is {keep_alive:g}; expected seconds, 0 or more", "-1 never closes a model")
     access = Access(host, api_key or os.environ.get(KEY_VARIABLE) or None, origins(cors or ()))
     require_key(access)
     with bind(host, port) as bound:
