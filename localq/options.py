@@ -213,7 +213,7 @@ class LoadOptions:
     batch_tokens: Most prompt tokens computed in one pass, and between two chances to cancel.
     sequences: Replies that can be computed at the same time (`localq.batching`); each has a context of its own.
     reproducible: Compute every reply as if it were alone: the same seed gives the same bytes in any company. It costs
-        nothing for one reply, and up to half of the speed where many are computed together (benchmarks/README.md).
+        a fifth of the speed of one reply, and half where sixteen are computed together (benchmarks/README.md).
     """
 
     context_length: int | None = None
