@@ -109,7 +109,9 @@ class Door:
             return
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
         record = Record(f"req_{secrets.token_hex(8)}", scope["method"], scope["path"], _client(scope, headers))
-        extra = {"x-request-id": record.id, "vary": "Origin", "x-content-type-options": "nosniff"}
+        # Anthropic's clients read the second one.
+        extra = {"x-request-id": record.id, "request-id": record.id}
+        extra |= {"vary": "Origin", "x-content-type-options": "nosniff"}
         if (origin := headers.get("origin")) in self._access.origins:
             extra |= {"access-control-allow-origin": str(origin), "access-control-expose-headers": "x-request-id"}
 

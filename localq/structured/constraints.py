@@ -71,7 +71,7 @@ class Grammars:
                 reason = "oneOf whose parts may fit the same value is not supported; anyOf is"
             elif reason == "NoExtensionBias":
                 reason = "no reply can follow it"
-            raise OptionError(f"{name} can't be kept: {reason}", "simplify it")
+            raise OptionError(f"{name} can't be kept: {reason}", "correct it, or make it simpler")
         return GrammarConstraint(matcher, self._tokenizer, self._end_tokens, name)
 
     @cached_property

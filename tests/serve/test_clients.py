@@ -168,6 +168,7 @@ def test_anthropics_messages_say_the_same(
     answer = claude.messages.create(model=name, max_tokens=99, messages=MESSAGES, extra_body=GREEDY)  # type: ignore[arg-type]
     assert answer.content[0].type == "text" and answer.content[0].text == expected.text
     assert (answer.stop_reason, answer.usage.output_tokens) == ("end_turn", len(expected.generated_token_ids))
+    assert answer._request_id is not None and answer._request_id.startswith("req_")
     with claude.messages.stream(model=name, max_tokens=3, messages=MESSAGES, extra_body=GREEDY) as stream:  # type: ignore[arg-type]
         text = "".join(stream.text_stream)
         final = stream.get_final_message()
