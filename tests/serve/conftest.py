@@ -21,6 +21,7 @@ from localq.serve.app import Settings, make_server
 from localq.serve.door import Access
 from localq.serve.listening import bind, uvicorn_of
 from localq.serve.models import Models, make_offer
+from tests.serve.browser import Browser
 
 GGUF, MLX, PHI = "toy-llama:gguf-q4_k_m", "toy-llama:mlx-4bit", "toy-phi:gguf-q8_0"
 
@@ -107,3 +108,21 @@ def models(models_dir: Path) -> Iterator[dict[str, localq.Model]]:
     yield opened
     for model in opened.values():
         model.close()
+
+
+@pytest.fixture(scope="module")
+def tab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    """The chat page in a browser."""
+    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
+        opened.open(f"{server.url}/")
+        opened.wait("forms.size > 1")
+        yield opened
+
+
+@pytest.fixture(autouse=True)
+def _new_chat(request: pytest.FixtureRequest) -> None:
+    if "tab" in request.fixturenames:
+        tab = request.getfixturevalue("tab")
+        tab.run("""window.confirm = () => true; $('new').click(); $('both').checked && $('both').click();
+            $('max_tokens').value = ''; $('temperature').value = '0'; 0""")
+        tab.wait("!running")

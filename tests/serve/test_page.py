@@ -4,88 +4,19 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import pytest
 
 from localq.options import LoadOptions
 from localq.serve.door import Access
 from localq.serve.page import make_page
-from tests.serve.browser import CHROMIUM, Browser
+from tests.serve.browser import Browser
 from tests.serve.conftest import GGUF, MLX, Server, running
+from tests.serve.paging import BODY, PLAIN, TEXT, answered, click, needs_browser, send
 
 PAGE = bytes(make_page().body).decode()
-TEXT = """# Title
 
-A **bold**, *slanted* and `plain` word, 2 * 3 * 4, a_b_c and [a page](https://example.org/x_(y)), https://example.net/a.
-```not a block```
-- [ ] a list
-
-1. one
-   - inner
-
-   more
-2. two
-   ```py
-   if 1 < 2: pass
-   ```
-
-| a | b |
-|---|--:|
-| 1 | 2 |
-
-> said
-
----
-```
-left open"""
-SHOWN = (
-    '<h4 dir="auto">Title</h4>'
-    '<p dir="auto">A <strong>bold</strong>, <em>slanted</em> and <code>plain</code> word, 2 * 3 * 4, a_b_c and '
-    '<a href="https://example.org/x_(y)" data-host="example.org">a page</a>, <a href="https://example.net/a">'
-    'https://example.net/a</a>.\n<code>not a block</code></p><ul><li dir="auto"><p dir="auto">[ ] a list</p></li></ul>'
-    '<ol start="1"><li dir="auto"><p dir="auto">one</p><ul><li dir="auto"><p dir="auto">inner</p></li></ul>'
-    '<p dir="auto">more</p></li><li dir="auto"><p dir="auto">two</p><pre>if 1 &lt; 2: pass</pre></li></ol>'
-    "<table><thead><tr><th>a</th><th>b</th></tr></thead><tbody><tr><td>1</td><td>2</td></tr></tbody></table>"
-    '<blockquote><p dir="auto">said</p></blockquote><hr><pre>left open</pre>'
-)
-HOSTILE = """<script>window.hacked = 1</script><img src=x onerror="window.hacked = 1"><b>b</b>
-[a](javascript:window.hacked=1) [b](data:text/html,x) [c](https://me@evil.example) ![d](https://evil.example/d.png)
-[https://bank.example](https://evil.example) \x1b[31m \x9b \x00 \u202eterces\u202c
-```"><script>window.hacked = 1</script>
-</code></pre><script>window.hacked = 1</script>\u2066
-```
-| <img src=x onerror=window.hacked=1> |
-|---|
-"""
-SLOW = {
-    "a line": "x" * 1_000_000,
-    "stars": ("*a **b " * 2_700 + "\n\n") * 55,
-    "brackets": "[" * 500_000 + "](" * 250_000,
-    "backticks": "".join("`" * (n % 200) + " " for n in range(10_000)),
-    "tildes": "~" * 500_000 + "`",
-    "blanks": "# " + " " * 500_000 + "#\n|" + " " * 500_000 + "|\n|-" + " " * 500_000,
-    "quotes": ">" * 500_000 + "\n" + "- " * 250_000,
-    "addresses": "https://a.b/" + "." * 500_000 + ")x\n\n" + "http://" * 140_000,
-    "cells": "|" * 500_000 + "\n" + "|-" * 250_000,
-}
-# Without what is the same everywhere: buttons, and the frames of code and tables.
-PLAIN = """(body => {
-    const copy = body.cloneNode(true);
-    copy.querySelectorAll('.code').forEach(one =>
-        one.replaceWith(make('pre', {}, one.querySelector('code').textContent)));
-    copy.querySelectorAll('.table').forEach(one => one.replaceWith(one.firstChild));
-    copy.querySelectorAll('th,td').forEach(one => ['dir', 'style'].forEach(name => one.removeAttribute(name)));
-    copy.querySelectorAll('a').forEach(one => ['target', 'rel'].forEach(name => one.removeAttribute(name)));
-    return copy.innerHTML;
-})"""
-BODY = "turns.at(-1).replies[0].view.body"
-
-TAGS = {"p", "a", "div", "span", "button", "pre", "code", "table", "thead", "tbody", "tr", "th", "td"}
 CONTRASTS = [
     *[(front, back, 4.5) for front in ("text", "quiet", "accent", "error") for back in ("page", "panel")],
     ("on-accent", "accent", 4.5),
@@ -100,8 +31,6 @@ COLOR = """(() => {
     return found;
 })()"""
 
-needs_browser = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
-
 
 def test_the_page_loads_nothing_and_names_its_script_and_style(server: Server) -> None:
     headers = make_page().headers
@@ -115,61 +44,10 @@ def test_the_page_loads_nothing_and_names_its_script_and_style(server: Server) -
     assert server.ask("/") == (200, PAGE)
 
 
-@pytest.fixture(scope="module")
-def tab(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
-    with Browser(tmp_path_factory.mktemp("chromium")) as opened:
-        opened.open(f"{server.url}/")
-        opened.wait("forms.size > 1")
-        yield opened
-
-
-@pytest.fixture(autouse=True)
-def _new_chat(request: pytest.FixtureRequest) -> None:
-    if "tab" in request.fixturenames:
-        tab = request.getfixturevalue("tab")
-        tab.run("""window.confirm = () => true; $('new').click(); $('both').checked && $('both').click();
-            $('max_tokens').value = ''; $('temperature').value = '0'; 0""")
-        tab.wait("!running")
-
-
 def luminance(color: list[int]) -> float:
     """Of red, green and blue, as WCAG 2 defines it."""
     parts = [value / 255 / 12.92 if value <= 10 else ((value / 255 + 0.055) / 1.055) ** 2.4 for value in color]
     return 0.2126 * parts[0] + 0.7152 * parts[1] + 0.0722 * parts[2]
-
-
-def send(tab: Browser, question: str) -> None:
-    tab.run("$('question').focus()")
-    tab.type(question)
-    tab.press("Enter")
-
-
-def click(tab: Browser, text: str) -> None:
-    tab.run(f"[...document.querySelectorAll('button')].find(one => one.textContent === {text!r}).click()")
-
-
-def answered(tab: Browser, text: str) -> None:
-    """Send a question that gets this reply, in many pieces."""
-    tab.run(f"""(() => {{
-        const text = {json.dumps(text)}, real = window.fetch, size = Math.max(3, text.length / 50);
-        window.fetch = async () => {{
-            window.fetch = real;
-            const event = (choice) => `data: ${{JSON.stringify({{ choices: [{{ delta: {{}}, ...choice }}] }})}}\\n\\n`;
-            let at = 0;
-            const body = new ReadableStream({{ async pull(out) {{
-                await new Promise((resolve) => setTimeout(resolve, 5));
-                const piece = text.slice(at, at += size);
-                const bytes = new TextEncoder().encode(piece ? event({{ delta: {{ content: piece }} }})
-                    : event({{ finish_reason: "stop" }}) + "data: [DONE]\\n\\n");
-                out.enqueue(bytes.slice(0, bytes.length >> 1));
-                out.enqueue(bytes.slice(bytes.length >> 1));
-                if (!piece) out.close();
-            }} }});
-            return new Response(body);
-        }};
-    }})()""")
-    send(tab, "scripted")
-    tab.wait("turns.length && !running")
 
 
 @needs_browser
@@ -336,66 +214,6 @@ def test_calls_of_tools_json_and_reasoning_are_shown_apart(tab: Browser) -> None
     assert tab.run(f"{BODY}.innerText.trim().split(/\\n+/)") == ["Reasoning", "The reply."]
     answered(tab, "<think>\nIt never ends")
     assert tab.run(f"{BODY}.querySelector('details').open")
-
-
-@needs_browser
-def test_markdown_is_shown_and_the_same_letter_by_letter_as_at_once(tab: Browser) -> None:
-    answered(tab, TEXT)
-    assert tab.run(f"{PLAIN}({BODY})") == SHOWN
-    tab.run("""{
-        const reply = turns[0].replies[0], text = reply.text;
-        Object.assign(reply, { text: '', state: 'running' });
-        draw(turns[0]);
-        for (const letter of text) {
-            reply.text += letter;
-            paint(reply);
-        }
-        reply.state = 'done';
-        paint(reply);
-    }""")
-    assert tab.run(f"{PLAIN}({BODY})") == SHOWN
-
-
-@needs_browser
-def test_hostile_replies_stay_text(tab: Browser) -> None:
-    tab.events.clear()
-    answered(tab, HOSTILE)
-    with pytest.raises(AssertionError, match="TrustedHTML"):  # also where the page's own script had a fault
-        tab.run("document.body.innerHTML = '<b>'")
-    assert (
-        tab.run("""new Promise((resolve) => {
-            document.onsecuritypolicyviolation = (event) => resolve(event.effectiveDirective);
-            fetch('http://127.0.0.2/').catch(() => {});
-        })""")
-        == "connect-src"
-    )
-    tab.events.clear()
-    elements = tab.run(f"[...{BODY}.querySelectorAll('*')].map(one => one.localName)")
-    assert set(elements) <= TAGS
-    links = tab.run(f"[...{BODY}.querySelectorAll('a')].map(one => [one.href, one.dataset.host])")
-    assert links == [["https://evil.example/d.png", "evil.example"], ["https://evil.example/", "evil.example"]]
-    shown = tab.run(f"{BODY}.textContent")
-    for text in (
-        "<script>",
-        "<b>b</b>",
-        "(javascript:",
-        "onerror=",
-        "[U+001B][31m",
-        "[U+009B]",
-        "[U+0000]",
-        "[U+202E]",
-    ):
-        assert text in shown
-    assert tab.run("window.hacked === undefined && !/[\\u202e\\u2066\\x1b]/.test(document.body.textContent)")
-    assert not [one for one in tab.events if one["method"] in ("Runtime.exceptionThrown", "Log.entryAdded")]
-
-
-@needs_browser
-@pytest.mark.parametrize("name", SLOW)
-def test_long_replies_do_not_block_the_page(tab: Browser, name: str) -> None:
-    answered(tab, SLOW[name])
-    assert tab.run("turns[0].replies[0].state") == "done"
-    assert tab.run("turns[0].replies[0].text.length") == len(SLOW[name])
 
 
 @needs_browser
