@@ -73,13 +73,13 @@ def test_a_long_prompt_stalls_the_others_for_no_more_than_a_chunk(
 
 
 def test_cancelled_replies_free_their_places_and_get_nothing_more(opened: Callable[..., Model]) -> None:
-    with closing(Batcher(opened(sequences=2))) as batcher:
+    model = opened(sequences=2)
+    with closing(Batcher(model)) as batcher:
         listeners = [Listener() for _ in range(6)]
         tickets: list[Ticket] = []
         for number, listener in enumerate(listeners):
             listener.at_token[number + 1] = lambda number=number: tickets[number].cancel()  # type: ignore[misc]
-        hold = threading.Lock()
-        with hold:
+        with model.turn():  # no token comes before all tickets are there
             for listener in listeners:
                 tickets.append(batcher.submit(ReplyRequest(tuple(PROMPT), replace(GREEDY, max_tokens=400)), listener))
         # All of them were cancelled at a token, so the last request gets a place at last.

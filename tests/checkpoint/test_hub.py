@@ -238,18 +238,6 @@ def test_after_a_broken_update_the_older_snapshot_is_found(
     assert hub.find_snapshot(REPO) == first
 
 
-def test_ctrl_c_passes_through_and_leaves_no_snapshot(server: HubServer, cache_folder: Path) -> None:
-    server.add(REPO, FILES)
-
-    def interrupt(done_bytes: int, total_bytes: int) -> None:
-        if done_bytes > total_bytes / 2:
-            raise KeyboardInterrupt
-
-    with pytest.raises(KeyboardInterrupt):
-        hub.pull(REPO, progress=interrupt)
-    assert hub.find_snapshot(REPO) is None
-
-
 def test_the_environment_decides_hub_and_cache_and_nothing_else_is_printed(server: HubServer, tmp_path: Path) -> None:
     repository = server.add(REPO, FILES)
     # At the break the client would log a warning.

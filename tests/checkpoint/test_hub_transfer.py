@@ -168,7 +168,7 @@ def test_what_was_checked_is_not_read_again(
     assert hub.pull(REPO) == first
 
 
-def test_an_interrupted_file_goes_on_in_the_next_run(server: HubServer, cache_folder: Path) -> None:
+def test_ctrl_c_leaves_no_snapshot_and_the_file_goes_on_in_the_next_run(server: HubServer, cache_folder: Path) -> None:
     server.add(REPO, FILES)
 
     def interrupt(done_bytes: int, total_bytes: int) -> None:
@@ -177,6 +177,7 @@ def test_an_interrupted_file_goes_on_in_the_next_run(server: HubServer, cache_fo
 
     with pytest.raises(KeyboardInterrupt):
         hub.pull(REPO, progress=interrupt)
+    assert hub.find_snapshot(REPO) is None
     (partial,) = cache_folder.rglob("*.incomplete")
     arrived_bytes = partial.stat().st_size
     assert arrived_bytes > 0
